@@ -1,0 +1,58 @@
+//! The language that both ends of a vhost-user timer device speak.
+//!
+//! `SPEC.md` beside this crate is the contract in prose; these modules are the
+//! same contract as types:
+//!
+//! - [`wire`]: the structures as bytes. Little-endian, unaligned, no padding; sizes
+//!   and offsets are asserted at compile time.
+//! - [`op`]: operation codes, and what each takes and gives.
+//! - [`request`]: bytes → [`Request`](request::Request). A peer may send anything;
+//!   parsing never panics and never allocates.
+//! - [`status`]: the errno-valued status of an answer.
+//! - [`register`]: the six timer registers of each ABI, name ↔ id both ways.
+//!
+//! All of that is `no_std` and does no I/O. Feature `frontend` adds the library a
+//! VMM links.
+//!
+//! Values from the wire that this version does not know are values here too
+//! ([`Op::Unknown`](op::Op::Unknown)), not failures: what to do about them is for the
+//! caller to say.
+
+#![cfg_attr(not(feature = "frontend"), no_std)]
+
+pub mod op;
+pub mod register;
+pub mod request;
+pub mod status;
+pub mod wire;
+
+pub use op::Op;
+pub use register::{Abi, Register};
+pub use request::Request;
+pub use status::Status;
+pub use wire::Phase;
+
+/// Version of the protocol, the `version` field of [`wire::Info`].
+pub const VERSION: u32 = 1;
+
+/// The event queue's index.
+pub const EVENT_QUEUE: u16 = 0;
+
+/// The first request queue's index; [`MAX_REQUEST_QUEUES`] at most follow.
+pub const FIRST_REQUEST_QUEUE: u16 = 1;
+
+/// The most request queues that a backend serves.
+pub const MAX_REQUEST_QUEUES: u16 = 16;
+
+/// The largest ring, in descriptors.
+pub const MAX_QUEUE_SIZE: u16 = 1024;
+
+/// The most vCPUs that a VM can have.
+pub const MAX_VCPUS: u32 = 4096;
+
+/// How many device-readable, and how many device-writable, bytes of one request are looked
+/// at. The largest body, SET_VM of [`MAX_VCPUS`] vCPUs, fits.
+pub const MAX_MESSAGE: usize = 256 * 1024;
+
+/// The `vcpu` of a VM-wide request.
+pub const VM_WIDE: u32 = u32::MAX;

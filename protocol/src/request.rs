@@ -1,0 +1,285 @@
+//! Bytes → [`Request`].
+//!
+//! A request is parsed in the order in which SPEC.md checks it: framing (EPROTO), operation
+//! (EOPNOTSUPP), reserved fields and unknown flags (EINVAL). What depends on the VM (its
+//! vCPUs, epoch, phase, and the values in the body) is for the VM to check. Nothing here
+//! panics or allocates, whatever the bytes.
+
+use zerocopy::FromBytes;
+use zerocopy::little_endian::U64;
+
+use crate::op::{Op, Scope};
+use crate::wire::{
+    ConfigureVm, CounterAnchor, CounterOffset, PAUSE_KEEP_COUNTING, Pause, RegValue, RequestHeader,
+    RestoreBegin, TimePage, Vcpu, VcpuRange, restore_flags,
+};
+use crate::{Status, VM_WIDE};
+
+/// A well-formed request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request<'a> {
+    /// The epoch that the caller means, or 0 for the current one.
+    pub epoch: u64,
+    /// What it asks.
+    pub body: Body<'a>,
+}
+
+/// What a request asks of the VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body<'a> {
+    /// GET_INFO.
+    GetInfo,
+    /// CONFIGURE_VM.
+    ConfigureVm(&'a ConfigureVm),
+    /// GET_VM.
+    GetVm(&'a VcpuRange),
+    /// SET_VM.
+    SetVm(&'a [Vcpu]),
+    /// SET_COUNTER_OFFSET.
+    SetCounterOffset(&'a CounterOffset),
+    /// SET_COUNTER_ANCHOR.
+    SetCounterAnchor(&'a CounterAnchor),
+    /// PAUSE.
+    Pause {
+        /// The clocks go on counting.
+        keep_counting: bool,
+    },
+    /// RESUME.
+    Resume,
+    /// RESTORE_BEGIN.
+    RestoreBegin(&'a RestoreBegin),
+    /// RESTORE_ABORT.
+    RestoreAbort,
+    /// SET_TIME_PAGE.
+    SetTimePage(&'a TimePage),
+    /// An operation on one vCPU.
+    Vcpu {
+        /// The vCPU's index, not checked yet.
+        vcpu: u32,
+        /// What it asks.
+        op: VcpuOp<'a>,
+    },
+}
+
+/// What a request asks of one vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VcpuOp<'a> {
+    /// GET_REG_LIST.
+    GetRegList,
+    /// GET_REGS.
+    GetRegs(&'a [U64]),
+    /// SET_REGS.
+    SetRegs(&'a [RegValue]),
+    /// RESTORE_DONE.
+    RestoreDone,
+    /// WAIT_RUN.
+    WaitRun,
+}
+
+fn one<T>(body: &[u8]) -> Result<&T, Status>
+where
+    T: FromBytes + zerocopy::KnownLayout + zerocopy::Immutable + zerocopy::Unaligned,
+{
+    T::ref_from_bytes(body).map_err(|_| Status::Malformed)
+}
+
+fn many<T>(body: &[u8]) -> Result<&[T], Status>
+where
+    T: FromBytes + zerocopy::KnownLayout + zerocopy::Immutable + zerocopy::Unaligned,
+{
+    <[T]>::ref_from_bytes(body).map_err(|_| Status::Malformed)
+}
+
+fn zero(reserved: bool) -> Result<(), Status> {
+    if reserved {
+        Ok(())
+    } else {
+        Err(Status::Invalid)
+    }
+}
+
+impl<'a> Request<'a> {
+    /// Parses a request's readable bytes, header first.
+    ///
+    /// # Errors
+    ///
+    /// In this order: [`Status::Malformed`] for a length that the operation does not have,
+    /// [`Status::Unsupported`] for an unknown operation, [`Status::Invalid`] for a non-zero
+    /// reserved field, an unknown flag, or a vCPU named in a VM-wide operation.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, Status> {
+        let (header, body) =
+            RequestHeader::ref_from_prefix(bytes).map_err(|_| Status::Malformed)?;
+        let op = Op::from(header.op.get());
+        let (Some(scope), Some(len)) = (op.scope(), op.body_len()) else {
+            return Err(Status::Unsupported);
+        };
+        if !len.allows(body.len()) {
+            return Err(Status::Malformed);
+        }
+        zero(header.flags.get() == 0)?;
+        let vcpu = header.vcpu.get();
+        zero(scope == Scope::Vcpu || vcpu == VM_WIDE)?;
+        let of_vcpu = |op| Body::Vcpu { vcpu, op };
+
+        let body = match op {
+            Op::GetInfo => Body::GetInfo,
+            Op::ConfigureVm => {
+                let configure: &ConfigureVm = one(body)?;
+                zero(configure.reserved == [0; 3])?;
+                Body::ConfigureVm(configure)
+            }
+            Op::GetRegList => of_vcpu(VcpuOp::GetRegList),
+            Op::GetRegs => of_vcpu(VcpuOp::GetRegs(many(body)?)),
+            Op::SetRegs => of_vcpu(VcpuOp::SetRegs(many(body)?)),
+            Op::GetVm => Body::GetVm(one(body)?),
+            Op::SetVm => Body::SetVm(many(body)?),
+            Op::SetCounterOffset => {
+                let offset: &CounterOffset = one(body)?;
+                zero(offset.reserved.get() == 0)?;
+                Body::SetCounterOffset(offset)
+            }
+            Op::SetCounterAnchor => Body::SetCounterAnchor(one(body)?),
+            Op::Pause => {
+                let pause: &Pause = one(body)?;
+                zero(pause.reserved.get() == 0 && pause.flags.get() & !PAUSE_KEEP_COUNTING == 0)?;
+                Body::Pause {
+                    keep_counting: pause.flags.get() & PAUSE_KEEP_COUNTING != 0,
+                }
+            }
+            Op::Resume => Body::Resume,
+            Op::RestoreBegin => {
+                let begin: &RestoreBegin = one(body)?;
+                zero(begin.flags.get() & !restore_flags::ALL == 0)?;
+                Body::RestoreBegin(begin)
+            }
+            Op::RestoreDone => of_vcpu(VcpuOp::RestoreDone),
+            Op::WaitRun => of_vcpu(VcpuOp::WaitRun),
+            Op::RestoreAbort => Body::RestoreAbort,
+            Op::SetTimePage => Body::SetTimePage(one(body)?),
+            Op::Unknown(_) => return Err(Status::Unsupported),
+        };
+        Ok(Request {
+            epoch: header.epoch.get(),
+            body,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerocopy::IntoBytes;
+
+    /// A request of `op` with a zeroed body of `body` bytes, for the scope it has.
+    fn request(op: Op, body: usize, out: &mut [u8; 512]) -> &mut [u8] {
+        out.fill(0);
+        let vcpu = if op.scope() == Some(Scope::Vcpu) {
+            0
+        } else {
+            VM_WIDE
+        };
+        let header = RequestHeader {
+            op: op.code().into(),
+            vcpu: vcpu.into(),
+            ..Default::default()
+        };
+        out[..16].copy_from_slice(header.as_bytes());
+        &mut out[..16 + body]
+    }
+
+    /// A length the operation has: one entry where any number go.
+    fn good_len(op: Op) -> usize {
+        match op.body_len().unwrap() {
+            crate::op::BodyLen::Exactly(n) | crate::op::BodyLen::MultipleOf(n) => n,
+        }
+    }
+
+    #[test]
+    fn every_operation_parses_at_its_length_and_at_no_other() {
+        let mut buf = [0; 512];
+        for &op in Op::ALL {
+            assert!(Request::parse(request(op, good_len(op), &mut buf)).is_ok());
+            for len in 0..200 {
+                let parsed = Request::parse(request(op, len, &mut buf)).err();
+                let wrong = !op.body_len().unwrap().allows(len);
+                assert_eq!(parsed, wrong.then_some(Status::Malformed), "{op} {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_header_cut_short_is_malformed() {
+        for len in 0..16 {
+            assert_eq!(Request::parse(&[0xff; 16][..len]), Err(Status::Malformed));
+        }
+    }
+
+    #[test]
+    fn an_unknown_operation_is_refused_before_its_reserved_fields() {
+        let mut buf = [0; 512];
+        let bytes = request(Op::Unknown(0x7777), 3, &mut buf);
+        bytes[2] = 1;
+        assert_eq!(Request::parse(bytes), Err(Status::Unsupported));
+    }
+
+    #[test]
+    fn header_flags_must_be_zero() {
+        let mut buf = [0; 512];
+        for &op in Op::ALL {
+            for byte in [2, 3] {
+                let bytes = request(op, good_len(op), &mut buf);
+                bytes[byte] = 0x80;
+                assert_eq!(Request::parse(bytes), Err(Status::Invalid), "{op}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_vm_wide_operation_names_no_vcpu() {
+        let mut buf = [0; 512];
+        for &op in Op::ALL.iter().filter(|op| op.scope() == Some(Scope::Vm)) {
+            let bytes = request(op, good_len(op), &mut buf);
+            bytes[4..8].fill(0);
+            assert_eq!(Request::parse(bytes), Err(Status::Invalid), "{op}");
+        }
+    }
+
+    #[test]
+    fn reserved_fields_and_unknown_flags_are_refused() {
+        // Every byte of a body whose being non-zero must be refused.
+        let reserved: [(Op, &[usize], u8); 5] = [
+            (Op::ConfigureVm, &[5, 6, 7], 1),
+            (Op::SetCounterOffset, &[8, 9, 10, 11, 12, 13, 14, 15], 1),
+            (Op::Pause, &[1, 2, 3, 4, 5, 6, 7], 1),
+            (Op::Pause, &[0], 2),
+            (Op::RestoreBegin, &[4], 8),
+        ];
+        let mut buf = [0; 512];
+        for (op, offsets, value) in reserved {
+            for offset in offsets {
+                let bytes = request(op, good_len(op), &mut buf);
+                bytes[16 + offset] = value;
+                assert_eq!(Request::parse(bytes), Err(Status::Invalid), "{op} {offset}");
+            }
+        }
+    }
+
+    #[test]
+    fn random_bytes_never_panic() {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut bytes = [0u8; 96];
+        for _ in 0..100_000 {
+            for byte in &mut bytes {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                *byte = (state >> 32) as u8;
+            }
+            // Mostly operations that exist.
+            bytes[0] &= 0x53;
+            bytes[1] = 0;
+            let len = state as usize % (bytes.len() + 1);
+            let _ = Request::parse(&bytes[..len]);
+        }
+    }
+}

@@ -1,0 +1,423 @@
+//! The structures on the wire (SPEC.md), byte for byte.
+//!
+//! Every field is little-endian and unaligned, so that a structure can lie anywhere in a
+//! message; `zerocopy` turns bytes into references to them and back without copying.
+
+use core::mem::{offset_of, size_of};
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Where a VM is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Not configured yet.
+    New,
+    /// Configured; no vCPU may run.
+    Paused,
+    /// The vCPUs may run.
+    Running,
+    /// A restore is open; no vCPU may run until every one of them is done.
+    Restoring,
+}
+
+impl Phase {
+    /// The value on the wire.
+    pub const fn code(self) -> u32 {
+        match self {
+            Phase::New => 0,
+            Phase::Paused => 1,
+            Phase::Running => 2,
+            Phase::Restoring => 3,
+        }
+    }
+
+    /// The phase of a value on the wire.
+    pub const fn from_code(code: u32) -> Option<Self> {
+        match code {
+            0 => Some(Phase::New),
+            1 => Some(Phase::Paused),
+            2 => Some(Phase::Running),
+            3 => Some(Phase::Restoring),
+            _ => None,
+        }
+    }
+}
+
+impl core::fmt::Display for Phase {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Phase::New => "NEW",
+            Phase::Paused => "PAUSED",
+            Phase::Running => "RUNNING",
+            Phase::Restoring => "RESTORING",
+        })
+    }
+}
+
+/// Declares wire structures together with the layout that SPEC.md gives them, asserted at
+/// compile time.
+macro_rules! wire {
+    ($(
+        $(#[$meta:meta])*
+        $name:ident, $size:literal {
+            $($(#[$field_meta:meta])* $offset:literal $field:ident: $ty:ty,)*
+        }
+    )*) => {$(
+        $(#[$meta])*
+        #[derive(
+            Clone, Copy, Debug, Default, PartialEq, Eq, Hash,
+            FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+        )]
+        #[repr(C)]
+        pub struct $name {
+            $($(#[$field_meta])* pub $field: $ty,)*
+        }
+
+        const _: () = {
+            assert!(size_of::<$name>() == $size);
+            $(assert!(offset_of!($name, $field) == $offset);)*
+        };
+    )*};
+}
+
+wire! {
+    /// What every request starts with.
+    RequestHeader, 16 {
+        /// [`Op`](crate::Op) code.
+        0 op: U16,
+        /// Zero.
+        2 flags: U16,
+        /// vCPU index, or [`VM_WIDE`](crate::VM_WIDE).
+        4 vcpu: U32,
+        /// The epoch the caller means, or 0 for the current one.
+        8 epoch: U64,
+    }
+
+    /// What every answer starts with; on an error, all of it.
+    ResponseHeader, 16 {
+        /// [`Status`](crate::Status).
+        0 status: U32,
+        /// See each [`Status`](crate::Status).
+        4 detail: U32,
+        /// The current epoch.
+        8 epoch: U64,
+    }
+
+    /// GET_INFO's answer, and the device's config space.
+    Info, 64 {
+        /// [`VERSION`](crate::VERSION).
+        0 version: U32,
+        /// [`Phase`].
+        4 phase: U32,
+        /// How many vCPUs; 0 in NEW.
+        8 vcpus: U32,
+        /// vCPUs done in the open restore; equals `vcpus` outside RESTORING.
+        12 restored: U32,
+        /// Counter frequency, Hz.
+        16 frequency: U64,
+        /// Host count − virtual count.
+        24 cntvoff: U64,
+        /// Host count − physical count.
+        32 cntpoff: U64,
+        /// Starts at 1; grows by one at every RESTORE_BEGIN and device-state load.
+        40 epoch: U64,
+        /// The most vCPUs that this backend takes.
+        48 max_vcpus: U32,
+        /// How many request queues there are.
+        52 request_queues: U16,
+        /// [`Abi`](crate::Abi).
+        54 abi: u8,
+        /// [`info_flags`].
+        55 flags: u8,
+        /// The host counter; 0 in config space.
+        56 host_count: U64,
+    }
+
+    /// CONFIGURE_VM's body.
+    ConfigureVm, 16 {
+        /// How many vCPUs.
+        0 vcpus: U32,
+        /// [`Abi`](crate::Abi).
+        4 abi: u8,
+        /// Zero.
+        5 reserved: [u8; 3],
+        /// Counter frequency in Hz, or 0 for the backend's.
+        8 frequency: U64,
+    }
+
+    /// A register and its value.
+    RegValue, 16 {
+        /// KVM id ([`Register`](crate::Register)).
+        0 id: U64,
+        /// The value.
+        8 value: U64,
+    }
+
+    /// SET_REGS's answer.
+    SetRegsResult, 8 {
+        /// Lines that stand high: [`LINE_VIRTUAL`] and [`LINE_PHYSICAL`].
+        0 lines: U32,
+        /// Count writes that were ignored since the offset is pinned.
+        4 ignored: U32,
+    }
+
+    /// GET_VM's body: which vCPUs.
+    VcpuRange, 8 {
+        /// The first vCPU's index.
+        0 first: U32,
+        /// How many.
+        4 count: U32,
+    }
+
+    /// The head of GET_VM's answer.
+    Vm, 40 {
+        /// The virtual count.
+        0 virt_count: U64,
+        /// The physical count.
+        8 phys_count: U64,
+        /// The host counter.
+        16 host_count: U64,
+        /// Counter frequency, Hz.
+        24 frequency: U64,
+        /// The first vCPU's index.
+        32 first: U32,
+        /// How many vCPUs follow.
+        36 count: U32,
+    }
+
+    /// One vCPU's timer registers.
+    Vcpu, 56 {
+        /// The vCPU's index.
+        0 vcpu: U32,
+        /// Which fields hold a value: [`present`].
+        4 present: U32,
+        /// TIMER_CTL.
+        8 ctl: U64,
+        /// TIMER_CNT.
+        16 cnt: U64,
+        /// TIMER_CVAL.
+        24 cval: U64,
+        /// PTIMER_CTL.
+        32 pctl: U64,
+        /// PTIMER_CNT.
+        40 pcnt: U64,
+        /// PTIMER_CVAL.
+        48 pcval: U64,
+    }
+
+    /// SET_COUNTER_OFFSET's body.
+    CounterOffset, 16 {
+        /// Host count − guest count, of both clocks.
+        0 offset: U64,
+        /// Zero.
+        8 reserved: U64,
+    }
+
+    /// SET_COUNTER_ANCHOR's body.
+    CounterAnchor, 16 {
+        /// CLOCK_MONOTONIC, ns, when the host counter read `count`.
+        0 monotonic_ns: U64,
+        /// The host counter then.
+        8 count: U64,
+    }
+
+    /// PAUSE's body.
+    Pause, 8 {
+        /// [`PAUSE_KEEP_COUNTING`].
+        0 flags: U32,
+        /// Zero.
+        4 reserved: U32,
+    }
+
+    /// Both counts and offsets, all of one instant: what PAUSE, RESUME and WAIT_RUN answer.
+    Run, 40 {
+        /// Host count − virtual count.
+        0 cntvoff: U64,
+        /// Host count − physical count.
+        8 cntpoff: U64,
+        /// The virtual count.
+        16 virt_count: U64,
+        /// The physical count.
+        24 phys_count: U64,
+        /// The host counter.
+        32 host_count: U64,
+    }
+
+    /// RESTORE_BEGIN's body.
+    RestoreBegin, 24 {
+        /// The VM's vCPUs, as configured.
+        0 vcpus: U32,
+        /// [`restore_flags`].
+        4 flags: U32,
+        /// CLOCK_REALTIME, ns, when the state was saved; looked at with ELAPSED.
+        8 saved_realtime_ns: U64,
+        /// How long WAIT_RUN waits for the missing vCPUs, ns; 0 for ever.
+        16 timeout_ns: U64,
+    }
+
+    /// RESTORE_DONE's answer.
+    RestoreDoneResult, 8 {
+        /// vCPUs still missing.
+        0 remaining: U32,
+        /// Zero.
+        4 reserved: U32,
+    }
+
+    /// SET_TIME_PAGE's body.
+    TimePage, 16 {
+        /// Where the page is, in the memory that the frontend shared.
+        0 address: U64,
+        /// Its length; 0 stops the backend's writing to it.
+        8 length: U64,
+    }
+
+    /// What the backend writes to a buffer of the event queue.
+    Event, 32 {
+        /// [`EVENT_TIMER_ASSERTED`] or [`EVENT_PHASE_CHANGED`].
+        0 kind: U16,
+        /// 0: virtual timer, 1: physical timer.
+        2 timer: U16,
+        /// The vCPU's index, or the new phase.
+        4 vcpu: U32,
+        /// The timer's compare value.
+        8 cval: U64,
+        /// The count when the event was written: of the timer's clock, or the virtual one.
+        16 count: U64,
+        /// The epoch.
+        24 epoch: U64,
+    }
+}
+
+/// Bits of [`Info::flags`].
+pub mod info_flags {
+    /// SET_COUNTER_OFFSET fixed the offset; count writes are ignored.
+    pub const OFFSET_PINNED: u8 = 1 << 0;
+    /// SET_COUNTER_ANCHOR says what the host counter reads.
+    pub const ANCHORED: u8 = 1 << 1;
+    /// The physical count is the VM's own, not the host counter's.
+    pub const PHYS_VIRTUALISED: u8 = 1 << 2;
+}
+
+/// Bits of [`RestoreBegin::flags`].
+pub mod restore_flags {
+    /// The last RESTORE_DONE leads to RUNNING, not PAUSED.
+    pub const AUTORUN: u32 = 1 << 0;
+    /// Unequal counts refuse the last RESTORE_DONE.
+    pub const STRICT: u32 = 1 << 1;
+    /// The wall-clock time since the save is added to the counts.
+    pub const ELAPSED: u32 = 1 << 2;
+    /// Every flag of this version.
+    pub const ALL: u32 = AUTORUN | STRICT | ELAPSED;
+}
+
+/// Bits of [`Vcpu::present`] and of the detail of ENODATA.
+pub mod present {
+    /// TIMER_CTL.
+    pub const CTL: u32 = 1 << 0;
+    /// TIMER_CNT.
+    pub const CNT: u32 = 1 << 1;
+    /// TIMER_CVAL.
+    pub const CVAL: u32 = 1 << 2;
+    /// PTIMER_CTL.
+    pub const PCTL: u32 = 1 << 3;
+    /// PTIMER_CNT.
+    pub const PCNT: u32 = 1 << 4;
+    /// PTIMER_CVAL.
+    pub const PCVAL: u32 = 1 << 5;
+    /// All six.
+    pub const ALL: u32 = CTL | CNT | CVAL | PCTL | PCNT | PCVAL;
+}
+
+/// Bits of a timer's control register (Arm ARM, CNTV_CTL_EL0).
+pub mod ctl {
+    /// The timer is on.
+    pub const ENABLE: u64 = 1 << 0;
+    /// Its line is masked.
+    pub const IMASK: u64 = 1 << 1;
+    /// Read-only: on, and the count has reached the compare value.
+    pub const ISTATUS: u64 = 1 << 2;
+}
+
+/// Bit of [`Pause::flags`]: the clocks go on while the VM is PAUSED.
+pub const PAUSE_KEEP_COUNTING: u32 = 1 << 0;
+
+/// Bit of [`SetRegsResult::lines`]: the virtual timer's line.
+pub const LINE_VIRTUAL: u32 = 1 << 0;
+/// Bit of [`SetRegsResult::lines`]: the physical timer's line.
+pub const LINE_PHYSICAL: u32 = 1 << 1;
+
+/// [`Event::kind`]: a timer's line rose by the passing of time, or stood high at the change to
+/// RUNNING.
+pub const EVENT_TIMER_ASSERTED: u16 = 1;
+/// [`Event::kind`]: the VM's phase changed.
+pub const EVENT_PHASE_CHANGED: u16 = 2;
+
+/// [`Event::timer`] of the virtual timer.
+pub const TIMER_VIRTUAL: u16 = 0;
+/// [`Event::timer`] of the physical timer.
+pub const TIMER_PHYSICAL: u16 = 1;
+
+impl Vcpu {
+    /// The value of a register's field, present or not.
+    pub fn get(&self, register: crate::Register) -> u64 {
+        use crate::Register::*;
+        match register {
+            TimerCtl => self.ctl,
+            TimerCnt => self.cnt,
+            TimerCval => self.cval,
+            PtimerCtl => self.pctl,
+            PtimerCnt => self.pcnt,
+            PtimerCval => self.pcval,
+        }
+        .get()
+    }
+
+    /// Sets a register's field and marks it present.
+    pub fn set(&mut self, register: crate::Register, value: u64) {
+        use crate::Register::*;
+        *match register {
+            TimerCtl => &mut self.ctl,
+            TimerCnt => &mut self.cnt,
+            TimerCval => &mut self.cval,
+            PtimerCtl => &mut self.pctl,
+            PtimerCnt => &mut self.pcnt,
+            PtimerCval => &mut self.pcval,
+        } = value.into();
+        self.present |= U32::new(register.present_bit());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Register;
+
+    #[test]
+    fn a_structure_can_be_read_at_any_address() {
+        let mut bytes = [0u8; 65];
+        bytes[1] = 7;
+        let info = Info::ref_from_bytes(&bytes[1..]).unwrap();
+        assert_eq!(info.version.get(), 7);
+    }
+
+    #[test]
+    fn a_vcpus_fields_are_its_registers() {
+        let mut vcpu = Vcpu::default();
+        for (n, register) in (1..).zip(Register::ALL) {
+            vcpu.set(register, n);
+            assert_eq!(vcpu.get(register), n);
+        }
+        assert_eq!(vcpu.present.get(), present::ALL);
+        let last: [u8; 8] = vcpu.as_bytes()[48..].try_into().unwrap();
+        assert_eq!(u64::from_le_bytes(last), 6);
+    }
+
+    #[test]
+    fn phases_have_the_codes_of_the_specification() {
+        for code in 0..4 {
+            assert_eq!(Phase::from_code(code).unwrap().code(), code);
+        }
+        assert_eq!(Phase::from_code(4), None);
+    }
+}
