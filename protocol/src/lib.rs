@@ -6,20 +6,22 @@
 //! - [`wire`]: the structures as bytes. Little-endian, unaligned, no padding; sizes
 //!   and offsets are asserted at compile time.
 //! - [`op`]: operation codes, and what each takes and gives.
-//! - [`request`]: bytes → [`Request`](request::Request). A peer may send anything;
+//! - [`request`]: bytes → [`Request`]. A peer may send anything;
 //!   parsing never panics and never allocates.
 //! - [`status`]: the errno-valued status of an answer.
 //! - [`register`]: the six timer registers of each ABI, name ↔ id both ways.
 //!
 //! All of that is `no_std` and does no I/O. Feature `frontend` adds the library a
-//! VMM links.
+//! VMM links, module `frontend`.
 //!
 //! Values from the wire that this version does not know are values here too
-//! ([`Op::Unknown`](op::Op::Unknown)), not failures: what to do about them is for the
+//! ([`Op::Unknown`]), not failures: what to do about them is for the
 //! caller to say.
 
 #![cfg_attr(not(feature = "frontend"), no_std)]
 
+#[cfg(feature = "frontend")]
+pub mod frontend;
 pub mod op;
 pub mod register;
 pub mod request;

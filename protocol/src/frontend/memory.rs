@@ -1,0 +1,132 @@
+//! The memory shared with the backend: one memfd, mapped once.
+//!
+//! What is laid out here by [`Layout`] lies inside the region, so access by those offsets does
+//! not fail. The backend may write to all of it at any time: whatever is read here is read once,
+//! into private memory, and judged there. The memfd is sealed against resizing, so that no
+//! access ever faults.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU32};
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use vhost::VhostUserMemoryRegionInfo;
+use vm_memory::mmap::MmapRegion;
+use vm_memory::{FileOffset, VolatileMemory, VolatileSlice};
+
+use super::Error;
+
+/// Where the region lies for the backend, in both of vhost-user's address spaces. Any number
+/// does; this one tells nothing of the VMM's own address space, and 0 stays no address at all.
+const BASE: u64 = 0x1_0000;
+
+const PAGE: usize = 4096;
+
+/// Gives out the region's bytes, from the front.
+#[derive(Default)]
+pub(super) struct Layout {
+    end: usize,
+}
+
+impl Layout {
+    /// The offset of `len` bytes, aligned to `align`, that nothing else has.
+    pub(super) fn reserve(&mut self, len: usize, align: usize) -> usize {
+        let start = self.end.next_multiple_of(align);
+        self.end = start + len;
+        start
+    }
+}
+
+/// The region.
+pub(super) struct SharedMemory {
+    region: MmapRegion,
+    file: Arc<File>,
+}
+
+impl SharedMemory {
+    /// A zeroed region that holds all of `layout`.
+    pub(super) fn new(layout: &Layout) -> Result<Self, Error> {
+        let error = |source: std::io::Error| Error::Io {
+            what: "create the shared memory",
+            source,
+        };
+        let len = layout.end.next_multiple_of(PAGE);
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let fd =
+            rustix::fs::memfd_create("vhost-user-timer", flags).map_err(|e| error(e.into()))?;
+        rustix::fs::ftruncate(&fd, len as u64).map_err(|e| error(e.into()))?;
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&fd, seals).map_err(|e| error(e.into()))?;
+        let file = Arc::new(File::from(fd));
+        let region = MmapRegion::from_file(FileOffset::from_arc(file.clone(), 0), len)
+            .map_err(|e| error(std::io::Error::other(e)))?;
+        Ok(SharedMemory { region, file })
+    }
+
+    /// What SET_MEM_TABLE says of the region.
+    pub(super) fn region_info(&self) -> VhostUserMemoryRegionInfo {
+        VhostUserMemoryRegionInfo {
+            guest_phys_addr: BASE,
+            memory_size: self.region.size() as u64,
+            userspace_addr: BASE,
+            mmap_offset: 0,
+            mmap_handle: self.file.as_raw_fd(),
+        }
+    }
+
+    /// The address of an offset, as the backend knows it.
+    pub(super) fn address(&self, offset: usize) -> u64 {
+        BASE + offset as u64
+    }
+
+    fn slice(&self, offset: usize, len: usize) -> VolatileSlice<'_> {
+        self.region
+            .get_slice(offset, len)
+            .expect("the layout's offsets lie inside the region")
+    }
+
+    /// An index or flag that both sides use.
+    pub(super) fn atomic(&self, offset: usize) -> &AtomicU16 {
+        self.region
+            .get_atomic_ref(offset)
+            .expect("the layout's offsets lie inside the region, aligned")
+    }
+
+    /// A sequence number that the backend writes.
+    pub(super) fn atomic_u32(&self, offset: usize) -> &AtomicU32 {
+        self.region
+            .get_atomic_ref(offset)
+            .expect("the layout's offsets lie inside the region, aligned")
+    }
+
+    pub(super) fn write(&self, offset: usize, bytes: &[u8]) {
+        self.slice(offset, bytes.len()).copy_from(bytes);
+    }
+
+    pub(super) fn read(&self, offset: usize, bytes: &mut [u8]) {
+        self.slice(offset, bytes.len()).copy_to(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_backend_cannot_resize_the_region_under_the_vmm() {
+        let mut layout = Layout::default();
+        layout.reserve(1, 1);
+        let memory = SharedMemory::new(&layout).unwrap();
+        assert!(memory.file.set_len(0).is_err());
+        assert!(memory.file.set_len(1 << 20).is_err());
+    }
+
+    #[test]
+    fn reservations_are_aligned_and_apart() {
+        let mut layout = Layout::default();
+        assert_eq!(layout.reserve(3, 16), 0);
+        assert_eq!(layout.reserve(8, 64), 64);
+        assert_eq!(layout.reserve(2, 2), 72);
+    }
+}

@@ -1,0 +1,253 @@
+//! The driver's side of one split virtqueue (virtio 1.2 §2.7).
+//!
+//! Guarantees: what was pushed is visible to the device before it is available; a wanted
+//! notification is never left out, an unwanted one never sent; and whatever the device writes,
+//! every head that [`Ring::pop`] gives was posted and not used yet, with a length that fits.
+//! What the descriptors point to is the caller's affair.
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_bindings::virtio_ring::{
+    VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+    VRING_USED_F_NO_NOTIFY,
+};
+
+use super::error::RingFault;
+use super::memory::{Layout, SharedMemory};
+
+/// Bytes of a descriptor.
+pub(super) const DESCRIPTOR: usize = 16;
+
+/// The device may write to this descriptor's buffer.
+pub(super) const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+/// Another descriptor follows.
+pub(super) const NEXT: u16 = VRING_DESC_F_NEXT as u16;
+/// The buffer is a table of descriptors.
+pub(super) const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+
+// Avoids two sides' writes in one cache line.
+const CACHE_LINE: usize = 64;
+
+/// Where a ring's three parts lie.
+#[derive(Clone, Copy)]
+pub(super) struct RingLayout {
+    /// Descriptors; a power of two.
+    pub(super) size: u16,
+    pub(super) descriptors: usize,
+    pub(super) avail: usize,
+    pub(super) used: usize,
+}
+
+impl RingLayout {
+    pub(super) fn reserve(layout: &mut Layout, size: u16) -> Self {
+        let n = usize::from(size);
+        RingLayout {
+            size,
+            descriptors: layout.reserve(DESCRIPTOR * n, CACHE_LINE),
+            avail: layout.reserve(6 + 2 * n, CACHE_LINE),
+            used: layout.reserve(6 + 8 * n, CACHE_LINE),
+        }
+    }
+
+    fn avail_idx(&self) -> usize {
+        self.avail + 2
+    }
+
+    fn avail_entry(&self, index: u16) -> usize {
+        self.avail + 4 + 2 * usize::from(index % self.size)
+    }
+
+    fn used_event(&self) -> usize {
+        self.avail + 4 + 2 * usize::from(self.size)
+    }
+
+    fn used_idx(&self) -> usize {
+        self.used + 2
+    }
+
+    fn used_entry(&self, index: u16) -> usize {
+        self.used + 4 + 8 * usize::from(index % self.size)
+    }
+
+    fn avail_event(&self) -> usize {
+        self.used + 4 + 8 * usize::from(self.size)
+    }
+}
+
+/// A chain that the device is done with.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Used {
+    /// The chain's first descriptor.
+    pub(super) head: u16,
+    /// How many bytes the device says that it wrote; at most what it could.
+    pub(super) len: u32,
+}
+
+/// The driver's side of a ring.
+pub(super) struct Ring {
+    memory: Arc<SharedMemory>,
+    layout: RingLayout,
+    event_idx: bool,
+    /// avail.idx once all that was pushed is published.
+    next_avail: u16,
+    /// avail.idx as the device sees it.
+    published: u16,
+    next_used: u16,
+    /// Chains that the device has and has not used.
+    in_flight: u16,
+    /// By head: how many bytes the device may write to the chain posted there.
+    posted: Box<[Option<u32>]>,
+}
+
+impl Ring {
+    /// A ring whose first entry goes to index `start`.
+    pub(super) fn new(
+        memory: Arc<SharedMemory>,
+        layout: RingLayout,
+        event_idx: bool,
+        start: u16,
+    ) -> Self {
+        let mut ring = Ring {
+            memory,
+            layout,
+            event_idx,
+            next_avail: start,
+            published: start,
+            next_used: start,
+            in_flight: 0,
+            posted: vec![None; usize::from(layout.size)].into(),
+        };
+        ring.store(layout.avail_idx(), start, Ordering::Relaxed);
+        ring.store(layout.used_idx(), start, Ordering::Relaxed);
+        ring.disarm();
+        ring
+    }
+
+    fn load(&self, offset: usize, order: Ordering) -> u16 {
+        u16::from_le(self.memory.atomic(offset).load(order))
+    }
+
+    fn store(&self, offset: usize, value: u16, order: Ordering) {
+        self.memory.atomic(offset).store(value.to_le(), order);
+    }
+
+    /// Where descriptor `index` of the ring's own table lies.
+    pub(super) fn descriptor(&self, index: u16) -> usize {
+        self.layout.descriptors + DESCRIPTOR * usize::from(index)
+    }
+
+    /// Makes the chain at `head`, of which the device may write `writable` bytes, part of the
+    /// next [`publish`](Self::publish). The head is one that is not posted.
+    pub(super) fn push(&mut self, head: u16, writable: u32) {
+        let free = self.posted[usize::from(head)].replace(writable).is_none();
+        debug_assert!(free, "descriptor {head} is posted already");
+        let entry = self.layout.avail_entry(self.next_avail);
+        self.store(entry, head, Ordering::Relaxed);
+        self.next_avail = self.next_avail.wrapping_add(1);
+    }
+
+    /// How many chains were pushed and not published yet.
+    pub(super) fn unpublished(&self) -> u16 {
+        self.next_avail.wrapping_sub(self.published)
+    }
+
+    /// Gives the device all that was pushed. Returns whether it wants to be notified.
+    pub(super) fn publish(&mut self) -> bool {
+        let (old, new) = (self.published, self.next_avail);
+        if old == new {
+            return false;
+        }
+        self.store(self.layout.avail_idx(), new, Ordering::Release);
+        self.in_flight = self.in_flight.saturating_add(new.wrapping_sub(old));
+        self.published = new;
+        // Store avail.idx, then load avail_event or flags; the device stores those and then
+        // loads avail.idx (§2.7.13.3.1). One of the two sees the other's.
+        fence(Ordering::SeqCst);
+        if self.event_idx {
+            let event = self.load(self.layout.avail_event(), Ordering::Relaxed);
+            // §2.7.10: whether `event` lies in old..new, modulo 2^16.
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            let flags = self.load(self.layout.used, Ordering::Relaxed);
+            u32::from(flags) & VRING_USED_F_NO_NOTIFY == 0
+        }
+    }
+
+    /// The next chain that the device is done with.
+    ///
+    /// # Errors
+    ///
+    /// The device broke the rules; the ring is of no more use.
+    pub(super) fn pop(&mut self) -> Result<Option<Used>, RingFault> {
+        // Acquire: the entry and the buffers were written before the index.
+        let used_idx = self.load(self.layout.used_idx(), Ordering::Acquire);
+        let waiting = used_idx.wrapping_sub(self.next_used);
+        if waiting == 0 {
+            return Ok(None);
+        }
+        if waiting > self.in_flight {
+            return Err(RingFault::UsedIndex {
+                used: waiting,
+                in_flight: self.in_flight,
+            });
+        }
+        let mut entry = [0; 8];
+        self.memory
+            .read(self.layout.used_entry(self.next_used), &mut entry);
+        let [i0, i1, i2, i3, l0, l1, l2, l3] = entry;
+        let id = u32::from_le_bytes([i0, i1, i2, i3]);
+        let len = u32::from_le_bytes([l0, l1, l2, l3]);
+        let posted = u16::try_from(id).ok().and_then(|head| {
+            let writable = self.posted.get_mut(usize::from(head))?.take()?;
+            Some((head, writable))
+        });
+        let Some((head, writable)) = posted else {
+            return Err(RingFault::UsedId { id });
+        };
+        if len > writable {
+            return Err(RingFault::UsedLen { id, len, writable });
+        }
+        self.next_used = self.next_used.wrapping_add(1);
+        self.in_flight -= 1;
+        Ok(Some(Used { head, len }))
+    }
+
+    /// Asks to be called at the next used chain. Returns whether one waits already: then the
+    /// call may never come, and [`pop`](Self::pop) is next.
+    #[must_use]
+    pub(super) fn arm(&mut self) -> bool {
+        if self.event_idx {
+            self.store(self.layout.used_event(), self.next_used, Ordering::Relaxed);
+        } else {
+            self.store(self.layout.avail, 0, Ordering::Relaxed);
+        }
+        // The mirror image of the fence in `publish`.
+        fence(Ordering::SeqCst);
+        self.load(self.layout.used_idx(), Ordering::Relaxed) != self.next_used
+    }
+
+    /// Asks not to be called. A call may come none the less.
+    pub(super) fn disarm(&mut self) {
+        if self.event_idx {
+            let far = self.next_used.wrapping_sub(1);
+            self.store(self.layout.used_event(), far, Ordering::Relaxed);
+        } else {
+            let flag = VRING_AVAIL_F_NO_INTERRUPT as u16;
+            self.store(self.layout.avail, flag, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The bytes of a descriptor.
+pub(super) fn descriptor(address: u64, len: u32, flags: u16, next: u16) -> [u8; DESCRIPTOR] {
+    let mut bytes = [0; DESCRIPTOR];
+    bytes[..8].copy_from_slice(&address.to_le_bytes());
+    bytes[8..12].copy_from_slice(&len.to_le_bytes());
+    bytes[12..14].copy_from_slice(&flags.to_le_bytes());
+    bytes[14..].copy_from_slice(&next.to_le_bytes());
+    bytes
+}
+
+#[cfg(test)]
+mod tests;

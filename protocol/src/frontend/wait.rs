@@ -1,0 +1,181 @@
+//! Deadlines, shutting down, and the one place where this library sleeps on file descriptors.
+//!
+//! Every wait ends: by what was waited for, at its deadline, when the backend closes the
+//! connection (as the kernel does for a backend that dies), or by a [`ShutdownHandle`].
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+
+use super::Error;
+use super::error::Failure;
+
+/// When a wait gives up.
+///
+/// A [`Duration`] counts from the moment of the conversion, so that a `Deadline` made once
+/// bounds several calls together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadline(Option<Instant>);
+
+impl Deadline {
+    /// Waits until the backend answers, dies, or the frontend is shut down.
+    pub const NEVER: Deadline = Deadline(None);
+
+    /// How long it is until then; `None` for ever.
+    pub fn remaining(self) -> Option<Duration> {
+        self.0
+            .map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// Whether it has passed.
+    pub fn has_passed(self) -> bool {
+        self.remaining() == Some(Duration::ZERO)
+    }
+}
+
+impl From<Instant> for Deadline {
+    fn from(at: Instant) -> Self {
+        Deadline(Some(at))
+    }
+}
+
+impl From<Duration> for Deadline {
+    /// That long from now; never, where no clock reaches so far.
+    fn from(after: Duration) -> Self {
+        Deadline(Instant::now().checked_add(after))
+    }
+}
+
+/// An eventfd, not blocking, closed on exec.
+pub(super) fn eventfd() -> Result<OwnedFd, Error> {
+    let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+    rustix::event::eventfd(0, flags).map_err(|e| Error::Io {
+        what: "create an eventfd",
+        source: e.into(),
+    })
+}
+
+/// Makes an eventfd readable. Its counter being full already is as good.
+pub(super) fn signal(fd: &OwnedFd) {
+    while rustix::io::write(fd, &1u64.to_ne_bytes()) == Err(Errno::INTR) {}
+}
+
+/// Makes an eventfd unreadable.
+pub(super) fn drain(fd: &OwnedFd) {
+    while rustix::io::read(fd, &mut [0; 8]) == Err(Errno::INTR) {}
+}
+
+/// Sleeps until one of the descriptors reports, or the deadline passes (then none of them has).
+pub(super) fn poll(fds: &mut [PollFd<'_>], deadline: Deadline) -> Result<(), Error> {
+    loop {
+        let timeout = deadline
+            .remaining()
+            .and_then(|left| Timespec::try_from(left).ok());
+        match rustix::event::poll(fds, timeout.as_ref()) {
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(e) => {
+                return Err(Error::Io {
+                    what: "poll",
+                    source: e.into(),
+                });
+            }
+        }
+    }
+}
+
+/// Ends every wait on a frontend, those to come included, with [`Error::ShutDown`].
+///
+/// It is meant for a VMM that exits, or that gives a backend up, while threads wait. It says
+/// nothing to the backend.
+#[derive(Clone, Debug)]
+pub struct ShutdownHandle(Arc<OwnedFd>);
+
+impl ShutdownHandle {
+    /// A handle for [`TimerFrontend::from_stream_with`](super::TimerFrontend::from_stream_with).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] where this process has no descriptor left.
+    pub fn new() -> Result<Self, Error> {
+        Ok(ShutdownHandle(Arc::new(eventfd()?)))
+    }
+
+    /// Shuts the frontend down, for good.
+    pub fn shut_down(&self) {
+        signal(&self.0);
+    }
+
+    pub(super) fn was_used(&self) -> bool {
+        let mut fds = [PollFd::new(&*self.0, PollFlags::IN)];
+        poll(&mut fds, Duration::ZERO.into()).is_ok() && !fds[0].revents().is_empty()
+    }
+}
+
+impl AsFd for ShutdownHandle {
+    /// Readable once shut down.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// What ends waits on every queue of a connection.
+pub(super) struct Link {
+    /// The control socket. vhost's `Frontend` has its own descriptor of it.
+    pub(super) socket: UnixStream,
+    pub(super) shutdown: ShutdownHandle,
+}
+
+/// How a wait ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Woken {
+    /// The call eventfd is readable.
+    Called,
+    /// The deadline passed.
+    TimedOut,
+    /// No queue will be served any more.
+    Failed(Failure),
+}
+
+impl Link {
+    /// Sleeps until `call` is readable, the deadline passes or the link fails.
+    pub(super) fn wait(&self, call: BorrowedFd<'_>, deadline: Deadline) -> Result<Woken, Error> {
+        let mut fds = [
+            PollFd::from_borrowed_fd(self.shutdown.as_fd(), PollFlags::IN),
+            // Not IN: a reply to a control message is none of our business.
+            PollFd::new(&self.socket, PollFlags::RDHUP),
+            PollFd::from_borrowed_fd(call, PollFlags::IN),
+        ];
+        poll(&mut fds, deadline)?;
+        let reports = |n: usize| !fds[n].revents().is_empty();
+        Ok(if reports(0) {
+            Woken::Failed(Failure::ShutDown)
+        } else if reports(1) {
+            Woken::Failed(Failure::Disconnected)
+        } else if reports(2) {
+            Woken::Called
+        } else {
+            Woken::TimedOut
+        })
+    }
+
+    /// Whether the link has failed, without waiting.
+    pub(super) fn failure(&self) -> Result<Option<Failure>, Error> {
+        let mut fds = [
+            PollFd::from_borrowed_fd(self.shutdown.as_fd(), PollFlags::IN),
+            PollFd::new(&self.socket, PollFlags::RDHUP),
+        ];
+        poll(&mut fds, Duration::ZERO.into())?;
+        Ok(if !fds[0].revents().is_empty() {
+            Some(Failure::ShutDown)
+        } else if !fds[1].revents().is_empty() {
+            Some(Failure::Disconnected)
+        } else {
+            None
+        })
+    }
+}
