@@ -1,0 +1,157 @@
+//! The timer device as vhost-user sees it: rings in, model call, rings out.
+//!
+//! [`TimerDevice`] lives as long as the process and has the VM. A [`Session`] lives as long as
+//! one connection; `vhost-user-backend` calls it, on the connection's request thread for
+//! control messages and on its one worker thread for everything that becomes readable: kicks,
+//! the alarm, and the session's own wake-up.
+//!
+//! This is the only place that knows vhost-user, and where the crate's traps are kept from
+//! everyone else: an error or a panic in [`handle_event`](VhostUserBackend::handle_event) ends
+//! the worker for good, so nothing there returns one but the order to stop; a ring stays
+//! memory that the frontend owns after GET_VRING_BASE, so every use of it asks first whether it
+//! is started and enabled; and a ring whose indices make no sense is stopped, not retried.
+
+mod chain;
+mod rings;
+mod session;
+mod vring;
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub(crate) use session::Session;
+#[doc(hidden)]
+pub use vring::Vring;
+
+use crate::counter::{Alarm, Counter};
+use crate::vm::{Anchor, Effects, Notice, Now, Profile, Vm};
+
+/// The VM, its clock and its alarm: what outlives every connection.
+#[derive(Debug)]
+pub struct TimerDevice {
+    profile: Profile,
+    /// The alarm's descriptor, for epoll.
+    alarm_fd: RawFd,
+    core: Mutex<Core>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) vm: Vm,
+    pub(crate) effects: Effects,
+    alarm: Alarm,
+    counter: Counter,
+    /// The last instant, and what the host counter was then.
+    last: Option<(HostCounter, u64)>,
+}
+
+/// What a host counter is told by: another one may read less.
+type HostCounter = (Option<Anchor>, u64);
+
+impl Core {
+    /// The present instant. The model takes a step back of the host counter for a wrap, so one
+    /// that two CPUs do not agree on stands still instead.
+    pub(crate) fn now(&mut self) -> Now {
+        let mut now = self.counter.now(&self.vm);
+        let counter = (self.vm.anchor(), self.vm.frequency());
+        if let Some((same, last)) = self.last
+            && same == counter
+            && now.host.wrapping_sub(last).cast_signed() < 0
+        {
+            now.host = last;
+        }
+        self.last = Some((counter, now.host));
+        now
+    }
+
+    /// Sets the alarm for what time brings next.
+    fn follow_time(&mut self) {
+        let now = self.now();
+        if let Err(error) = self.alarm.follow(&self.vm, now) {
+            log::error!("Setting the timerfd for the next deadline failed: {error}");
+        }
+    }
+
+    fn log_notices(&mut self) {
+        for notice in self.effects.notices.drain(..) {
+            match notice {
+                Notice::Phase { from, to, epoch } => {
+                    log::info!("VM {from} -> {to}, epoch {epoch}");
+                }
+                Notice::RestoreTimedOut { missing, vcpus } => log::warn!(
+                    "Restore timed out: {} of {vcpus} vCPUs missing: {}; it stays open",
+                    missing.len(),
+                    Ranges(&missing)
+                ),
+                Notice::RealtimeWentBack { ns } => log::warn!(
+                    "Restore with ELAPSED: the state was saved {} ms after this host's present \
+                     time; nothing is added to the counts",
+                    ns / 1_000_000
+                ),
+            }
+        }
+    }
+}
+
+impl TimerDevice {
+    /// A device whose VM is yet to be configured.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says where it makes no timerfd.
+    pub fn new(profile: Profile, counter: Counter) -> io::Result<Self> {
+        let alarm = Alarm::new(counter)?;
+        Ok(TimerDevice {
+            profile,
+            alarm_fd: alarm.as_raw_fd(),
+            core: Mutex::new(Core {
+                vm: Vm::new(profile),
+                effects: Effects::default(),
+                alarm,
+                counter,
+                last: None,
+            }),
+        })
+    }
+
+    /// How many queues there are: the event queue and the request queues.
+    fn queues(&self) -> usize {
+        1 + usize::from(self.profile.request_queues)
+    }
+
+    fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// vCPU indices in order, as ranges: "7, 12-13".
+struct Ranges<'a>(&'a [u32]);
+
+impl std::fmt::Display for Ranges<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let runs = self.0.chunk_by(|a, b| a.checked_add(1) == Some(*b));
+        for (n, run) in runs.enumerate() {
+            let separator = if n == 0 { "" } else { ", " };
+            match run {
+                [first, .., last] => write!(f, "{separator}{first}-{last}")?,
+                [only] => write!(f, "{separator}{only}")?,
+                [] => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_vcpus_are_named_as_ranges() {
+        assert_eq!(Ranges(&[7, 12, 13]).to_string(), "7, 12-13");
+        assert_eq!(Ranges(&[0, 1, 2, 3]).to_string(), "0-3");
+        assert_eq!(Ranges(&[u32::MAX]).to_string(), "4294967295");
+        assert_eq!(Ranges(&[]).to_string(), "");
+    }
+}

@@ -1,0 +1,302 @@
+//! One frontend's connection: what `vhost-user-backend` calls.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost_user_backend::{VhostUserBackend, VringEpollHandler};
+use vhost_user_timer_protocol::{EVENT_QUEUE, MAX_QUEUE_SIZE, Phase, wire};
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
+};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use zerocopy::IntoBytes;
+
+use super::rings::{Rings, Served};
+use super::vring::{Memory, Vring};
+use super::{Core, TimerDevice};
+
+const VIRTIO_FEATURES: u64 = (1 << VIRTIO_F_VERSION_1)
+    | (1 << VIRTIO_RING_F_INDIRECT_DESC)
+    | (1 << VIRTIO_RING_F_EVENT_IDX)
+    | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+
+const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
+    .union(VhostUserProtocolFeatures::REPLY_ACK)
+    .union(VhostUserProtocolFeatures::CONFIG)
+    .union(VhostUserProtocolFeatures::RESET_DEVICE)
+    .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
+
+/// See the module.
+pub(crate) struct Session {
+    device: Arc<TimerDevice>,
+    memory: Memory,
+    rings: Mutex<Rings>,
+    /// The worker hands its rings over with its first event.
+    vrings: OnceLock<Vec<Vring>>,
+    /// Wakes the worker: to start, to go on with what it left for later, or to stop.
+    wake: EventFd,
+    /// Queues with requests left for later, as bits.
+    unfinished: AtomicU32,
+    stopping: AtomicBool,
+    /// Written when the worker ends, for whatever reason.
+    worker_ended: EventFd,
+}
+
+/// Tells that the thread that has it is ending.
+struct EndOfThread(EventFd);
+
+impl Drop for EndOfThread {
+    fn drop(&mut self) {
+        let _ = self.0.write(1);
+    }
+}
+
+thread_local! {
+    static END_OF_WORKER: std::cell::OnceCell<EndOfThread> = const { std::cell::OnceCell::new() };
+}
+
+impl Session {
+    /// A session over the memory that its connection will share. `worker_ended` is written
+    /// when it can serve no more.
+    pub(crate) fn new(
+        device: Arc<TimerDevice>,
+        memory: Memory,
+        worker_ended: EventFd,
+    ) -> io::Result<Self> {
+        Ok(Session {
+            device,
+            memory,
+            rings: Mutex::default(),
+            vrings: OnceLock::new(),
+            wake: EventFd::new(EFD_NONBLOCK)?,
+            unfinished: AtomicU32::new(0),
+            stopping: AtomicBool::new(false),
+            worker_ended,
+        })
+    }
+
+    /// The identifiers under which the worker sees the wake-up and the alarm. The crate keeps
+    /// those up to the number of queues to itself.
+    fn wake_id(&self) -> u16 {
+        self.device.queues() as u16 + 1
+    }
+
+    fn alarm_id(&self) -> u16 {
+        self.device.queues() as u16 + 2
+    }
+
+    /// Lets the worker hear of the alarm and of the session's wake-up, and wakes it.
+    pub(crate) fn attach(&self, worker: &VringEpollHandler<Arc<Session>>) -> io::Result<()> {
+        worker.register_listener(self.wake.as_raw_fd(), EventSet::IN, self.wake_id().into())?;
+        worker.register_listener(self.device.alarm_fd, EventSet::IN, self.alarm_id().into())?;
+        self.wake.write(1)
+    }
+
+    /// Ends the worker. The crate has an exit event for that, but loses a descriptor for each.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        // It fails only where the counter is full, and then the worker wakes as well.
+        let _ = self.wake.write(1);
+    }
+
+    /// Whether the worker was told to end.
+    pub(crate) fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// The frontend is gone: the VM is left as it was, with nobody waiting.
+    pub(crate) fn disconnected(&self) {
+        let mut core = self.device.core();
+        let now = core.now();
+        core.vm.disconnect(now);
+        core.follow_time();
+    }
+
+    fn rings(&self) -> MutexGuard<'_, Rings> {
+        self.rings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn vrings(&self) -> &[Vring] {
+        self.vrings.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// Serves a queue, and carries out what came of it.
+    fn serve(&self, queue: u16) {
+        if queue == EVENT_QUEUE {
+            self.carry_out(&mut self.device.core(), &mut self.rings());
+            return;
+        }
+        let Some(vring) = self.vrings().get(usize::from(queue)) else {
+            return;
+        };
+        loop {
+            let mut core = self.device.core();
+            let mut rings = self.rings();
+            let served = rings.serve(&mut core, vring, queue, &self.memory);
+            self.carry_out(&mut core, &mut rings);
+            match served {
+                Served::All => break,
+                Served::ToEffects => {}
+                Served::ToBatch => {
+                    self.go_on_later(queue);
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Answers waiters, tells events, sets the alarm, and last logs: nobody waits for that.
+    fn carry_out(&self, core: &mut Core, rings: &mut Rings) {
+        while let Some(released) = core.effects.released.pop() {
+            rings.release(&released, self.vrings(), &self.memory);
+        }
+        if let Some(vring) = self.vrings().get(usize::from(EVENT_QUEUE))
+            && rings.deliver_events(core, vring, &self.memory) == Served::ToBatch
+        {
+            self.go_on_later(EVENT_QUEUE);
+        }
+        core.follow_time();
+        core.log_notices();
+    }
+
+    fn go_on_later(&self, queue: u16) {
+        self.unfinished.fetch_or(1 << queue, Ordering::Relaxed);
+        let _ = self.wake.write(1);
+    }
+
+    fn time_passed(&self) {
+        let mut core = self.device.core();
+        core.alarm.went_off();
+        let now = core.now();
+        let Core { vm, effects, .. } = &mut *core;
+        vm.advance(now, effects);
+        self.carry_out(&mut core, &mut self.rings());
+    }
+
+    fn woken(&self) -> io::Result<()> {
+        if self.stopping() {
+            return Err(io::Error::other("The connection is over"));
+        }
+        // Nothing to read: another wake-up took it along.
+        let _ = self.wake.read();
+        let unfinished = self.unfinished.swap(0, Ordering::Relaxed);
+        for queue in 0..self.device.queues() as u16 {
+            if unfinished & (1 << queue) != 0 {
+                self.serve(queue);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl VhostUserBackend for Session {
+    type Bitmap = ();
+    type Vring = Vring;
+
+    fn num_queues(&self) -> usize {
+        self.device.queues()
+    }
+
+    fn max_queue_size(&self) -> usize {
+        MAX_QUEUE_SIZE.into()
+    }
+
+    fn features(&self) -> u64 {
+        VIRTIO_FEATURES
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        PROTOCOL_FEATURES
+    }
+
+    fn reset_device(&self) {
+        let mut core = self.device.core();
+        let from = core.vm.phase();
+        core.vm.reset();
+        core.follow_time();
+        self.rings().clear();
+        log::info!("VM {from} -> {} by RESET_DEVICE", Phase::New);
+    }
+
+    fn set_event_idx(&self, _enabled: bool) {}
+
+    /// The VM in brief, as GET_INFO answers it. An empty answer refuses what lies outside.
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let mut core = self.device.core();
+        let now = core.now();
+        let info = wire::Info {
+            host_count: 0.into(),
+            ..core.vm.info(now)
+        };
+        let end = offset.saturating_add(size) as usize;
+        info.as_bytes()
+            .get(offset as usize..end)
+            .unwrap_or_default()
+            .to_vec()
+    }
+
+    fn set_config(&self, _offset: u32, _buf: &[u8]) -> io::Result<()> {
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "The timer device's config space is read-only",
+        ))
+    }
+
+    /// The rings see new memory by themselves; what they hold is looked up when it is used.
+    fn update_memory(&self, _mem: Memory) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        // A mask of queues for each thread: all of them on one.
+        vec![u64::MAX >> (64 - self.device.queues())]
+    }
+
+    /// GET_VRING_BASE: whoever waits on the queue is told that it stopped, and then nothing of
+    /// the ring is touched any more.
+    fn stop_vring(&self, queue_index: u32) -> io::Result<()> {
+        let (Ok(queue), vrings) = (u16::try_from(queue_index), self.vrings()) else {
+            return Ok(());
+        };
+        let Some(vring) = vrings.get(usize::from(queue)) else {
+            return Ok(());
+        };
+        let mut core = self.device.core();
+        let mut rings = self.rings();
+        let Core { vm, effects, .. } = &mut *core;
+        vm.cancel_queue(queue, effects);
+        self.carry_out(&mut core, &mut rings);
+        rings.close(vring, queue, &self.memory);
+        Ok(())
+    }
+
+    fn handle_event(
+        &self,
+        event: u16,
+        _evset: EventSet,
+        vrings: &[Vring],
+        _thread_id: usize,
+    ) -> io::Result<()> {
+        if self.vrings.get().is_none() {
+            let _ = self.vrings.set(vrings.to_vec());
+        }
+        END_OF_WORKER.with(|end| {
+            if end.get().is_none()
+                && let Ok(fd) = self.worker_ended.try_clone()
+            {
+                let _ = end.set(EndOfThread(fd));
+            }
+        });
+        match event {
+            event if event == self.wake_id() => self.woken()?,
+            event if event == self.alarm_id() => self.time_passed(),
+            queue => self.serve(queue),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,215 @@
+//! Requests, from the protocol's own types.
+
+use vhost_user_timer_protocol::wire;
+use vhost_user_timer_protocol::{Abi, MAX_MESSAGE, Op, Register, VM_WIDE};
+use zerocopy::{Immutable, IntoBytes};
+
+/// A request, as a frontend would put it together.
+#[derive(Clone, Debug)]
+pub(super) struct Ask {
+    pub(super) op: u16,
+    pub(super) flags: u16,
+    pub(super) vcpu: u32,
+    pub(super) epoch: u64,
+    pub(super) body: Vec<u8>,
+    pub(super) room: usize,
+    pub(super) queue: u16,
+}
+
+impl Ask {
+    pub(super) fn new(op: Op, vcpu: u32, body: &(impl IntoBytes + Immutable + ?Sized)) -> Self {
+        Ask {
+            op: op.code(),
+            flags: 0,
+            vcpu,
+            epoch: 0,
+            body: body.as_bytes().to_vec(),
+            room: MAX_MESSAGE,
+            queue: 1,
+        }
+    }
+
+    fn of_vm(op: Op, body: &(impl IntoBytes + Immutable + ?Sized)) -> Self {
+        Ask::new(op, VM_WIDE, body)
+    }
+
+    pub(super) fn in_epoch(self, epoch: u64) -> Self {
+        Ask { epoch, ..self }
+    }
+
+    pub(super) fn with_room(self, room: usize) -> Self {
+        Ask { room, ..self }
+    }
+
+    pub(super) fn on_queue(self, queue: u16) -> Self {
+        Ask { queue, ..self }
+    }
+
+    pub(super) fn for_vcpu(self, vcpu: u32) -> Self {
+        Ask { vcpu, ..self }
+    }
+
+    /// The device-readable bytes.
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        let header = wire::RequestHeader {
+            op: self.op.into(),
+            flags: self.flags.into(),
+            vcpu: self.vcpu.into(),
+            epoch: self.epoch.into(),
+        };
+        [header.as_bytes(), &self.body].concat()
+    }
+
+    pub(super) fn get_info() -> Self {
+        Ask::of_vm(Op::GetInfo, &[0u8; 0])
+    }
+
+    pub(super) fn configure(vcpus: u32, abi: u8, frequency: u64) -> Self {
+        let body = wire::ConfigureVm {
+            vcpus: vcpus.into(),
+            abi,
+            reserved: [0; 3],
+            frequency: frequency.into(),
+        };
+        Ask::of_vm(Op::ConfigureVm, &body)
+    }
+
+    pub(super) fn get_reg_list(vcpu: u32) -> Self {
+        Ask::new(Op::GetRegList, vcpu, &[0u8; 0])
+    }
+
+    pub(super) fn get_ids(vcpu: u32, ids: &[u64]) -> Self {
+        let ids: Vec<_> = ids.iter().map(|id| id.to_le_bytes()).collect();
+        Ask::new(Op::GetRegs, vcpu, ids.as_flattened())
+    }
+
+    pub(super) fn get_regs(vcpu: u32, registers: &[Register]) -> Self {
+        let ids: Vec<_> = registers.iter().map(|reg| reg.id(Abi::Arm64)).collect();
+        Ask::get_ids(vcpu, &ids)
+    }
+
+    pub(super) fn set_ids(vcpu: u32, entries: &[(u64, u64)]) -> Self {
+        let entries: Vec<_> = entries
+            .iter()
+            .map(|&(id, value)| wire::RegValue {
+                id: id.into(),
+                value: value.into(),
+            })
+            .collect();
+        Ask::new(Op::SetRegs, vcpu, entries.as_slice())
+    }
+
+    pub(super) fn set_regs(vcpu: u32, values: &[(Register, u64)]) -> Self {
+        let entries: Vec<_> = values
+            .iter()
+            .map(|&(register, value)| (register.id(Abi::Arm64), value))
+            .collect();
+        Ask::set_ids(vcpu, &entries)
+    }
+
+    pub(super) fn get_vm(first: u32, count: u32) -> Self {
+        let range = wire::VcpuRange {
+            first: first.into(),
+            count: count.into(),
+        };
+        Ask::of_vm(Op::GetVm, &range)
+    }
+
+    pub(super) fn set_vm(vcpus: &[wire::Vcpu]) -> Self {
+        Ask::of_vm(Op::SetVm, vcpus)
+    }
+
+    pub(super) fn set_offset(offset: u64) -> Self {
+        let body = wire::CounterOffset {
+            offset: offset.into(),
+            reserved: 0.into(),
+        };
+        Ask::of_vm(Op::SetCounterOffset, &body)
+    }
+
+    pub(super) fn set_anchor(monotonic_ns: u64, count: u64) -> Self {
+        let body = wire::CounterAnchor {
+            monotonic_ns: monotonic_ns.into(),
+            count: count.into(),
+        };
+        Ask::of_vm(Op::SetCounterAnchor, &body)
+    }
+
+    pub(super) fn pause() -> Self {
+        Ask::of_vm(Op::Pause, &wire::Pause::default())
+    }
+
+    pub(super) fn pause_counting() -> Self {
+        let body = wire::Pause {
+            flags: wire::PAUSE_KEEP_COUNTING.into(),
+            reserved: 0.into(),
+        };
+        Ask::of_vm(Op::Pause, &body)
+    }
+
+    pub(super) fn resume() -> Self {
+        Ask::of_vm(Op::Resume, &[0u8; 0])
+    }
+
+    pub(super) fn begin(vcpus: u32, flags: u32) -> Self {
+        Ask::begin_with(vcpus, flags, 0, 0)
+    }
+
+    pub(super) fn begin_with(vcpus: u32, flags: u32, saved_ns: u64, timeout_ns: u64) -> Self {
+        let body = wire::RestoreBegin {
+            vcpus: vcpus.into(),
+            flags: flags.into(),
+            saved_realtime_ns: saved_ns.into(),
+            timeout_ns: timeout_ns.into(),
+        };
+        Ask::of_vm(Op::RestoreBegin, &body)
+    }
+
+    pub(super) fn restore_done(vcpu: u32) -> Self {
+        Ask::new(Op::RestoreDone, vcpu, &[0u8; 0])
+    }
+
+    pub(super) fn wait_run(vcpu: u32) -> Self {
+        Ask::new(Op::WaitRun, vcpu, &[0u8; 0])
+    }
+
+    pub(super) fn abort() -> Self {
+        Ask::of_vm(Op::RestoreAbort, &[0u8; 0])
+    }
+
+    /// One request of each operation, right for a VM of `vcpus` vCPUs wherever the phase is.
+    /// SET_TIME_PAGE is not the model's.
+    pub(super) fn one_of_each(vcpus: u32) -> Vec<Ask> {
+        vec![
+            Ask::get_info(),
+            Ask::configure(vcpus, 0, 0),
+            Ask::get_reg_list(0),
+            Ask::get_regs(0, &Register::ALL),
+            Ask::set_regs(0, &[(Register::TimerCtl, 1), (Register::TimerCval, 77)]),
+            Ask::set_regs(0, &[(Register::TimerCnt, 123)]),
+            Ask::get_vm(0, vcpus),
+            Ask::set_vm(&[whole_vcpu(0, [1, 2, 3, 0, 5, 6])]),
+            Ask::set_offset(99),
+            Ask::set_anchor(1, 2),
+            Ask::pause(),
+            Ask::pause_counting(),
+            Ask::resume(),
+            Ask::begin(vcpus, 0),
+            Ask::restore_done(0),
+            Ask::wait_run(0),
+            Ask::abort(),
+        ]
+    }
+}
+
+/// An entry of SET_VM with all six registers, in the order of [`Register::ALL`].
+pub(super) fn whole_vcpu(vcpu: u32, values: [u64; 6]) -> wire::Vcpu {
+    let mut entry = wire::Vcpu {
+        vcpu: vcpu.into(),
+        ..Default::default()
+    };
+    for (register, value) in Register::ALL.into_iter().zip(values) {
+        entry.set(register, value);
+    }
+    entry
+}

@@ -1,0 +1,303 @@
+//! Lives a story: its steps become requests to a real VM, and witnesses look on.
+
+use proptest::test_runner::TestCaseError;
+use vhost_user_timer_protocol::wire;
+use vhost_user_timer_protocol::{Abi, MAX_MESSAGE, Register, Status};
+
+use super::rig::{PROFILE, Reply, Rig, START_REALTIME};
+use super::steps::{Step, Story, Value, Want, Write};
+use crate::vm::{ClockId, Notice, Now, Released, Token};
+
+pub(super) type Verdict = Result<(), TestCaseError>;
+
+/// A request as it was sent.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    pub(super) want: Want,
+    pub(super) vcpu: u32,
+    pub(super) epoch: u64,
+    pub(super) room: usize,
+    pub(super) token: Token,
+}
+
+/// What can be seen of a life.
+#[derive(Debug)]
+pub(super) enum Seen<'a> {
+    /// A request, and its answer unless it waits.
+    Asked(&'a Asked, Option<&'a Reply>),
+    /// Time passed; the VM was told or will be with the next request.
+    Passed(u64, bool),
+    /// The frontend took all events.
+    Events(&'a [wire::Event]),
+    CancelQueue(u16),
+    Disconnect,
+    Reset,
+    /// After an anchor the host counter reads this.
+    HostIs(u64),
+    /// What came of the above.
+    Effects(&'a [Released], &'a [Notice]),
+}
+
+/// Someone who looks on, and says where something is wrong.
+pub(super) trait Witness {
+    fn see(&mut self, rig: &mut Rig, seen: &Seen<'_>) -> Verdict;
+}
+
+struct Life<'a, W> {
+    rig: Rig,
+    abi: Abi,
+    vcpus: u32,
+    /// The count that was read last of each clock.
+    last_read: [u64; 2],
+    witness: &'a mut W,
+}
+
+/// Lives a story before a witness.
+pub(super) fn live(story: &Story, witness: &mut impl Witness) -> Verdict {
+    let mut rig = Rig::with_profile(PROFILE);
+    rig.now = Now {
+        host: story.host,
+        realtime_ns: START_REALTIME,
+    };
+    let mut life = Life {
+        rig,
+        abi: Abi::from_code(story.abi).unwrap(),
+        vcpus: story.vcpus,
+        last_read: [0; 2],
+        witness,
+    };
+    life.configure(story.abi)?;
+    for step in &story.steps {
+        life.step(step, story.abi)?;
+    }
+    Ok(())
+}
+
+impl<W: Witness> Life<'_, W> {
+    fn configure(&mut self, abi: u8) -> Verdict {
+        let vcpus = self.vcpus;
+        self.ask_here(Want::Configure {
+            vcpus,
+            abi,
+            frequency: 0,
+        })
+    }
+
+    fn seen(&mut self, seen: &Seen<'_>) -> Verdict {
+        self.witness.see(&mut self.rig, seen)?;
+        let (released, notices) = (self.rig.released(), self.rig.notices());
+        let effects = Seen::Effects(&released, &notices);
+        self.witness.see(&mut self.rig, &effects)
+    }
+
+    fn value(&self, value: Value) -> u64 {
+        match value {
+            Value::This(value) => value,
+            Value::LastRead(clock) => self.last_read[clock as usize],
+            Value::Near(clock, by) => {
+                let info = self.rig.vm.info(self.rig.now);
+                let offset = [info.cntvoff, info.cntpoff][clock as usize].get();
+                let count = self.rig.now.host.wrapping_sub(offset);
+                count.wrapping_add_signed(by)
+            }
+        }
+    }
+
+    /// The values to write; of several for one register the last.
+    fn values(&self, writes: &[Write]) -> Vec<(Register, u64)> {
+        let mut values: Vec<(Register, u64)> = Vec::new();
+        for (register, value) in writes {
+            values.retain(|(other, _)| other != register);
+            values.push((*register, self.value(*value)));
+        }
+        values
+    }
+
+    fn entry(&self, vcpu: u32, writes: &[Write]) -> wire::Vcpu {
+        let mut entry = wire::Vcpu {
+            vcpu: vcpu.into(),
+            ..Default::default()
+        };
+        for (register, value) in self.values(writes) {
+            entry.set(register, value);
+        }
+        entry
+    }
+
+    fn pass(&mut self, ticks: u64) -> Verdict {
+        self.rig.pass(ticks);
+        self.seen(&Seen::Passed(ticks, true))
+    }
+
+    fn step(&mut self, step: &Step, abi: u8) -> Verdict {
+        match step {
+            Step::Pass(ticks) => self.pass(*ticks),
+            Step::Drift(ticks) => {
+                self.rig.drift(*ticks);
+                self.seen(&Seen::Passed(*ticks, false))
+            }
+            Step::PassToNext(by) => {
+                self.pass(0)?;
+                let ticks = self.rig.vm.ticks_to_next(self.rig.now).unwrap_or(0);
+                self.pass(ticks.saturating_add_signed(*by))
+            }
+            Step::Events => {
+                self.pass(0)?;
+                let events = self.rig.events();
+                self.seen(&Seen::Events(&events))
+            }
+            Step::CancelQueue(queue) => {
+                self.rig.vm.cancel_queue(*queue, &mut self.rig.effects);
+                self.seen(&Seen::CancelQueue(*queue))
+            }
+            Step::Disconnect => {
+                self.rig.vm.disconnect(self.rig.now);
+                self.seen(&Seen::Disconnect)
+            }
+            Step::Reset => {
+                self.rig.vm.reset();
+                self.seen(&Seen::Reset)?;
+                self.configure(abi)
+            }
+            Step::Ask {
+                want,
+                vcpu,
+                epoch,
+                room,
+                queue,
+            } => {
+                let current = self.rig.vm.epoch();
+                let epoch = epoch.map_or(0, |by| current.saturating_add_signed(by));
+                let asked = Asked {
+                    want: want.clone(),
+                    vcpu: *vcpu,
+                    epoch,
+                    room: *room,
+                    token: self.rig.next_token(*queue),
+                };
+                self.ask(asked)
+            }
+            Step::Get(vcpu, registers) => {
+                let ids = registers.iter().map(|register| register.id(self.abi));
+                self.ask_of(*vcpu, Want::GetRegs(ids.collect()))
+            }
+            Step::Set(vcpu, writes) => {
+                let values = self.values(writes).into_iter();
+                let entries = values.map(|(register, value)| (register.id(self.abi), value));
+                let want = Want::SetRegs(entries.collect());
+                self.ask_of(*vcpu, want)
+            }
+            Step::SetVm(vcpus) => {
+                let entries = vcpus.iter().map(|(vcpu, writes)| self.entry(*vcpu, writes));
+                self.ask_here(Want::SetVm(entries.collect()))
+            }
+            Step::SetOffset(value) => self.ask_here(Want::SetOffset(self.value(*value))),
+            &Step::WriteBack {
+                vcpu,
+                with_vm,
+                ticks,
+            } => self.write_back(vcpu, with_vm, ticks),
+            Step::RestoreAll(values) => self.restore_all(values),
+            &Step::BeginHere {
+                flags,
+                saved_ns,
+                timeout_ns,
+            } => self.ask_here(Want::Begin {
+                vcpus: self.vcpus,
+                flags,
+                saved_ns,
+                timeout_ns,
+            }),
+        }
+    }
+
+    fn write_back(&mut self, vcpu: u32, with_vm: bool, ticks: u64) -> Verdict {
+        let counts = [Register::TimerCnt, Register::PtimerCnt].map(|it| it.id(self.abi));
+        if with_vm {
+            let (first, count) = (vcpu, self.vcpus - vcpu);
+            self.ask_here(Want::GetVm { first, count })?;
+        } else {
+            self.ask_of(vcpu, Want::GetRegs(counts.to_vec()))?;
+        }
+        self.rig.drift(ticks);
+        self.seen(&Seen::Passed(ticks, false))?;
+        let entries = counts.into_iter().zip(self.last_read).collect();
+        self.ask_of(vcpu, Want::SetRegs(entries))
+    }
+
+    fn restore_all(&mut self, values: &[[Value; 4]]) -> Verdict {
+        let bring = |(vcpu, [cnt, cval, pcnt, pcval]): (u32, &[Value; 4])| {
+            let mut writes = vec![
+                (Register::TimerCtl, Value::This(u64::from(vcpu) % 3)),
+                (Register::TimerCnt, *cnt),
+                (Register::TimerCval, *cval),
+                (Register::PtimerCtl, Value::This(1)),
+                (Register::PtimerCval, *pcval),
+            ];
+            if let Value::This(_) = pcnt {
+                writes.push((Register::PtimerCnt, *pcnt));
+            }
+            self.entry(vcpu, &writes)
+        };
+        let entries = (0..).zip(values).map(bring).collect();
+        self.ask_here(Want::SetVm(entries))?;
+        for vcpu in 0..self.vcpus {
+            self.ask_of(vcpu, Want::RestoreDone)?;
+        }
+        Ok(())
+    }
+
+    fn ask_here(&mut self, want: Want) -> Verdict {
+        self.ask_of(0, want)
+    }
+
+    fn ask_of(&mut self, vcpu: u32, want: Want) -> Verdict {
+        let token = self.rig.next_token(1);
+        self.ask(Asked {
+            want,
+            vcpu,
+            epoch: 0,
+            room: MAX_MESSAGE,
+            token,
+        })
+    }
+
+    fn ask(&mut self, asked: Asked) -> Verdict {
+        let ask = asked.want.ask(asked.vcpu);
+        let ask = ask.in_epoch(asked.epoch).with_room(asked.room);
+        let reply = self.rig.offer(&ask.on_queue(asked.token.queue));
+        self.seen(&Seen::Asked(&asked, reply.as_ref()))?;
+        let Some(reply) = reply.filter(|reply| reply.status == Status::Ok) else {
+            return Ok(());
+        };
+        match asked.want {
+            Want::SetAnchor { count, .. } => {
+                self.rig.now.host = count;
+                self.seen(&Seen::HostIs(count))?;
+            }
+            Want::GetRegs(_) => {
+                for entry in reply.body.chunks(16) {
+                    let id = u64::from_le_bytes(entry[..8].try_into().unwrap());
+                    let value = u64::from_le_bytes(entry[8..].try_into().unwrap());
+                    for (clock, register) in [
+                        (ClockId::Virtual, Register::TimerCnt),
+                        (ClockId::Physical, Register::PtimerCnt),
+                    ] {
+                        if register.id(self.abi) == id {
+                            self.last_read[clock as usize] = value;
+                        }
+                    }
+                }
+            }
+            Want::GetVm { .. } => {
+                for clock in ClockId::BOTH {
+                    let at = 8 * clock as usize;
+                    let count = reply.body[at..at + 8].try_into().unwrap();
+                    self.last_read[clock as usize] = u64::from_le_bytes(count);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}

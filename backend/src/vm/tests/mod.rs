@@ -1,0 +1,33 @@
+//! Tests of the VM's time.
+//!
+//! [`rig`] is the bench: a VM and a host counter that a test turns by hand; [`ask`] has the
+//! requests, put together from the protocol's own types. On it stand:
+//!
+//! - `wire_*`: the sentences of SPEC.md that the model decides, each as a test of its name;
+//! - `check_order`, `refusals`: which error comes first, and that none changes anything;
+//! - `conditions`: when a timer fires, as the kernel's arch_timer edge cases have it;
+//! - `kvm_vectors`: what KVM on arm64 was measured to do, and where this device differs;
+//! - `orders`: the order of writes never matters;
+//! - `properties`: random lives of a VM, drawn by [`steps`] and lived by [`life`], told alike
+//!   by [`reference`], a naive model, and what must hold in every one of them.
+
+mod ask;
+mod check_order;
+mod conditions;
+mod kvm_vectors;
+mod life;
+mod orders;
+mod properties;
+mod reference;
+mod refusals;
+mod rig;
+mod steps;
+mod wire_bulk;
+mod wire_counters;
+mod wire_events;
+mod wire_offsets;
+mod wire_phases;
+mod wire_registers;
+mod wire_requests;
+mod wire_restore;
+mod wire_waiters;

@@ -1,0 +1,363 @@
+//! Random lives of a VM: what a step may be, and how one is drawn.
+//!
+//! Values are drawn relative to the VM's clocks, so that timers do fall due, counts do meet
+//! and written values do equal those read before.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use vhost_user_timer_protocol::wire;
+use vhost_user_timer_protocol::{Abi, MAX_MESSAGE, Register, VM_WIDE};
+
+use super::rig::{Ask, HZ, START_REALTIME};
+use crate::vm::ClockId;
+
+/// A request, not yet in bytes.
+#[derive(Clone, Debug)]
+pub(super) enum Want {
+    GetInfo,
+    Configure {
+        vcpus: u32,
+        abi: u8,
+        frequency: u64,
+    },
+    GetRegList,
+    GetRegs(Vec<u64>),
+    SetRegs(Vec<(u64, u64)>),
+    GetVm {
+        first: u32,
+        count: u32,
+    },
+    SetVm(Vec<wire::Vcpu>),
+    SetOffset(u64),
+    SetAnchor {
+        monotonic_ns: u64,
+        count: u64,
+    },
+    Pause {
+        keep_counting: bool,
+    },
+    Resume,
+    Begin {
+        vcpus: u32,
+        flags: u32,
+        saved_ns: u64,
+        timeout_ns: u64,
+    },
+    RestoreDone,
+    WaitRun,
+    Abort,
+}
+
+impl Want {
+    /// As bytes; `vcpu` is looked at by operations on one vCPU.
+    pub(super) fn ask(&self, vcpu: u32) -> Ask {
+        match self {
+            Want::GetInfo => Ask::get_info(),
+            &Want::Configure {
+                vcpus,
+                abi,
+                frequency,
+            } => Ask::configure(vcpus, abi, frequency),
+            Want::GetRegList => Ask::get_reg_list(vcpu),
+            Want::GetRegs(ids) => Ask::get_ids(vcpu, ids),
+            Want::SetRegs(entries) => Ask::set_ids(vcpu, entries),
+            &Want::GetVm { first, count } => Ask::get_vm(first, count),
+            Want::SetVm(vcpus) => Ask::set_vm(vcpus),
+            &Want::SetOffset(offset) => Ask::set_offset(offset),
+            &Want::SetAnchor {
+                monotonic_ns,
+                count,
+            } => Ask::set_anchor(monotonic_ns, count),
+            Want::Pause {
+                keep_counting: false,
+            } => Ask::pause(),
+            Want::Pause {
+                keep_counting: true,
+            } => Ask::pause_counting(),
+            Want::Resume => Ask::resume(),
+            &Want::Begin {
+                vcpus,
+                flags,
+                saved_ns,
+                timeout_ns,
+            } => Ask::begin_with(vcpus, flags, saved_ns, timeout_ns),
+            Want::RestoreDone => Ask::restore_done(vcpu),
+            Want::WaitRun => Ask::wait_run(vcpu),
+            Want::Abort => Ask::abort(),
+        }
+    }
+}
+
+/// A value, before the life is lived.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Value {
+    This(u64),
+    /// So far from a clock's count.
+    Near(ClockId, i64),
+    /// The count that was read last of this clock.
+    LastRead(ClockId),
+}
+
+/// A register to write, and what.
+pub(super) type Write = (Register, Value);
+
+/// What happens next.
+#[derive(Clone, Debug)]
+pub(super) enum Step {
+    /// Time passes and the VM is told.
+    Pass(u64),
+    /// Time passes and the VM will hear of it with the next request.
+    Drift(u64),
+    /// Time passes up to when the VM wants to be called, or about then.
+    PassToNext(i64),
+    /// The frontend takes all events.
+    Events,
+    CancelQueue(u16),
+    Disconnect,
+    Reset,
+    Ask {
+        want: Want,
+        vcpu: u32,
+        /// Added to the current epoch; none: 0 is sent.
+        epoch: Option<i64>,
+        room: usize,
+        queue: u16,
+    },
+    Get(u32, Vec<Register>),
+    Set(u32, Vec<Write>),
+    SetVm(Vec<(u32, Vec<Write>)>),
+    SetOffset(Value),
+    /// Counts are read, by GET_VM or by the vCPU alone; time passes; the vCPU writes them back.
+    WriteBack {
+        vcpu: u32,
+        with_vm: bool,
+        ticks: u64,
+    },
+    /// Every vCPU brings what it must, and more, and is done.
+    RestoreAll(Vec<[Value; 4]>),
+    BeginHere {
+        flags: u32,
+        saved_ns: u64,
+        timeout_ns: u64,
+    },
+}
+
+pub(super) const QUEUES: std::ops::RangeInclusive<u16> = 1..=2;
+
+fn clock() -> impl Strategy<Value = ClockId> {
+    prop_oneof![Just(ClockId::Virtual), Just(ClockId::Physical)]
+}
+
+fn register() -> impl Strategy<Value = Register> {
+    prop::sample::select(&Register::ALL[..])
+}
+
+/// Values at which something could go wrong.
+const EDGES: [u64; 7] = [0, 1, 1 << 31, 1 << 32, 1 << 63, u64::MAX - 1, u64::MAX];
+
+fn value() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        5 => (clock(), -60_i64..200).prop_map(|(clock, by)| Value::Near(clock, by)),
+        3 => clock().prop_map(Value::LastRead),
+        2 => (0..8_u64).prop_map(Value::This),
+        1 => (0..200_u64).prop_map(|n| Value::This(u64::MAX - n)),
+        1 => prop::sample::select(&EDGES[..]).prop_map(Value::This),
+        1 => any::<u64>().prop_map(Value::This),
+    ]
+}
+
+fn write() -> impl Strategy<Value = Write> {
+    let control = (0..8_u64).prop_map(Value::This);
+    (register(), prop_oneof![control, value()], value()).prop_map(|(register, control, value)| {
+        match register {
+            Register::TimerCtl | Register::PtimerCtl => (register, control),
+            _ => (register, value),
+        }
+    })
+}
+
+/// A timer switched on, most often so that it falls due soon.
+fn arming() -> impl Strategy<Value = Vec<Write>> {
+    (
+        clock(),
+        -20_i64..100,
+        prop_oneof![4 => Just(1), 1 => 0..4_u64],
+    )
+        .prop_map(|(clock, by, control)| {
+            let [ctl, _, cval] = super::rig::registers_of(clock);
+            vec![(ctl, Value::This(control)), (cval, Value::Near(clock, by))]
+        })
+}
+
+fn id() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        10 => register().prop_map(|register| register.id(Abi::Arm64)),
+        4 => register().prop_map(|register| register.id(Abi::Arm)),
+        1 => Just(0x6020_0000_0013_df19),
+        1 => Just(0x6030_0000_0013_df18),
+        1 => any::<u64>(),
+    ]
+}
+
+fn ticks() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        8 => 0..60_u64,
+        3 => 0..5_000_u64,
+        1 => 0..10 * HZ,
+        1 => any::<u64>().prop_map(|n| n >> 1),
+        1 => any::<u64>(),
+    ]
+}
+
+/// As many vCPUs as a VM may have here, and a few more.
+fn vcpu(vcpus: u32) -> impl Strategy<Value = u32> {
+    prop_oneof![
+        20 => 0..vcpus,
+        1 => vcpus..vcpus + 2,
+        1 => Just(VM_WIDE),
+    ]
+}
+
+fn flags() -> impl Strategy<Value = u32> {
+    prop_oneof![3 => Just(0), 3 => Just(1), 3 => 0..8_u32]
+}
+
+fn realtime() -> impl Strategy<Value = u64> {
+    (0..200_u64).prop_map(|n| START_REALTIME - 100 + n)
+}
+
+fn timeout() -> impl Strategy<Value = u64> {
+    prop_oneof![2 => Just(0), 3 => 1..300_u64, 1 => any::<u64>()]
+}
+
+fn want(vcpus: u32) -> impl Strategy<Value = Want> {
+    let frequency = prop_oneof![Just(0), Just(HZ), Just(24_000_000), any::<u64>()];
+    let any_vcpu = wire_vcpu(vcpus);
+    prop_oneof![
+        Just(Want::GetInfo),
+        (0..vcpus + 2, 0..3_u8, frequency).prop_map(|(vcpus, abi, frequency)| Want::Configure {
+            vcpus,
+            abi,
+            frequency
+        }),
+        Just(Want::GetRegList),
+        vec(id(), 0..5).prop_map(Want::GetRegs),
+        vec((id(), any::<u64>()), 0..4).prop_map(Want::SetRegs),
+        (0..vcpus + 1, 0..vcpus + 1).prop_map(|(first, count)| Want::GetVm { first, count }),
+        vec(any_vcpu, 0..3).prop_map(Want::SetVm),
+        any::<u64>().prop_map(Want::SetOffset),
+        (any::<u64>(), any::<u64>()).prop_map(|(monotonic_ns, count)| Want::SetAnchor {
+            monotonic_ns,
+            count
+        }),
+        any::<bool>().prop_map(|keep_counting| Want::Pause { keep_counting }),
+        Just(Want::Resume),
+        (0..vcpus + 2, flags(), realtime(), timeout()).prop_map(
+            |(vcpus, flags, saved_ns, timeout_ns)| Want::Begin {
+                vcpus,
+                flags,
+                saved_ns,
+                timeout_ns
+            }
+        ),
+        Just(Want::RestoreDone),
+        Just(Want::WaitRun),
+        Just(Want::Abort),
+    ]
+}
+
+/// An entry of SET_VM that need not be right.
+fn wire_vcpu(vcpus: u32) -> impl Strategy<Value = wire::Vcpu> {
+    let present = prop_oneof![6 => 0..64_u32, 1 => any::<u32>()];
+    (vcpu(vcpus), present, any::<[u64; 6]>()).prop_map(|(vcpu, present, values)| wire::Vcpu {
+        present: present.into(),
+        ..super::rig::whole_vcpu(vcpu, values)
+    })
+}
+
+fn ask(vcpus: u32) -> impl Strategy<Value = Step> {
+    let epoch = prop_oneof![8 => Just(None), 2 => Just(Some(0)), 1 => (-2..3_i64).prop_map(Some)];
+    let room = prop_oneof![8 => Just(MAX_MESSAGE), 1 => 16..300_usize];
+    (want(vcpus), vcpu(vcpus), epoch, room, QUEUES).prop_map(|(want, vcpu, epoch, room, queue)| {
+        Step::Ask {
+            want,
+            vcpu,
+            epoch,
+            room,
+            queue,
+        }
+    })
+}
+
+/// A step that does as asked.
+fn of_vm(want: Want) -> Step {
+    Step::Ask {
+        want,
+        vcpu: 0,
+        epoch: None,
+        room: MAX_MESSAGE,
+        queue: 1,
+    }
+}
+
+fn step(vcpus: u32) -> impl Strategy<Value = Step> {
+    let writes = || prop_oneof![vec(write(), 0..4), arming()];
+    let here = 0..vcpus;
+    prop_oneof![
+        14 => ticks().prop_map(Step::Pass),
+        4 => (0..50_u64).prop_map(Step::Drift),
+        4 => (-1..2_i64).prop_map(Step::PassToNext),
+        10 => Just(Step::Events),
+        1 => QUEUES.prop_map(Step::CancelQueue),
+        1 => Just(Step::Disconnect),
+        12 => ask(vcpus),
+        5 => (here.clone(), vec(register(), 0..4)).prop_map(|(vcpu, list)| Step::Get(vcpu, list)),
+        16 => (here.clone(), writes()).prop_map(|(vcpu, writes)| Step::Set(vcpu, writes)),
+        3 => vec((here.clone(), writes()), 0..4).prop_map(Step::SetVm),
+        4 => (here, any::<bool>(), 0..50_u64).prop_map(|(vcpu, with_vm, ticks)| {
+            Step::WriteBack { vcpu, with_vm, ticks }
+        }),
+        1 => value().prop_map(Step::SetOffset),
+        4 => vec([value(), value(), value(), value()], vcpus as usize).prop_map(Step::RestoreAll),
+        4 => Just(of_vm(Want::Resume)),
+        3 => any::<bool>().prop_map(|keep_counting| of_vm(Want::Pause { keep_counting })),
+        4 => (flags(), realtime(), timeout()).prop_map(|(flags, saved_ns, timeout_ns)| {
+            Step::BeginHere { flags, saved_ns, timeout_ns }
+        }),
+    ]
+}
+
+/// A life: how many vCPUs, which ABI, the host counter at first, and what happens.
+#[derive(Clone, Debug)]
+pub(super) struct Story {
+    pub(super) vcpus: u32,
+    pub(super) abi: u8,
+    pub(super) host: u64,
+    pub(super) steps: Vec<Step>,
+}
+
+/// The host counter when a life begins.
+const HOSTS: [u64; 4] = [0, HZ, u64::MAX - 300, 0xf333_8991_2222_3333];
+
+/// A story of up to so many steps. It may end the VM's life and begin another.
+pub(super) fn story(steps: usize) -> impl Strategy<Value = Story> {
+    // Few vCPUs, so that they meet again and again.
+    let vcpus = prop_oneof![3 => 1..=2_u32, 1 => 3..=8_u32];
+    let abi = prop_oneof![9 => Just(0), 1 => Just(1)];
+    let runs = prop::bool::weighted(0.7);
+    let head = (vcpus, abi, prop::sample::select(&HOSTS[..]), runs);
+    head.prop_flat_map(move |(vcpus, abi, host, runs)| {
+        let step = prop_oneof![80 => step(vcpus), 1 => Just(Step::Reset)];
+        vec(step, 1..=steps).prop_map(move |mut steps| {
+            if runs {
+                steps.insert(0, of_vm(Want::Resume));
+            }
+            Story {
+                vcpus,
+                abi,
+                host,
+                steps,
+            }
+        })
+    })
+}

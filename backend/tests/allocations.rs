@@ -1,0 +1,334 @@
+//! What the VM's time allocates, counted: nothing for a request on the hot path, and never
+//! more often for many vCPUs than for one.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use vhost_user_timer::vm::{Call, Effects, Handled, Now, Profile, Token, Vm};
+use vhost_user_timer_protocol::wire;
+use vhost_user_timer_protocol::{Abi, MAX_MESSAGE, Op, Phase, Register, VM_WIDE};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// The system's allocator, counting what each thread asks of it.
+struct Counting;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Cost {
+    allocations: usize,
+    bytes: usize,
+}
+
+thread_local! {
+    static COST: Cell<Cost> = const { Cell::new(Cost { allocations: 0, bytes: 0 }) };
+}
+
+fn count(bytes: usize) {
+    let Cost {
+        allocations,
+        bytes: before,
+    } = COST.get();
+    COST.set(Cost {
+        allocations: allocations + 1,
+        bytes: before + bytes,
+    });
+}
+
+// SAFETY: every call goes to the system's allocator as it came; counting touches nothing but
+// a thread-local without a destructor, and allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: the caller's promises are those that `System` asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: `ptr` came from `System` with this layout, by `alloc` or `realloc`.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        count(new_size);
+        // SAFETY: as for `dealloc`, and the caller promises a size that is right.
+        unsafe { System.realloc(ptr, layout, new_size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const NOTHING: Cost = Cost {
+    allocations: 0,
+    bytes: 0,
+};
+
+/// What an action allocates.
+fn cost_of<T>(action: impl FnOnce() -> T) -> Cost {
+    let before = COST.get();
+    let result = action();
+    let after = COST.get();
+    drop(result);
+    Cost {
+        allocations: after.allocations - before.allocations,
+        bytes: after.bytes - before.bytes,
+    }
+}
+
+fn request(op: Op, vcpu: u32, body: &(impl IntoBytes + Immutable + ?Sized)) -> Vec<u8> {
+    let header = wire::RequestHeader {
+        op: op.code().into(),
+        vcpu: vcpu.into(),
+        ..Default::default()
+    };
+    [header.as_bytes(), body.as_bytes()].concat()
+}
+
+fn value(register: Register, value: u64) -> wire::RegValue {
+    wire::RegValue {
+        id: register.id(Abi::Arm64).into(),
+        value: value.into(),
+    }
+}
+
+/// A VM with the buffers that its shell keeps for it.
+struct Bench {
+    vm: Vm,
+    host: u64,
+    effects: Effects,
+}
+
+impl Bench {
+    fn paused(vcpus: u32) -> Self {
+        let profile = Profile {
+            max_vcpus: vcpus,
+            request_queues: 1,
+            frequency: 1_000_000_000,
+            frequency_fixed: false,
+        };
+        let mut bench = Bench {
+            vm: Vm::new(profile),
+            host: 1_000,
+            effects: Effects::default(),
+        };
+        let configure = wire::ConfigureVm {
+            vcpus: vcpus.into(),
+            ..Default::default()
+        };
+        bench.done(&request(Op::ConfigureVm, VM_WIDE, &configure));
+        bench
+    }
+
+    /// A VM that runs, its buffers as large as the requests below need them.
+    fn running(vcpus: u32) -> Self {
+        let mut bench = Bench::paused(vcpus);
+        bench.done(&request(Op::Resume, VM_WIDE, &[0_u8; 0]));
+        bench.done(&bench.get_all(0));
+        bench
+    }
+
+    fn get_all(&self, vcpu: u32) -> Vec<u8> {
+        let ids = Register::ALL.map(|register| register.id(Abi::Arm64).to_le_bytes());
+        request(Op::GetRegs, vcpu, ids.as_flattened())
+    }
+
+    fn handle(&mut self, request: &[u8]) -> u32 {
+        let call = Call {
+            request,
+            room: MAX_MESSAGE,
+            token: Token { queue: 1, head: 0 },
+        };
+        let now = Now::at(self.host);
+        let handled = self.vm.handle(now, &call, &mut self.effects);
+        assert_eq!(handled, Handled::Answered);
+        let header = wire::ResponseHeader::read_from_prefix(&self.effects.response);
+        header.unwrap().0.status.get()
+    }
+
+    fn done(&mut self, request: &[u8]) {
+        assert_eq!(self.handle(request), 0);
+    }
+
+    /// Arms both timers of a vCPU to fall due in so many ticks of the virtual clock.
+    fn arm(&self, vcpu: u32, ticks: u64) -> Vec<u8> {
+        let info = self.vm.info(Now::at(self.host));
+        let virt = self.host - info.cntvoff.get();
+        let entries = [
+            value(Register::TimerCval, virt + ticks),
+            value(Register::TimerCtl, wire::ctl::ENABLE),
+            value(Register::PtimerCval, self.host + ticks),
+            value(Register::PtimerCtl, wire::ctl::ENABLE),
+        ];
+        request(Op::SetRegs, vcpu, entries.as_slice())
+    }
+}
+
+const SIZES: [u32; 2] = [1, 4096];
+
+#[test]
+fn the_counter_counts() {
+    let cost = cost_of(|| vec![0_u8; 100]);
+    let expected = Cost {
+        allocations: 1,
+        bytes: 100,
+    };
+    assert_eq!(cost, expected);
+}
+
+#[test]
+fn reading_registers_allocates_nothing() {
+    for vcpus in SIZES {
+        let mut bench = Bench::running(vcpus);
+        let requests: Vec<_> = (0..vcpus).map(|vcpu| bench.get_all(vcpu)).collect();
+        let cost = cost_of(|| {
+            for request in &requests {
+                bench.host += 1;
+                bench.done(request);
+            }
+        });
+        assert_eq!(cost, NOTHING, "{vcpus} vCPUs");
+    }
+}
+
+#[test]
+fn arming_and_re_arming_timers_allocates_nothing() {
+    for vcpus in SIZES {
+        let mut bench = Bench::running(vcpus);
+        let requests: Vec<_> = [500, 90, 7_000, 0, 1_000_000]
+            .into_iter()
+            .flat_map(|ticks| (0..vcpus).map(move |vcpu| (vcpu, ticks)))
+            .map(|(vcpu, ticks)| bench.arm(vcpu, ticks + u64::from(vcpu)))
+            .collect();
+        let cost = cost_of(|| {
+            for request in &requests {
+                bench.done(request);
+            }
+        });
+        assert_eq!(cost, NOTHING, "{vcpus} vCPUs");
+    }
+}
+
+#[test]
+fn expiries_and_their_events_allocate_nothing() {
+    for vcpus in SIZES {
+        let mut bench = Bench::running(vcpus);
+        for round in 0..3 {
+            for vcpu in 0..vcpus {
+                let arm = bench.arm(vcpu, 1 + u64::from(vcpu % 13));
+                bench.done(&arm);
+            }
+            let mut events = 0;
+            let cost = cost_of(|| {
+                while let Some(ticks) = bench.vm.ticks_to_next(Now::at(bench.host))
+                    && ticks < 1_000
+                {
+                    bench.host += ticks;
+                    bench.vm.advance(Now::at(bench.host), &mut bench.effects);
+                }
+                while bench.vm.next_event(Now::at(bench.host)).is_some() {
+                    events += 1;
+                }
+            });
+            let phase_change = u32::from(round == 0);
+            assert_eq!(events, 2 * vcpus + phase_change);
+            assert_eq!(cost, NOTHING, "{vcpus} vCPUs");
+        }
+    }
+}
+
+#[test]
+fn events_that_nobody_reads_do_not_pile_up() {
+    for vcpus in SIZES {
+        let mut bench = Bench::running(vcpus);
+        for _ in 0..10_000 {
+            let arm = bench.arm(0, 1);
+            let cost = cost_of(|| {
+                bench.done(&arm);
+                bench.host += 1;
+                bench.vm.advance(Now::at(bench.host), &mut bench.effects);
+            });
+            assert_eq!(cost, NOTHING, "{vcpus} vCPUs");
+        }
+    }
+}
+
+#[test]
+fn asking_to_run_in_running_allocates_nothing() {
+    for vcpus in SIZES {
+        let mut bench = Bench::running(vcpus);
+        let request = request(Op::WaitRun, vcpus - 1, &[0_u8; 0]);
+        assert_eq!(cost_of(|| bench.done(&request)), NOTHING);
+    }
+}
+
+#[test]
+fn a_refused_request_allocates_nothing() {
+    let mut bench = Bench::running(4);
+    let requests = [
+        vec![],
+        vec![0xff; 100],
+        request(Op::GetRegs, 9, &[0_u8; 0]),
+        request(Op::GetRegs, 0, &[0_u8; 4096]),
+        request(Op::SetRegs, 0, &[0_u8; 4096]),
+        request(Op::SetVm, VM_WIDE, &[0_u8; 0]),
+        request(Op::RestoreDone, 0, &[0_u8; 0]),
+    ];
+    for request in &requests {
+        let cost = cost_of(|| assert_ne!(bench.handle(request), 0));
+        assert_eq!(cost, NOTHING);
+    }
+}
+
+#[test]
+fn reading_the_vm_takes_room_in_proportion_and_only_the_first_time() {
+    for vcpus in [1, 64, 4096] {
+        let mut bench = Bench::running(vcpus);
+        let range = wire::VcpuRange {
+            first: 0.into(),
+            count: vcpus.into(),
+        };
+        let request = request(Op::GetVm, VM_WIDE, &range);
+        bench.done(&request);
+        let len = 16 + 40 + 56 * vcpus as usize;
+        assert_eq!(bench.effects.response.len(), len);
+        assert!(bench.effects.response.capacity() <= 2 * len.max(112));
+        assert_eq!(cost_of(|| bench.done(&request)), NOTHING);
+    }
+}
+
+/// What one vCPU after another costs in a restore, and the restore around it.
+fn restore(vcpus: u32) -> [Cost; 3] {
+    let mut bench = Bench::paused(vcpus);
+    let begin = wire::RestoreBegin {
+        vcpus: vcpus.into(),
+        ..Default::default()
+    };
+    let begin = cost_of(|| bench.done(&request(Op::RestoreBegin, VM_WIDE, &begin)));
+    let bring: Vec<_> = (0..vcpus)
+        .map(|vcpu| {
+            let entries = Register::ALL.map(|register| value(register, 5));
+            request(Op::SetRegs, vcpu, entries.as_slice())
+        })
+        .collect();
+    let done: Vec<_> = (0..vcpus)
+        .map(|vcpu| request(Op::RestoreDone, vcpu, &[0_u8; 0]))
+        .collect();
+    let vcpu_by_vcpu = cost_of(|| {
+        for (bring, done) in bring.iter().zip(&done) {
+            bench.done(bring);
+            bench.done(done);
+        }
+    });
+    assert_eq!(bench.vm.phase(), Phase::Paused);
+    let resume = cost_of(|| bench.done(&request(Op::Resume, VM_WIDE, &[0_u8; 0])));
+    [begin, vcpu_by_vcpu, resume]
+}
+
+#[test]
+fn a_restore_allocates_as_often_for_many_vcpus_as_for_one() {
+    // Buffers that grow by doubling are not made here: all is known beforehand.
+    let [one, many] = SIZES.map(restore);
+    for (one, many) in one.iter().zip(&many) {
+        assert_eq!(one.allocations, many.allocations);
+        assert!(many.bytes <= 200 * 4096, "{many:?}");
+    }
+}
