@@ -1,1 +1,22 @@
-//! x
+//! What the tests of vhost-user-timer share, and the mock frontend.
+//!
+//! - [`backend_process`]: a backend as the external process that it is;
+//! - [`raw_driver`]: a driver of its own for black-box tests, hostile where that is wanted;
+//! - [`contract`]: the wire contract, by hand, over that driver;
+//! - [`kvm_data`]: the timer registers that a real KVM/arm64 gave;
+//! - [`race`]: vCPU threads that restore all at once;
+//! - [`watch`]: the count as a guest reads it, and whether it went back;
+//! - [`mock`]: the program `mock-frontend`, which plays the VMM.
+
+pub mod backend_process;
+pub mod contract;
+pub mod kvm_data;
+pub mod mock;
+pub mod race;
+pub mod raw_driver;
+pub mod watch;
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

@@ -1,12 +1,12 @@
 //! The timer device as vhost-user sees it: rings in, model call, rings out.
 //!
-//! [`TimerDevice`] lives as long as the process and has the VM. A [`Session`] lives as long as
+//! [`TimerDevice`] lives as long as the process and has the VM. A `Session` lives as long as
 //! one connection; `vhost-user-backend` calls it, on the connection's request thread for
 //! control messages and on its one worker thread for everything that becomes readable: kicks,
 //! the alarm, and the session's own wake-up.
 //!
 //! This is the only place that knows vhost-user, and where the crate's traps are kept from
-//! everyone else: an error or a panic in [`handle_event`](VhostUserBackend::handle_event) ends
+//! everyone else: an error or a panic in `handle_event` ends
 //! the worker for good, so nothing there returns one but the order to stop; a ring stays
 //! memory that the frontend owns after GET_VRING_BASE, so every use of it asks first whether it
 //! is started and enabled; and a ring whose indices make no sense is stopped, not retried.

@@ -12,6 +12,7 @@ use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
+use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use zerocopy::IntoBytes;
@@ -30,6 +31,10 @@ const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::
     .union(VhostUserProtocolFeatures::CONFIG)
     .union(VhostUserProtocolFeatures::RESET_DEVICE)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
+
+/// How many requests with effects are served before other rings and the end of the connection
+/// get their turn: a frontend can see to it that there is always one more.
+const EFFECTS: usize = 256;
 
 /// See the module.
 pub(crate) struct Session {
@@ -134,20 +139,18 @@ impl Session {
         let Some(vring) = self.vrings().get(usize::from(queue)) else {
             return;
         };
-        loop {
+        for _ in 0..EFFECTS {
             let mut core = self.device.core();
             let mut rings = self.rings();
             let served = rings.serve(&mut core, vring, queue, &self.memory);
             self.carry_out(&mut core, &mut rings);
             match served {
-                Served::All => break,
+                Served::All => return,
                 Served::ToEffects => {}
-                Served::ToBatch => {
-                    self.go_on_later(queue);
-                    break;
-                }
+                Served::ToBatch => break,
             }
         }
+        self.go_on_later(queue);
     }
 
     /// Answers waiters, tells events, sets the alarm, and last logs: nobody waits for that.
@@ -179,11 +182,12 @@ impl Session {
     }
 
     fn woken(&self) -> io::Result<()> {
+        // Nothing to read: another wake-up took it along. And this one may take along the one to
+        // stop, so that comes after.
+        let _ = self.wake.read();
         if self.stopping() {
             return Err(io::Error::other("The connection is over"));
         }
-        // Nothing to read: another wake-up took it along.
-        let _ = self.wake.read();
         let unfinished = self.unfinished.swap(0, Ordering::Relaxed);
         for queue in 0..self.device.queues() as u16 {
             if unfinished & (1 << queue) != 0 {
@@ -247,8 +251,25 @@ impl VhostUserBackend for Session {
         ))
     }
 
-    /// The rings see new memory by themselves; what they hold is looked up when it is used.
-    fn update_memory(&self, _mem: Memory) -> io::Result<()> {
+    /// The rings see new memory by themselves; what they hold is looked up when it is used. A
+    /// region that goes on where its file ends is refused: touching it there is SIGBUS.
+    fn update_memory(&self, memory: Memory) -> io::Result<()> {
+        for region in memory.memory().iter() {
+            let Some(backing) = region.file_offset() else {
+                continue;
+            };
+            let file = backing.file().metadata()?;
+            let end = backing.start().checked_add(region.len());
+            if file.is_file() && end.is_none_or(|end| end > file.len()) {
+                log::error!(
+                    "A memory region of {:#x} bytes from {:#x} of a file of {:#x} is refused",
+                    region.len(),
+                    backing.start(),
+                    file.len()
+                );
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+        }
         Ok(())
     }
 

@@ -7,9 +7,10 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::MutexGuard;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard};
 
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::Error;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
@@ -19,15 +20,29 @@ pub(super) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 
 /// See the module.
 #[derive(Clone)]
-pub struct Vring(VringMutex<Memory>);
+pub struct Vring {
+    ring: VringMutex<Memory>,
+    /// A kick descriptor was replaced while epoll watched it. The crate does not take it out, so
+    /// it may be readable for ever and is never read.
+    orphaned: Arc<AtomicBool>,
+}
 
 fn nonblocking(file: Option<File>) -> Option<File> {
     file.filter(|file| {
         let set = fcntl_getfl(file).and_then(|flags| fcntl_setfl(file, flags | OFlags::NONBLOCK));
-        if let Err(error) = set {
-            log::error!("A kick or call descriptor that cannot be made non-blocking: {error}");
+        let kind = fstat(file).map(|stat| FileType::from_raw_mode(stat.st_mode));
+        match (set, kind) {
+            // An eventfd has no file type. A device may be readable for ever.
+            (Ok(()), Ok(FileType::Unknown | FileType::Fifo | FileType::Socket)) => true,
+            (Err(error), _) | (_, Err(error)) => {
+                log::error!("A kick or call descriptor that cannot be made non-blocking: {error}");
+                false
+            }
+            (_, Ok(kind)) => {
+                log::error!("A {kind:?} is no kick or call descriptor");
+                false
+            }
         }
-        set.is_ok()
     })
 }
 
@@ -41,89 +56,108 @@ impl<'a> VringStateMutGuard<'a, Memory> for Vring {
 
 impl VringT<Memory> for Vring {
     fn new(mem: Memory, max_queue_size: u16) -> Result<Self, Error> {
-        VringMutex::new(mem, max_queue_size).map(Vring)
+        Ok(Vring {
+            ring: VringMutex::new(mem, max_queue_size)?,
+            orphaned: Arc::default(),
+        })
     }
 
     fn get_ref(&self) -> MutexGuard<'_, VringState<Memory>> {
-        self.0.get_ref()
+        self.ring.get_ref()
     }
 
     fn get_mut(&self) -> MutexGuard<'_, VringState<Memory>> {
-        self.0.get_mut()
+        self.ring.get_mut()
     }
 
     fn add_used(&self, desc_index: u16, len: u32) -> Result<(), Error> {
-        self.0.add_used(desc_index, len)
+        self.ring.add_used(desc_index, len)
     }
 
     fn signal_used_queue(&self) -> io::Result<()> {
-        self.0.signal_used_queue()
+        self.ring.signal_used_queue()
     }
 
     fn enable_notification(&self) -> Result<bool, Error> {
-        self.0.enable_notification()
+        self.ring.enable_notification()
     }
 
     fn disable_notification(&self) -> Result<(), Error> {
-        self.0.disable_notification()
+        self.ring.disable_notification()
     }
 
     fn needs_notification(&self) -> Result<bool, Error> {
-        self.0.needs_notification()
+        self.ring.needs_notification()
     }
 
     fn set_enabled(&self, enabled: bool) {
-        self.0.set_enabled(enabled);
+        self.ring.set_enabled(enabled);
     }
 
     fn set_queue_info(&self, desc: u64, avail: u64, used: u64) -> Result<(), Error> {
-        self.0.set_queue_info(desc, avail, used)
+        self.ring.set_queue_info(desc, avail, used)
     }
 
     fn queue_next_avail(&self) -> u16 {
-        self.0.queue_next_avail()
+        self.ring.queue_next_avail()
     }
 
     fn set_queue_next_avail(&self, base: u16) {
-        self.0.set_queue_next_avail(base);
+        self.ring.set_queue_next_avail(base);
     }
 
     fn set_queue_next_used(&self, idx: u16) {
-        self.0.set_queue_next_used(idx);
+        self.ring.set_queue_next_used(idx);
     }
 
     fn queue_used_idx(&self) -> Result<u16, Error> {
-        self.0.queue_used_idx()
+        self.ring.queue_used_idx()
     }
 
     fn set_queue_size(&self, num: u16) {
         if !num.is_power_of_two() {
             log::error!("A ring of {num} descriptors: a split ring's size is a power of two");
         }
-        self.0.set_queue_size(num);
+        self.ring.set_queue_size(num);
     }
 
     fn set_queue_event_idx(&self, enabled: bool) {
-        self.0.set_queue_event_idx(enabled);
+        self.ring.set_queue_event_idx(enabled);
     }
 
     fn set_queue_ready(&self, ready: bool) {
-        self.0.set_queue_ready(ready);
+        self.ring.set_queue_ready(ready);
     }
 
     fn set_kick(&self, file: Option<File>) {
-        self.0.set_kick(nonblocking(file));
+        let state = self.ring.get_ref();
+        let watched = state.get_kick().is_some() && state.is_enabled();
+        drop(state);
+        if watched && file.is_some() {
+            self.orphaned.store(true, Ordering::Relaxed);
+        }
+        self.ring.set_kick(nonblocking(file));
     }
 
+    /// A kick that is not there any more is none: the ring was stopped and started since epoll
+    /// saw it, or another reader took it.
     fn read_kick(&self) -> io::Result<bool> {
-        self.0.read_kick()
+        match self.ring.read_kick() {
+            Err(error)
+                if error.kind() == io::ErrorKind::WouldBlock
+                    && !self.orphaned.load(Ordering::Relaxed) =>
+            {
+                Ok(self.ring.get_ref().is_enabled())
+            }
+            read => read,
+        }
     }
 
     fn set_call(&self, file: Option<File>) {
-        self.0.set_call(nonblocking(file));
+        self.ring.set_call(nonblocking(file));
     }
 
     fn set_err(&self, file: Option<File>) {
-        self.0.set_err(file);
+        self.ring.set_err(file);
     }
 }

@@ -144,9 +144,8 @@ pub fn serve(device: Arc<TimerDevice>, mut socket: Socket) -> Result<(), ServerE
             }
         }
     }
-    if let Some(connection) = connection {
-        connection.close();
-    }
+    // On a signal a frontend may be connected still. It is not waited for: it could hold the
+    // worker up, and the end of the process ends that too.
     Ok(())
 }
 

@@ -70,7 +70,9 @@ fn pump(from: &UnixStream, to: &UnixStream) -> io::Result<()> {
         if !receive(from, header, &mut fds)? {
             return Ok(());
         }
-        let len = header.last_chunk().map_or(0, |len| u32::from_ne_bytes(*len)) as usize;
+        let len = header
+            .last_chunk()
+            .map_or(0, |len| u32::from_ne_bytes(*len)) as usize;
         let Some(body) = body.get_mut(..len) else {
             return Err(io::Error::other("a message longer than any is"));
         };

@@ -12,7 +12,7 @@
 //! - the order of register writes never matters;
 //! - a due timer is never lost; a masked or disabled one never fires.
 //!
-//! Where does time stand still? In [`clock`]. Who waits for whom? In `restore`. When does a
+//! Where does time stand still? In `clock`. Who waits for whom? In `restore`. When does a
 //! timer fire? In `schedule`, over `deadlines`.
 
 mod clock;

@@ -1,0 +1,40 @@
+# What there is to do here. `make check` is what CI runs.
+
+CARGO ?= cargo
+export CARGO_TERM_COLOR ?= auto
+export RUSTDOCFLAGS := -D warnings
+
+BACKEND := target/release/vhost-user-timer
+MOCK := target/release/mock-frontend
+
+.PHONY: help demo check fmt clippy doc test build clean
+
+help:
+	@echo 'make demo   eight vCPUs saved by one backend and restored by another, step by step'
+	@echo 'make check  everything that must hold: format, lints, docs, tests, the demo'
+	@echo 'make build  the backend and the mock frontend, as released, in target/release'
+
+build:
+	$(CARGO) build --release --locked --workspace
+
+demo: build
+	$(MOCK) demo --backend $(BACKEND) $(DEMO_ARGS)
+
+check: fmt clippy doc test demo
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy:
+	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
+	$(CARGO) clippy --locked -p vhost-user-timer-protocol -- -D warnings
+
+doc:
+	$(CARGO) doc --locked --workspace --all-features --no-deps
+
+# The black-box tests run the backend as it is released.
+test: build
+	$(CARGO) test --locked --workspace --all-features
+
+clean:
+	$(CARGO) clean

@@ -1,0 +1,316 @@
+//! What the demonstration says while it goes on, and what it has to say in the end.
+
+use std::fmt::{self, Write as _};
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+use serde::{Serialize, Serializer};
+
+use super::guest::Fired;
+
+/// Rows of the table that are always shown. Of more vCPUs, only rows of note are.
+const ROWS: usize = 32;
+
+/// Where the demonstration's story is told: on stdout, or with `--json` nowhere.
+#[derive(Debug)]
+pub(super) struct Console {
+    silent: bool,
+    start: Instant,
+}
+
+impl Console {
+    pub(super) fn new(silent: bool) -> Self {
+        let start = Instant::now();
+        Console { silent, start }
+    }
+
+    pub(super) fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// A line with the time at which it is said.
+    pub(super) fn say(&self, text: fmt::Arguments<'_>) {
+        self.print(format_args!("{:>6} ms  {text}", self.elapsed().as_millis()));
+    }
+
+    /// A line without.
+    pub(super) fn print(&self, text: fmt::Arguments<'_>) {
+        if !self.silent {
+            print_line(text);
+        }
+    }
+}
+
+/// Prints a line on stdout. A reader who has left, as `head` does, is no failure.
+pub(super) fn print_line(text: impl fmt::Display) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// One restore, as the vCPUs saw it.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Restore {
+    /// What was restored.
+    pub(super) name: &'static str,
+    /// The largest count that a vCPU brought.
+    pub(super) largest_brought: u64,
+    /// The count at which they were let go; the smallest, if there are several.
+    pub(super) released_at: u64,
+    /// Different pairs of offsets that they got.
+    pub(super) offsets: usize,
+    /// Different counts, offsets or instants of release.
+    pub(super) releases: usize,
+    /// vCPUs that were let go before the last RESTORE_DONE was sent.
+    pub(super) early: usize,
+}
+
+/// One vCPU over the move.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Row {
+    pub(super) vcpu: u32,
+    pub(super) straggler: bool,
+    pub(super) saved_count: u64,
+    pub(super) released_count: u64,
+    #[serde(serialize_with = "hex")]
+    pub(super) cntvoff: u64,
+    #[serde(serialize_with = "hex")]
+    pub(super) cntpoff: u64,
+    #[serde(serialize_with = "milliseconds")]
+    pub(super) waited_ms: Duration,
+    pub(super) fired_on_source: Fired,
+    pub(super) fired_on_destination: Fired,
+    /// Deadlines that the guest programmed, and that were due by the end.
+    pub(super) programmed: usize,
+    pub(super) lost: u64,
+    pub(super) doubled: u64,
+    pub(super) early: bool,
+    pub(super) backwards: u64,
+}
+
+impl Row {
+    /// What went wrong for this vCPU, to be put behind its row.
+    fn faults(&self) -> String {
+        let mut text = String::new();
+        for (name, count) in [
+            ("EARLY", u64::from(self.early)),
+            ("BACKWARDS", self.backwards),
+            ("LOST", self.lost),
+            ("DOUBLED", self.doubled),
+        ] {
+            if count > 0 {
+                let _ = write!(text, "  {name} {count}");
+            }
+        }
+        text
+    }
+}
+
+/// All that was measured.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Report {
+    pub(super) restores: Vec<Restore>,
+    pub(super) rows: Vec<Row>,
+    /// From PAUSE on the source to the release on the destination.
+    #[serde(serialize_with = "milliseconds")]
+    pub(super) away_ms: Duration,
+    /// How often the count went back, over all restores.
+    pub(super) backwards: u64,
+    /// Interrupts that came before their deadline.
+    pub(super) premature: u64,
+}
+
+impl Report {
+    pub(super) fn verdict(&self) -> Verdict {
+        let sum = |of: fn(&Row) -> u64| self.rows.iter().map(of).sum();
+        let unsettled = |restore: &&Restore| {
+            restore.releases != 1 || restore.released_at != restore.largest_brought
+        };
+        Verdict {
+            vcpus: self.rows.len(),
+            early: self.restores.iter().map(|restore| restore.early).sum(),
+            backwards: self.backwards,
+            offsets: self.restores.iter().map(|r| r.offsets).max().unwrap_or(0),
+            lost: sum(|row| row.lost),
+            doubled: sum(|row| row.doubled),
+            premature: self.premature,
+            unsettled: self.restores.iter().filter(unsettled).count(),
+        }
+    }
+
+    /// The table, one row for each vCPU, if there are not too many.
+    pub(super) fn table(&self) -> String {
+        let mut text = String::from(
+            "  vCPU    saved count  released count             cntvoff    waited  \
+             deadlines  fired: source  destination\n",
+        );
+        let mut left_out = 0;
+        for (index, row) in self.rows.iter().enumerate() {
+            let many = self.rows.len() > ROWS && index >= ROWS / 2;
+            if many && !row.straggler && row.faults().is_empty() {
+                left_out += 1;
+                continue;
+            }
+            let on = |fired: Fired| format!("{} + {}", fired.virt, fired.phys);
+            let _ = writeln!(
+                text,
+                "{:>6} {:>14}  {:>14}  {:>#18x} {:>6.1} ms  {:>9}  {:>13}  {:>11}{}{}",
+                row.vcpu,
+                grouped(row.saved_count),
+                grouped(row.released_count),
+                row.cntvoff,
+                row.waited_ms.as_secs_f64() * 1e3,
+                row.programmed,
+                on(row.fired_on_source),
+                on(row.fired_on_destination),
+                if row.straggler { "  straggler" } else { "" },
+                row.faults(),
+            );
+        }
+        if left_out > 0 {
+            let _ = writeln!(text, "   ({left_out} more like these; --json has them all)");
+        }
+        text + "  deadlines: as programmed by the guest; fired: virtual timer + physical timer"
+    }
+}
+
+/// The promises, and how often each was broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Verdict {
+    pub(super) vcpus: usize,
+    /// vCPUs that ran before the last RESTORE_DONE was sent.
+    pub(super) early: usize,
+    pub(super) backwards: u64,
+    /// The most different offsets that the vCPUs of one restore got.
+    pub(super) offsets: usize,
+    /// Due deadlines whose interrupt never came.
+    pub(super) lost: u64,
+    /// Interrupts that came again, or for a timer that was off.
+    pub(super) doubled: u64,
+    pub(super) premature: u64,
+    /// Restores whose vCPUs were not all let go at the largest count that one of them brought.
+    pub(super) unsettled: usize,
+}
+
+impl Verdict {
+    pub(super) fn is_ok(&self) -> bool {
+        let kept = Verdict {
+            vcpus: self.vcpus,
+            early: 0,
+            backwards: 0,
+            offsets: 1,
+            lost: 0,
+            doubled: 0,
+            premature: 0,
+            unsettled: 0,
+        };
+        *self == kept
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = if self.is_ok() { "OK" } else { "FAILED" };
+        let (early, backwards, offsets) = (self.early, self.backwards, self.offsets);
+        write!(f, "demo: {word} vcpus={} early={early} ", self.vcpus)?;
+        write!(
+            f,
+            "backwards={backwards} offsets={offsets} lost={}",
+            self.lost
+        )?;
+        for (name, count) in [
+            ("doubled", self.doubled),
+            ("premature", self.premature),
+            ("unsettled", self.unsettled as u64),
+        ] {
+            if count > 0 {
+                write!(f, " {name}={count}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A number with its thousands apart: 4,298,104,435.
+pub(super) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// "1 vCPU", "2 vCPUs".
+pub(super) fn counted(number: impl Into<u64>, noun: &str) -> String {
+    match number.into() {
+        1 => format!("1 {noun}"),
+        number => format!("{number} {noun}s"),
+    }
+}
+
+/// Values that use all of 64 bits, which not every JSON reader keeps.
+pub(super) fn hex<S: Serializer>(value: &u64, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&format_args!("{value:#x}"))
+}
+
+fn milliseconds<S: Serializer>(value: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_f64(value.as_micros() as f64 / 1e3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEPT: Verdict = Verdict {
+        vcpus: 8,
+        early: 0,
+        backwards: 0,
+        offsets: 1,
+        lost: 0,
+        doubled: 0,
+        premature: 0,
+        unsettled: 0,
+    };
+
+    #[test]
+    fn kept_promises_are_ok() {
+        assert!(KEPT.is_ok());
+        let line = "demo: OK vcpus=8 early=0 backwards=0 offsets=1 lost=0";
+        assert_eq!(KEPT.to_string(), line);
+    }
+
+    #[test]
+    fn each_broken_promise_fails() {
+        for broken in [
+            Verdict { early: 1, ..KEPT },
+            Verdict {
+                backwards: 1,
+                ..KEPT
+            },
+            Verdict { offsets: 2, ..KEPT },
+            Verdict { lost: 1, ..KEPT },
+            Verdict { doubled: 1, ..KEPT },
+            Verdict {
+                premature: 1,
+                ..KEPT
+            },
+            Verdict {
+                unsettled: 1,
+                ..KEPT
+            },
+        ] {
+            assert!(!broken.is_ok());
+            assert!(broken.to_string().starts_with("demo: FAILED vcpus=8 "));
+        }
+        let doubled = Verdict { doubled: 3, ..KEPT }.to_string();
+        assert!(doubled.ends_with(" lost=0 doubled=3"), "{doubled}");
+    }
+
+    #[test]
+    fn thousands_are_kept_apart() {
+        let texts = [0, 999, 1_000, 4_298_104_435].map(grouped);
+        assert_eq!(texts, ["0", "999", "1,000", "4,298,104,435"]);
+    }
+}

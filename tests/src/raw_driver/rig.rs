@@ -1,0 +1,239 @@
+//! A backend under test, and what the system says of it.
+
+use std::fs;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{Driver, Setup};
+use crate::backend_process::{BACKEND_VARIABLE, BackendProcess, find_program};
+
+/// After this the backend is killed, and with it whatever waits for it.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// A running backend that cannot leave its test hanging.
+pub struct Rig {
+    /// The process.
+    pub backend: BackendProcess,
+    /// Dropping it ends the watch.
+    _watch: Sender<()>,
+}
+
+impl Rig {
+    /// Starts the backend.
+    ///
+    /// # Panics
+    ///
+    /// Where it does not start.
+    pub fn launch(args: &[&str]) -> Self {
+        Self::watch(BackendProcess::launch(args).expect("a backend"))
+    }
+
+    /// Starts the release build of the backend where there is one: it is what ships, and the
+    /// crates underneath have assertions that only a debug build makes.
+    ///
+    /// # Panics
+    ///
+    /// Where it does not start.
+    pub fn launch_release(args: &[&str]) -> Self {
+        let (program, _) = release_program().expect("a backend program");
+        let backend = BackendProcess::launch_program(&program, args).expect("a backend");
+        Self::watch(backend)
+    }
+
+    /// Watches over a backend that was started otherwise.
+    pub fn watch(backend: BackendProcess) -> Self {
+        let (sender, receiver) = channel();
+        let pid = backend.pid();
+        std::thread::spawn(move || {
+            if receiver.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout)
+                && let Some(pid) = Pid::from_raw(pid as i32)
+            {
+                eprintln!("The test hangs; its backend is killed");
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        });
+        Rig {
+            backend,
+            _watch: sender,
+        }
+    }
+
+    /// A driver on a fresh connection, as most tests want it.
+    ///
+    /// # Panics
+    ///
+    /// Where anything is refused.
+    pub fn connect(&self) -> Driver {
+        self.connect_with(Setup::default())
+    }
+
+    /// A driver on a fresh connection.
+    ///
+    /// # Panics
+    ///
+    /// Where anything is refused.
+    pub fn connect_with(&self, setup: Setup) -> Driver {
+        Driver::connect(self.backend.socket_path(), setup)
+    }
+
+    /// A fresh connection and nothing on it.
+    ///
+    /// # Panics
+    ///
+    /// Where nobody listens.
+    pub fn stream(&self) -> UnixStream {
+        UnixStream::connect(self.backend.socket_path()).expect("the backend listens")
+    }
+
+    /// What the process uses now.
+    ///
+    /// # Panics
+    ///
+    /// Where it is gone.
+    pub fn usage(&self) -> Usage {
+        Usage::of(self.backend.pid()).expect("the backend is alive")
+    }
+
+    /// Waits until no thread of the process runs any more, and sees that none does for a while.
+    /// False where one goes on and on.
+    ///
+    /// # Panics
+    ///
+    /// Where the process is gone.
+    pub fn comes_to_rest(&self) -> bool {
+        let deadline = Instant::now() + super::PATIENCE;
+        let mut last = None;
+        while Instant::now() < deadline {
+            let now = asleep(self.backend.pid()).expect("the backend is alive");
+            if now.is_some() && now == last {
+                return true;
+            }
+            last = now;
+            // Not for anything to happen: for nothing to happen in.
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        false
+    }
+
+    /// Waits until the process has no more threads and descriptors than these, and returns what
+    /// it then uses; or, where that takes too long, what it uses after all.
+    pub fn settled(&self, threads: usize, fds: usize) -> Usage {
+        let deadline = Instant::now() + super::PATIENCE;
+        loop {
+            let usage = self.usage();
+            if (usage.threads <= threads && usage.fds <= fds) || Instant::now() > deadline {
+                return usage;
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// How often each thread has been switched to and from, where all of them sleep.
+fn asleep(pid: u32) -> io::Result<Option<Vec<String>>> {
+    let mut threads = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let Ok(status) = fs::read_to_string(thread?.path().join("status")) else {
+            return Ok(None);
+        };
+        let line = |name: &str| {
+            let found = status.lines().find(|line| line.starts_with(name));
+            found.unwrap_or_default().to_owned()
+        };
+        if !line("State:").starts_with("State:\tS") {
+            return Ok(None);
+        }
+        let names = [
+            "Pid:",
+            "voluntary_ctxt_switches",
+            "nonvoluntary_ctxt_switches",
+        ];
+        threads.extend(names.map(line));
+    }
+    Ok(Some(threads))
+}
+
+/// What a process uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Open descriptors.
+    pub fds: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Resident memory of its own, KiB: what a frontend shares is not in it.
+    pub anonymous_kib: u64,
+    /// Processor time so far, user and system, in clock ticks of 10 ms.
+    pub cpu_ticks: u64,
+}
+
+impl Usage {
+    /// Of the process with this id.
+    ///
+    /// # Errors
+    ///
+    /// Where there is none.
+    pub fn of(pid: u32) -> io::Result<Self> {
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        let count = |name: &str| fs::read_dir(proc.join(name)).map(Iterator::count);
+        let status = fs::read_to_string(proc.join("status"))?;
+        let anonymous_kib = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"))
+            .and_then(|value| value.split_whitespace().next()?.parse().ok())
+            .unwrap_or(0);
+        let stat = fs::read_to_string(proc.join("stat"))?;
+        // Fields 14 and 15; the second, in parentheses, may have anything in it.
+        let cpu_ticks = stat
+            .rsplit(')')
+            .next()
+            .unwrap_or_default()
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .filter_map(|ticks| ticks.parse::<u64>().ok())
+            .sum();
+        Ok(Usage {
+            fds: count("fd")?,
+            threads: count("task")?,
+            anonymous_kib,
+            cpu_ticks,
+        })
+    }
+}
+
+/// The backend's release build where there is one beside this build, else what
+/// [`find_program`] finds; and whether it is known to be a release build.
+///
+/// # Errors
+///
+/// Where there is no backend at all.
+pub fn release_program() -> io::Result<(PathBuf, bool)> {
+    let program = find_program()?;
+    if std::env::var_os(BACKEND_VARIABLE).is_some() {
+        return Ok((program, false));
+    }
+    let name = program.file_name().unwrap_or_default();
+    let release = program
+        .parent()
+        .and_then(|profile| profile.parent())
+        .map(|target| target.join("release").join(name))
+        .filter(|path| path.is_file());
+    Ok(match release {
+        Some(release) => (release, true),
+        None => (program, false),
+    })
+}
+
+/// The seed of a randomised test: what `VUT_SEED` says, else a fixed one. Tests print it when
+/// they fail.
+pub fn seed() -> u64 {
+    std::env::var("VUT_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0x7133_5eed)
+}
