@@ -50,6 +50,8 @@ pub(super) struct Rings {
     /// Where the answers of those who wait to run go.
     held: HashMap<Token, Vec<Segment>>,
     deferred: Vec<Deferred>,
+    /// How many chains were taken from the rings.
+    taken: u64,
     /// How many chains had too little room.
     complaints: u64,
 }
@@ -235,6 +237,11 @@ impl Rings {
         notify(&mut ring, &mem, told);
     }
 
+    /// How many chains were ever taken from the rings.
+    pub(super) fn taken(&self) -> u64 {
+        self.taken
+    }
+
     /// Forgets what the rings held: they are gone.
     pub(super) fn clear(&mut self) {
         self.held.clear();
@@ -301,6 +308,7 @@ impl Rings {
                     if let Some(chain) = chains.next() {
                         let head = chain.head_index();
                         self.gathered.gather(mem, chain);
+                        self.taken += 1;
                         return Some(Token { queue, head });
                     }
                 }

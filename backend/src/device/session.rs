@@ -36,6 +36,11 @@ const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::
 /// get their turn: a frontend can see to it that there is always one more.
 const EFFECTS: usize = 256;
 
+/// How many kicks in a row may bring nothing. A driver's kicks seldom do, and any chain that is
+/// taken begins the count anew; a kick descriptor that is readable for ever (an eventfd that is a
+/// semaphore, say) would keep the worker busy with nothing.
+const IDLE_KICKS: u32 = 65_536;
+
 /// See the module.
 pub(crate) struct Session {
     device: Arc<TimerDevice>,
@@ -48,6 +53,8 @@ pub(crate) struct Session {
     /// Queues with requests left for later, as bits.
     unfinished: AtomicU32,
     stopping: AtomicBool,
+    /// Kicks in a row that brought nothing.
+    idle_kicks: AtomicU32,
     /// Written when the worker ends, for whatever reason.
     worker_ended: EventFd,
 }
@@ -81,6 +88,7 @@ impl Session {
             wake: EventFd::new(EFD_NONBLOCK)?,
             unfinished: AtomicU32::new(0),
             stopping: AtomicBool::new(false),
+            idle_kicks: AtomicU32::new(0),
             worker_ended,
         })
     }
@@ -170,6 +178,18 @@ impl Session {
     fn go_on_later(&self, queue: u16) {
         self.unfinished.fetch_or(1 << queue, Ordering::Relaxed);
         let _ = self.wake.write(1);
+    }
+
+    /// Serves a queue whose driver kicked.
+    fn kicked(&self, queue: u16) -> io::Result<()> {
+        let before = self.rings().taken();
+        self.serve(queue);
+        if self.rings().taken() != before {
+            self.idle_kicks.store(0, Ordering::Relaxed);
+        } else if self.idle_kicks.fetch_add(1, Ordering::Relaxed) >= IDLE_KICKS {
+            return Err(io::Error::other("Kicks without end that bring nothing"));
+        }
+        Ok(())
     }
 
     fn time_passed(&self) {
@@ -316,7 +336,7 @@ impl VhostUserBackend for Session {
         match event {
             event if event == self.wake_id() => self.woken()?,
             event if event == self.alarm_id() => self.time_passed(),
-            queue => self.serve(queue),
+            queue => self.kicked(queue)?,
         }
         Ok(())
     }

@@ -121,7 +121,8 @@ pub fn serve(device: Arc<TimerDevice>, mut socket: Socket) -> Result<(), ServerE
                     && !connection.session.stopping()
                 {
                     log::error!(
-                        "The frontend is disconnected: one of its kick descriptors cannot be read"
+                        "The frontend is disconnected: one of its kick descriptors cannot be \
+                         read, or is readable without end"
                     );
                     if let Some(shutdown) = &connection.shutdown {
                         shutdown.shutdown();
