@@ -101,6 +101,15 @@ impl<'a, T> Call<'a, T> {
         Ok((request, answer))
     }
 
+    pub(super) fn op(&self) -> Op {
+        self.op
+    }
+
+    /// The epoch in the header.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
     /// The vCPU and epoch, if this is a WAIT_RUN.
     pub(super) fn as_wait_run(&self) -> Option<(u32, u64)> {
         let same =
@@ -165,6 +174,16 @@ pub struct About {
 impl About {
     pub(super) fn name(&self) -> &'static str {
         self.op.name()
+    }
+
+    /// The answer that a request gets that was done before.
+    pub(super) fn parse_done<T: Answer>(&self) -> Result<T, Reply> {
+        // OK, and for RESTORE_DONE that no vCPU is missing.
+        let body = match self.op {
+            Op::RestoreDone => size_of::<wire::RestoreDoneResult>(),
+            _ => 0,
+        };
+        self.parse(&[0; HEADER + size_of::<wire::RestoreDoneResult>()][..HEADER + body])
     }
 
     /// The answer in `bytes`, header included.

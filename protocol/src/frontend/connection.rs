@@ -9,12 +9,14 @@ use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag};
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserHeaderFlag,
+};
 use vhost::vhost_user::{
     Frontend, VhostUserFrontend, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
@@ -26,7 +28,7 @@ use zerocopy::FromBytes;
 
 use super::memory::SharedMemory;
 use super::ring::RingLayout;
-use super::wait::{Deadline, Link, ShutdownHandle, eventfd, poll, signal};
+use super::wait::{Deadline, ShutdownHandle, eventfd, poll, signal};
 use super::{Error, Info};
 use crate::{FIRST_REQUEST_QUEUE, MAX_REQUEST_QUEUES, wire};
 
@@ -54,6 +56,11 @@ impl Negotiated {
         self.features & INDIRECT_DESC != 0
     }
 
+    pub(super) fn has_device_state(&self) -> bool {
+        let feature = VhostUserProtocolFeatures::DEVICE_STATE;
+        self.protocol.contains(feature)
+    }
+
     pub(super) fn has_config(&self) -> bool {
         self.protocol.contains(VhostUserProtocolFeatures::CONFIG)
     }
@@ -70,7 +77,9 @@ pub(super) struct Vring<'a> {
 /// The control channel of one connection.
 pub(super) struct Connection {
     frontend: Mutex<Frontend>,
-    pub(super) link: Arc<Link>,
+    /// Another descriptor of the `Frontend`'s socket.
+    pub(super) socket: UnixStream,
+    shutdown: ShutdownHandle,
 }
 
 /// Connects to a listening backend.
@@ -135,10 +144,8 @@ impl Connection {
         let queues = u64::from(FIRST_REQUEST_QUEUE + MAX_REQUEST_QUEUES);
         Ok(Connection {
             frontend: Mutex::new(Frontend::from_stream(socket, queues)),
-            link: Arc::new(Link {
-                socket: own,
-                shutdown,
-            }),
+            socket: own,
+            shutdown,
         })
     }
 
@@ -151,7 +158,7 @@ impl Connection {
         exchange: impl FnOnce(&mut Frontend) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let mut frontend = self.frontend.lock().unwrap_or_else(PoisonError::into_inner);
-        if heed_shutdown && self.link.shutdown.was_used() {
+        if heed_shutdown && self.shutdown.was_used() {
             return Err(Error::ShutDown);
         }
         let done = eventfd()?;
@@ -159,7 +166,7 @@ impl Connection {
         let guard = || {
             let mut fds = [
                 PollFd::new(&done, PollFlags::IN),
-                PollFd::from_borrowed_fd(self.link.shutdown.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(self.shutdown.as_fd(), PollFlags::IN),
             ];
             let watched = if heed_shutdown { 2 } else { 1 };
             let _ = poll(&mut fds[..watched], deadline);
@@ -184,7 +191,7 @@ impl Connection {
         });
         match result {
             Ok(value) => Ok(value),
-            Err(_) if late.load(Ordering::Relaxed) => Err(match self.link.shutdown.was_used() {
+            Err(_) if late.load(Ordering::Relaxed) => Err(match self.shutdown.was_used() {
                 true if heed_shutdown => Error::ShutDown,
                 _ => Error::TimedOut { what },
             }),
@@ -197,11 +204,16 @@ impl Connection {
 
     /// Ends the connection: the backend sees it closed, and so does every wait.
     pub(super) fn close(&self) {
-        let _ = self.link.socket.shutdown(std::net::Shutdown::Both);
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
     }
 
-    /// Agrees on features and learns how many queues there are.
-    pub(super) fn negotiate(&self, deadline: Deadline) -> Result<Negotiated, Error> {
+    /// Agrees on features and learns how many queues there are: as on a former connection, if
+    /// there was one.
+    pub(super) fn negotiate(
+        &self,
+        former: Option<&Negotiated>,
+        deadline: Deadline,
+    ) -> Result<Negotiated, Error> {
         self.exchange("the handshake", deadline, true, |frontend| {
             let offered = message("GET_FEATURES", frontend.get_features())?;
             for (feature, name) in [
@@ -213,16 +225,16 @@ impl Connection {
                 }
             }
             let wanted = VERSION_1 | PROTOCOL_FEATURES | INDIRECT_DESC | EVENT_IDX;
-            let features = offered & wanted;
+            let features = offered & former.map_or(wanted, |former| former.features);
 
             let offered = message("GET_PROTOCOL_FEATURES", frontend.get_protocol_features())?;
-            let protocol = offered
-                & (VhostUserProtocolFeatures::MQ
-                    | VhostUserProtocolFeatures::REPLY_ACK
-                    | VhostUserProtocolFeatures::CONFIG
-                    | VhostUserProtocolFeatures::RESET_DEVICE
-                    | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
-                    | VhostUserProtocolFeatures::DEVICE_STATE);
+            let wanted = VhostUserProtocolFeatures::MQ
+                | VhostUserProtocolFeatures::REPLY_ACK
+                | VhostUserProtocolFeatures::CONFIG
+                | VhostUserProtocolFeatures::RESET_DEVICE
+                | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+                | VhostUserProtocolFeatures::DEVICE_STATE;
+            let protocol = offered & former.map_or(wanted, |former| former.protocol);
             if !protocol.contains(VhostUserProtocolFeatures::MQ) {
                 return Err(Error::MissingFeature("VHOST_USER_PROTOCOL_F_MQ"));
             }
@@ -237,6 +249,13 @@ impl Connection {
             let request_queues = request_queues.min(u64::from(MAX_REQUEST_QUEUES)) as u16;
             if request_queues == 0 {
                 return Err(Error::MissingFeature("a request queue"));
+            }
+            let less = |former: &Negotiated| {
+                (features, protocol) != (former.features, former.protocol)
+                    || request_queues < former.request_queues
+            };
+            if former.is_some_and(less) {
+                return Err(Error::MissingFeature("all that it offered before"));
             }
             message("SET_OWNER", frontend.set_owner())?;
             message("SET_FEATURES", frontend.set_features(features))?;
@@ -311,6 +330,28 @@ impl Connection {
         })
     }
 
+    /// Has the backend save or load its state by this descriptor, or by the one that it gives
+    /// instead.
+    pub(super) fn transfer_device_state(
+        &self,
+        direction: VhostTransferStateDirection,
+        fd: OwnedFd,
+        deadline: Deadline,
+    ) -> Result<Option<OwnedFd>, Error> {
+        self.exchange("SET_DEVICE_STATE_FD", deadline, true, |frontend| {
+            let stopped = VhostTransferStatePhase::STOPPED;
+            let other = frontend.set_device_state_fd(direction, stopped, fd);
+            Ok(message("SET_DEVICE_STATE_FD", other)?.map(OwnedFd::from))
+        })
+    }
+
+    /// Learns whether the transfer went well.
+    pub(super) fn check_device_state(&self, deadline: Deadline) -> Result<(), Error> {
+        self.exchange("CHECK_DEVICE_STATE", deadline, true, |frontend| {
+            message("CHECK_DEVICE_STATE", frontend.check_device_state())
+        })
+    }
+
     /// Stops the rings, even after a shutdown.
     pub(super) fn stop(
         &self,
@@ -341,5 +382,17 @@ fn is_disconnect(error: &vhost::Error) -> bool {
     matches!(
         error,
         vhost::Error::VhostUserProtocol(Disconnected | PartialMessage | SocketBroken(_))
+    )
+}
+
+/// Whether the backend refused what a message asked for.
+pub(super) fn is_refusal(error: &Error) -> bool {
+    use vhost::vhost_user::Error::BackendInternalError;
+    matches!(
+        error,
+        Error::Control {
+            source: vhost::Error::VhostUserProtocol(BackendInternalError),
+            ..
+        }
     )
 }

@@ -7,9 +7,9 @@ use crate::{Abi, Op, Phase, Register, Status, VERSION};
 
 /// Why a call to the frontend library failed.
 ///
-/// After [`Disconnected`](Error::Disconnected), [`ShutDown`](Error::ShutDown) and
-/// [`Protocol`](Error::Protocol) the queue is of no more use; the VM in the backend is
-/// untouched by that. After the others it goes on.
+/// After [`Disconnected`](Error::Disconnected), [`ShutDown`](Error::ShutDown),
+/// [`StateLost`](Error::StateLost) and [`Protocol`](Error::Protocol) the queue is of no more use;
+/// the VM in the backend is untouched by that. After the others it goes on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -67,9 +67,24 @@ pub enum Error {
     /// A [`ShutdownHandle`](super::ShutdownHandle) was used, or the frontend was closed.
     #[error("The frontend was shut down")]
     ShutDown,
-    /// The backend is gone.
+    /// The backend is gone, and has not come back within the patience of
+    /// [`Reconnect`](super::Reconnect), if there was any.
     #[error("The backend closed the connection")]
     Disconnected,
+    /// The backend that came back does not have the VM. It is a new process without the former
+    /// one's state file.
+    #[error("The backend came back without the VM's state: {0}")]
+    StateLost(&'static str),
+    /// The connection was lost before the request was answered. It was asked again and then
+    /// refused, which may be because it had been done the first time. GET_INFO and GET_REGS
+    /// tell how things are.
+    #[error(
+        "It is not known whether a request was done before the connection was lost; its repetition: {0}"
+    )]
+    Uncertain(Refusal),
+    /// The device state was not transferred.
+    #[error("The device state was not {0}")]
+    DeviceState(&'static str),
     /// The backend refused a request.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -245,7 +260,23 @@ pub enum RingFault {
 pub(super) enum Failure {
     Disconnected,
     ShutDown,
+    StateLost(&'static str),
+    MissingFeature(&'static str),
+    Version(u32),
     Protocol { queue: u16, fault: Fault },
+}
+
+impl Failure {
+    /// What of an attempt to reconnect rules out that another one goes better.
+    pub(super) fn for_good(error: &Error) -> Option<Self> {
+        match *error {
+            Error::ShutDown => Some(Failure::ShutDown),
+            Error::StateLost(what) => Some(Failure::StateLost(what)),
+            Error::MissingFeature(what) => Some(Failure::MissingFeature(what)),
+            Error::Version(version) => Some(Failure::Version(version)),
+            _ => None,
+        }
+    }
 }
 
 impl From<Failure> for Error {
@@ -253,6 +284,9 @@ impl From<Failure> for Error {
         match failure {
             Failure::Disconnected => Error::Disconnected,
             Failure::ShutDown => Error::ShutDown,
+            Failure::StateLost(what) => Error::StateLost(what),
+            Failure::MissingFeature(what) => Error::MissingFeature(what),
+            Failure::Version(version) => Error::Version(version),
             Failure::Protocol { queue, fault } => Error::Protocol { queue, fault },
         }
     }

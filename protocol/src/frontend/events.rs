@@ -2,17 +2,24 @@
 //!
 //! The buffers are posted by the library, and again as soon as an event was read from them, in
 //! batches. While none is posted the backend keeps its events; none is lost.
+//!
+//! Over a reconnect events come at least once: those that were written and not read stay where they are,
+//! their buffers are not posted on the new connection until they were read, and the backend
+//! tells every line that stands high again (SPEC.md, "Events").
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use zerocopy::FromBytes;
 
 use super::connection::Vring;
 use super::error::{Failure, Fault};
-use super::memory::{Layout, SharedMemory};
-use super::ring::{self, Ring, RingLayout};
-use super::wait::{Deadline, Link, Woken, drain, eventfd, signal};
+use super::memory::Layout;
+use super::ring::{self, Ring, RingLayout, Used};
+use super::session::Session;
+use super::wait::{Deadline, Woken, drain, eventfd, signal};
 use super::{Error, Timer};
 use crate::{EVENT_QUEUE, Phase, wire};
 
@@ -78,21 +85,31 @@ impl From<&wire::Event> for Event {
 ///
 /// An event loop watches the descriptor ([`AsFd`]: readable when there may be events) and calls
 /// [`try_next`](Self::try_next) until it gives `None`, once before it first sleeps too. A thread
-/// of its own calls [`next`](Self::next).
+/// of its own calls [`next`](Self::next). The descriptor stays the same over reconnects, after
+/// which an event may be told a second time.
 pub struct EventStream {
-    ring: Ring,
-    buffers: usize,
-    link: Arc<Link>,
-    memory: Arc<SharedMemory>,
-    layout: RingLayout,
+    queue: Arc<EventQueue>,
+}
+
+/// The event queue, which every connection has whether events are read or not.
+pub(super) struct EventQueue {
+    session: Arc<Session>,
+    layout: EventLayout,
     call: OwnedFd,
-    kick: Arc<OwnedFd>,
+    kick: OwnedFd,
+    state: Mutex<State>,
+}
+
+struct State {
+    ring: Ring,
+    /// Events of a former connection.
+    unread: VecDeque<Used>,
     failure: Option<Failure>,
 }
 
 /// Where the event queue's parts lie.
 pub(super) struct EventLayout {
-    pub(super) ring: RingLayout,
+    ring: RingLayout,
     buffers: usize,
 }
 
@@ -103,73 +120,179 @@ impl EventLayout {
             buffers: layout.reserve(usize::from(size) * EVENT, 64),
         }
     }
+
+    fn buffer(&self, head: u16) -> usize {
+        self.buffers + EVENT * usize::from(head)
+    }
 }
 
-impl EventStream {
+impl EventQueue {
     /// Posts all buffers. The backend is not notified: it does not have the ring yet.
-    pub(super) fn new(
-        link: Arc<Link>,
-        memory: Arc<SharedMemory>,
-        layout: EventLayout,
-        event_idx: bool,
-    ) -> Result<Self, Error> {
-        let mut ring = Ring::new(memory.clone(), layout.ring, event_idx, 0);
+    pub(super) fn new(session: Arc<Session>, layout: EventLayout) -> Result<Self, Error> {
+        let memory = &session.memory;
+        let event_idx = session.negotiated.event_idx();
+        let ring = Ring::new(memory.clone(), layout.ring, event_idx, 0);
         for head in 0..layout.ring.size {
-            let buffer = memory.address(layout.buffers + EVENT * usize::from(head));
+            let buffer = memory.address(layout.buffer(head));
             let descriptor = ring::descriptor(buffer, EVENT as u32, ring::WRITE, 0);
             memory.write(ring.descriptor(head), &descriptor);
-            ring.push(head, EVENT as u32);
         }
-        ring.publish();
-        // A backend that serves the ring before anyone waits makes the descriptor readable.
-        let _ = ring.arm();
-        Ok(EventStream {
-            ring,
-            buffers: layout.buffers,
-            link,
-            memory,
-            layout: layout.ring,
+        let queue = EventQueue {
+            session,
+            layout,
             call: eventfd()?,
-            kick: Arc::new(eventfd()?),
-            failure: None,
-        })
+            kick: eventfd()?,
+            state: Mutex::new(State {
+                ring,
+                unread: VecDeque::new(),
+                failure: None,
+            }),
+        };
+        queue.refill();
+        Ok(queue)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn vring(&self) -> Vring<'_> {
         Vring {
             index: EVENT_QUEUE,
-            layout: self.layout,
+            layout: self.layout.ring,
             call: &self.call,
             kick: &self.kick,
         }
     }
 
-    pub(super) fn kick_fd(&self) -> Arc<OwnedFd> {
-        self.kick.clone()
+    /// Notifies the backend whether it wants it or not.
+    pub(super) fn force_kick(&self) {
+        signal(&self.kick);
+    }
+
+    /// Keeps what was written, and posts all other buffers on an empty ring.
+    pub(super) fn refill(&self) {
+        let mut state = self.lock();
+        let State {
+            ring,
+            unread,
+            failure,
+        } = &mut *state;
+        loop {
+            match ring.pop() {
+                Ok(Some(used)) => unread.push_back(used),
+                Ok(None) => break,
+                Err(broken) => {
+                    failure.get_or_insert(fault(broken.into()));
+                    break;
+                }
+            }
+        }
+        ring.restart(0);
+        for head in 0..self.layout.ring.size {
+            if unread.iter().all(|used| used.head != head) {
+                ring.push(head, EVENT as u32);
+            }
+        }
+        ring.publish();
+        // A backend that serves the ring before anyone waits makes the descriptor readable.
+        let _ = ring.arm();
+    }
+
+    /// Makes sure that nobody has missed anything on a new connection.
+    pub(super) fn go_on(&self) {
+        signal(&self.kick);
+        signal(&self.call);
+    }
+
+    fn fail(&self, failure: Failure) -> Error {
+        (*self.lock().failure.get_or_insert(failure)).into()
+    }
+
+    fn pop(&self) -> Result<Option<Event>, Error> {
+        let mut state = self.lock();
+        if let Some(failure) = state.failure {
+            return Err(failure.into());
+        }
+        let used = match state.unread.pop_front() {
+            Some(used) => used,
+            None => match state.ring.pop() {
+                Ok(Some(used)) => used,
+                Ok(None) => return Ok(None),
+                Err(broken) => {
+                    drop(state);
+                    return Err(self.fail(fault(broken.into())));
+                }
+            },
+        };
+        let mut bytes = [0; EVENT];
+        let buffer = self.layout.buffer(used.head);
+        self.session.memory.read(buffer, &mut bytes);
+        state.ring.push(used.head, EVENT as u32);
+        if state.ring.unpublished() >= self.layout.ring.size / 2 {
+            self.repost(&mut state);
+        }
+        drop(state);
+        match wire::Event::ref_from_bytes(&bytes) {
+            Ok(event) if used.len as usize == EVENT => Ok(Some(event.into())),
+            _ => Err(self.fail(fault(Fault::EventLength { len: used.len }))),
+        }
+    }
+
+    fn repost(&self, state: &mut State) {
+        if state.ring.publish() {
+            signal(&self.kick);
+        }
+    }
+
+    /// Gives the buffers back that were read, and makes the descriptor report the next event.
+    /// Returns whether there is one already.
+    fn arm(&self) -> bool {
+        let mut state = self.lock();
+        self.repost(&mut state);
+        drain(&self.call);
+        // A reconnect may have come in between, and kept events.
+        state.ring.arm() || !state.unread.is_empty()
+    }
+}
+
+fn fault(fault: Fault) -> Failure {
+    Failure::Protocol {
+        queue: EVENT_QUEUE,
+        fault,
+    }
+}
+
+impl EventStream {
+    pub(super) fn new(queue: Arc<EventQueue>) -> Self {
+        EventStream { queue }
     }
 
     /// The next event, if there is one; if there is none, the descriptor reports the next one.
     ///
+    /// It never blocks, and so does not bring a lost connection back; see
+    /// [`keep_connected`](super::TimerFrontend::keep_connected).
+    ///
     /// # Errors
     ///
-    /// [`Error::Disconnected`], [`Error::ShutDown`] or [`Error::Protocol`], for good. The first
-    /// two only after the last event was read.
+    /// [`Error::Disconnected`], [`Error::ShutDown`], [`Error::StateLost`] or [`Error::Protocol`],
+    /// for good. All but the last only after the last event was read.
     pub fn try_next(&mut self) -> Result<Option<Event>, Error> {
-        // Before the ring is looked at for the last time: nothing more comes after a failure.
+        let queue = &*self.queue;
         loop {
-            if let Some(event) = self.pop()? {
+            if let Some(event) = queue.pop()? {
                 return Ok(Some(event));
             }
-            self.repost();
-            let failure = self.link.failure()?;
-            drain(&self.call);
-            if self.ring.arm() {
+            // Before the ring is looked at for the last time: nothing more comes after a failure.
+            let generation = queue.session.generation();
+            let failure = queue.session.link.failure()?;
+            let now = Duration::ZERO.into();
+            let failure =
+                failure.and_then(|failure| queue.session.outlive(failure, generation, now));
+            if queue.arm() {
                 continue;
             }
-            return match failure {
-                Some(failure) => Err(self.fail(failure)),
-                None => Ok(None),
-            };
+            return failure.map_or(Ok(None), |failure| Err(queue.fail(failure)));
         }
     }
 
@@ -184,49 +307,16 @@ impl EventStream {
             if let Some(event) = self.try_next()? {
                 return Ok(event);
             }
-            // A failure is told by `try_next`, after what events there still are.
-            if self.link.wait(self.call.as_fd(), deadline)? == Woken::TimedOut {
+            if deadline.has_passed() {
                 return Err(Error::TimedOut { what: "an event" });
             }
-        }
-    }
-
-    fn fail(&mut self, failure: Failure) -> Error {
-        (*self.failure.get_or_insert(failure)).into()
-    }
-
-    fn pop(&mut self) -> Result<Option<Event>, Error> {
-        if let Some(failure) = self.failure {
-            return Err(failure.into());
-        }
-        let fault = |fault| Failure::Protocol {
-            queue: EVENT_QUEUE,
-            fault,
-        };
-        let used = match self.ring.pop() {
-            Ok(Some(used)) => used,
-            Ok(None) => return Ok(None),
-            Err(broken) => return Err(self.fail(fault(broken.into()))),
-        };
-        let mut bytes = [0; EVENT];
-        let at = self.buffers + EVENT * usize::from(used.head);
-        self.memory.read(at, &mut bytes);
-        self.ring.push(used.head, EVENT as u32);
-        if self.ring.unpublished() >= self.layout.size / 2 {
-            self.repost();
-        }
-        match wire::Event::ref_from_bytes(&bytes) {
-            Ok(event) if used.len as usize == EVENT => Ok(Some(event.into())),
-            _ => {
-                let fault = fault(Fault::EventLength { len: used.len });
-                Err(self.fail(fault))
+            let session = &self.queue.session;
+            let generation = session.generation();
+            let woken = session.link.wait(self.queue.call.as_fd(), deadline)?;
+            if let Woken::Failed(failure) = woken {
+                // What is for good is told by `try_next`, after what events there still are.
+                let _ = session.outlive(failure, generation, deadline);
             }
-        }
-    }
-
-    fn repost(&mut self) {
-        if self.ring.publish() {
-            signal(&self.kick);
         }
     }
 }
@@ -235,7 +325,7 @@ impl AsFd for EventStream {
     /// Readable when there may be events. [`EventStream::try_next`] reads it; the caller must
     /// not.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.call.as_fd()
+        self.queue.call.as_fd()
     }
 }
 

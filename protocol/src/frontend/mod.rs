@@ -17,7 +17,8 @@
 //! - There is no thread of the library's own, except for the length of a control message. When
 //!   the frontend and all that came from it are dropped, no descriptor and no mapping is left.
 //!
-//! Losing the connection changes nothing in the VM: a new frontend finds it as it was.
+//! Losing the connection changes nothing in the VM: a new frontend finds it as it was. With
+//! [`Options::reconnect`] there need not be a new one.
 //!
 //! # Saving on one host and restoring on another
 //!
@@ -70,6 +71,38 @@
 //! # let _ = (save, restore);
 //! ```
 //!
+//! # A backend that comes back
+//!
+//! With [`Options::reconnect`] a lost connection is no error: whoever waits for an answer connects
+//! again, for as long as [`Reconnect`] and his own deadline let him, and waits on. What had no answer is
+//! asked again, and each answer is got once:
+//!
+//! - A thread in [`wait_run`](RequestQueue::wait_run) when the backend is killed gets its answer from
+//!   the one that comes next, which needs the former one's state file; without the VM's
+//!   state everything ends with [`Error::StateLost`].
+//! - To do a request twice is the same as to do it once, or the library sees that it was done and does
+//!   not: [`Reconnect`] says which, for each operation. Where it cannot be told there is
+//!   [`Error::Uncertain`], which takes two threads that contradict each other.
+//! - Requests and events of the outage wait for its end: submitting does not fail.
+//! - Events come at least once, and may be told again.
+//! - The time page stands still in the outage.
+//! - A device state's save is done anew, a load if it was not done; the parts of which a VMM
+//!   makes its own fail with [`Error::Disconnected`].
+//!
+//! A VMM that only polls has nobody who waits: it gives
+//! [`keep_connected`](TimerFrontend::keep_connected) a thread.
+//!
+//! ```no_run
+//! # use std::time::Duration;
+//! # use vhost_user_timer_protocol::frontend::{Error, Options, Reconnect, TimerFrontend};
+//! # fn connect() -> Result<TimerFrontend, Error> {
+//! let patience = Duration::from_secs(60);
+//! let options = Options::default().reconnect(Reconnect::default().patience(patience));
+//! let frontend = TimerFrontend::connect("/run/vm1/timer.sock", options)?;
+//! # Ok(frontend)
+//! # }
+//! ```
+//!
 //! # Many requests, one kick
 //!
 //! ```no_run
@@ -92,126 +125,53 @@
 
 mod call;
 mod connection;
+mod device_state;
 mod error;
 mod events;
 mod memory;
 mod ops;
+mod options;
 mod queue;
+mod repeat;
 mod ring;
+mod session;
 mod time_page;
 mod types;
 mod wait;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 pub use call::{Answer, Call, MAX_REGS, RawAnswer, Remaining};
 pub use error::{Error, Fault, Refusal, RingFault};
 pub use events::{Event, EventStream};
+pub use options::{Options, Reconnect};
 pub use queue::{RequestQueue, Ticket};
 pub use time_page::{PageTime, TimePage};
 pub use types::{Info, List, RegIds, RegValues, RestoreOptions, Run, SavedVm, SetRegs, Timer, Vm};
 pub use wait::{Deadline, ShutdownHandle};
 
-use connection::{Connection, Negotiated, Vring};
-use events::EventLayout;
+use connection::{Connection, Vring};
+use events::{EventLayout, EventQueue};
 use memory::{Layout, SharedMemory};
 use queue::QueueLayout;
+use session::{Connector, Session};
 
-use crate::{EVENT_QUEUE, FIRST_REQUEST_QUEUE, MAX_QUEUE_SIZE, MAX_REQUEST_QUEUES};
+use crate::{EVENT_QUEUE, FIRST_REQUEST_QUEUE};
 
-/// How a frontend is set up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Options {
-    /// Descriptors of a request queue: a power of two from 4 to 1024. As many requests can be in
-    /// flight, or half as many with a backend that does not take indirect descriptors.
-    pub queue_size: u16,
-    /// Request queues, 1 to 16; `None` for all that the backend serves. More than it serves is
-    /// an error.
-    pub request_queues: Option<u16>,
-    /// Event buffers: a power of two from 2 to 1024.
-    pub event_buffers: u16,
-    /// How long connecting, the handshake, and any later control message may take.
-    pub timeout: Duration,
-}
-
-impl Default for Options {
-    /// 256 descriptors, all queues, 256 event buffers, 10 s.
-    fn default() -> Self {
-        Options {
-            queue_size: 256,
-            request_queues: None,
-            event_buffers: 256,
-            timeout: Duration::from_secs(10),
-        }
-    }
-}
-
-impl Options {
-    /// Sets [`queue_size`](Self::queue_size).
-    #[must_use]
-    pub fn queue_size(mut self, queue_size: u16) -> Self {
-        self.queue_size = queue_size;
-        self
-    }
-
-    /// Sets [`request_queues`](Self::request_queues).
-    #[must_use]
-    pub fn request_queues(mut self, request_queues: u16) -> Self {
-        self.request_queues = Some(request_queues);
-        self
-    }
-
-    /// Sets [`event_buffers`](Self::event_buffers).
-    #[must_use]
-    pub fn event_buffers(mut self, event_buffers: u16) -> Self {
-        self.event_buffers = event_buffers;
-        self
-    }
-
-    /// Sets [`timeout`](Self::timeout).
-    #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
-        self
-    }
-
-    fn check(&self) -> Result<(), Error> {
-        let sizes = |least: u16| least..=MAX_QUEUE_SIZE;
-        if !self.queue_size.is_power_of_two() || !sizes(4).contains(&self.queue_size) {
-            return Err(Error::InvalidArgument(
-                "The queue size must be a power of two from 4 to 1024",
-            ));
-        }
-        if !self.event_buffers.is_power_of_two() || !sizes(2).contains(&self.event_buffers) {
-            return Err(Error::InvalidArgument(
-                "The number of event buffers must be a power of two from 2 to 1024",
-            ));
-        }
-        let queues = self.request_queues.unwrap_or(1);
-        if !(1..=MAX_REQUEST_QUEUES).contains(&queues) {
-            return Err(Error::InvalidArgument("There are 1 to 16 request queues"));
-        }
-        Ok(())
-    }
-}
-
-/// A connection to a timer backend, which serves one VM.
+/// A timer backend, which serves one VM.
 ///
 /// To drop it is to [`close`](Self::close) it, which takes [`Options::timeout`] at most: queues
 /// that are still held elsewhere fail with [`Error::ShutDown`] from then on.
 pub struct TimerFrontend {
-    connection: Connection,
-    negotiated: Negotiated,
+    session: Arc<Session>,
     queues: Vec<RequestQueue>,
-    events: Option<EventStream>,
-    event_kick: Arc<OwnedFd>,
-    time_page: TimePage,
-    timeout: Duration,
+    events: Arc<EventQueue>,
+    /// Not taken yet.
+    stream: Option<EventStream>,
     closed: bool,
 }
 
@@ -222,17 +182,43 @@ impl TimerFrontend {
     ///
     /// [`Error::Connect`], or as [`from_stream`](Self::from_stream).
     pub fn connect(path: impl AsRef<Path>, options: Options) -> Result<Self, Error> {
+        let connector = Connector::Path(path.as_ref().to_owned());
+        Self::connect_by(connector, options, ShutdownHandle::new()?)
+    }
+
+    /// Gets its connections, the first and those after it, from a function. It should not take
+    /// long: nothing interrupts it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] where the function's first call fails, or as
+    /// [`from_stream`](Self::from_stream).
+    pub fn connect_with(
+        connect: impl Fn() -> io::Result<UnixStream> + Send + Sync + 'static,
+        options: Options,
+        shutdown: ShutdownHandle,
+    ) -> Result<Self, Error> {
+        let connector = Connector::Function(Box::new(connect));
+        Self::connect_by(connector, options, shutdown)
+    }
+
+    fn connect_by(
+        connector: Connector,
+        options: Options,
+        shutdown: ShutdownHandle,
+    ) -> Result<Self, Error> {
         options.check()?;
         let deadline = options.timeout.into();
-        let socket = connection::connect(path.as_ref(), deadline)?;
-        Self::set_up(socket, options, ShutdownHandle::new()?, deadline)
+        let socket = connector.connect(deadline)?;
+        Self::set_up(socket, Some(connector), options, shutdown, deadline)
     }
 
     /// Uses a socket that is connected to a backend.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for options out of range; [`Error::TimedOut`],
+    /// [`Error::InvalidArgument`] for options out of range, and for [`Options::reconnect`], which
+    /// needs to know where to ([`connect_with`](Self::connect_with)); [`Error::TimedOut`],
     /// [`Error::Disconnected`] and [`Error::Control`] for a handshake that fails;
     /// [`Error::MissingFeature`] and [`Error::Version`] for a backend that this library cannot
     /// work with; [`Error::Io`] where this process lacks resources.
@@ -252,27 +238,37 @@ impl TimerFrontend {
         shutdown: ShutdownHandle,
     ) -> Result<Self, Error> {
         options.check()?;
-        Self::set_up(socket, options, shutdown, options.timeout.into())
+        if options.reconnect.is_some() {
+            return Err(Error::InvalidArgument(
+                "A frontend that was given its socket cannot reconnect",
+            ));
+        }
+        Self::set_up(socket, None, options, shutdown, options.timeout.into())
     }
 
     fn set_up(
         socket: UnixStream,
+        connector: Option<Connector>,
         options: Options,
         shutdown: ShutdownHandle,
         deadline: Deadline,
     ) -> Result<Self, Error> {
-        let connection = Connection::new(socket, shutdown)?;
-        let negotiated = connection.negotiate(deadline)?;
-        if negotiated.has_config() {
-            connection.config(deadline)?;
+        let connection = Connection::new(socket, shutdown.clone())?;
+        let negotiated = connection.negotiate(None, deadline)?;
+        let has_config = negotiated.has_config();
+        if options.reconnect.is_some() && !has_config {
+            return Err(Error::MissingFeature("VHOST_USER_PROTOCOL_F_CONFIG"));
         }
+        let info = has_config
+            .then(|| connection.config(deadline))
+            .transpose()?;
         let count = options.request_queues.unwrap_or(negotiated.request_queues);
         if count > negotiated.request_queues {
             return Err(Error::MissingFeature("as many request queues as asked for"));
         }
 
         let mut layout = Layout::default();
-        let time_page = TimePage::reserve(&mut layout);
+        let page = TimePage::reserve(&mut layout);
         let event_layout = EventLayout::reserve(&mut layout, options.event_buffers);
         let (size, indirect) = (options.queue_size, negotiated.indirect());
         let queue_layouts: Vec<_> = (0..count)
@@ -280,38 +276,38 @@ impl TimerFrontend {
             .collect();
         let memory = Arc::new(SharedMemory::new(&layout)?);
 
-        let (link, event_idx) = (&connection.link, negotiated.event_idx());
-        let events = EventStream::new(link.clone(), memory.clone(), event_layout, event_idx)?;
+        let page = TimePage::new(memory.clone(), page);
+        let session = Arc::new(Session::new(
+            connection, shutdown, memory, negotiated, page, &options, connector,
+        )?);
+        let events = Arc::new(EventQueue::new(session.clone(), event_layout)?);
         let queues = (FIRST_REQUEST_QUEUE..)
             .zip(queue_layouts)
-            .map(|(index, layout)| {
-                RequestQueue::new(index, link.clone(), memory.clone(), layout, event_idx)
-            })
+            .map(|(index, layout)| RequestQueue::new(index, session.clone(), layout))
             .collect::<Result<Vec<_>, _>>()?;
         let vrings: Vec<Vring<'_>> = std::iter::once(events.vring())
-            .chain(queues.iter().map(RequestQueue::vring))
+            .chain(queues.iter().map(|queue| queue.shared.vring()))
             .collect();
-        connection.start(&memory, &vrings, deadline)?;
+        session
+            .connection()
+            .start(&session.memory, &vrings, deadline)?;
         drop(vrings);
+        session.attach(&events, &queues);
 
         let frontend = TimerFrontend {
-            event_kick: events.kick_fd(),
-            connection,
+            session,
             queues,
-            events: Some(events),
-            time_page: TimePage {
-                memory,
-                offset: time_page,
-            },
-            timeout: options.timeout,
+            stream: Some(EventStream::new(events.clone())),
+            events,
             closed: false,
-            negotiated,
         };
         // The event buffers were posted before the backend had the ring.
-        wait::signal(&frontend.event_kick);
-        if !frontend.negotiated.has_config() {
-            frontend.queues[0].info(deadline)?;
-        }
+        frontend.events.force_kick();
+        let info = match info {
+            Some(info) => info,
+            None => frontend.queues[0].info(deadline)?,
+        };
+        frontend.session.history.learn_info(&info);
         Ok(frontend)
     }
 
@@ -328,17 +324,17 @@ impl TimerFrontend {
 
     /// The VM's events. There is one stream: the first call gets it.
     pub fn take_events(&mut self) -> Option<EventStream> {
-        self.events.take()
+        self.stream.take()
     }
 
     /// The time page, which the backend writes after [`TimePage::start`].
     pub fn time_page(&self) -> TimePage {
-        self.time_page.clone()
+        self.session.page.clone()
     }
 
     /// What ends every wait of this frontend.
     pub fn shutdown_handle(&self) -> ShutdownHandle {
-        self.connection.link.shutdown.clone()
+        self.session.link.shutdown.clone()
     }
 
     /// The device's config space: the VM as GET_INFO tells it, by a control message and so
@@ -349,10 +345,11 @@ impl TimerFrontend {
     /// [`Error::MissingFeature`] where the backend has no config space, [`Error::Config`] or
     /// [`Error::Version`] for what is in it, or as the handshake.
     pub fn config(&self) -> Result<Info, Error> {
-        if !self.negotiated.has_config() {
+        if !self.session.negotiated.has_config() {
             return Err(Error::MissingFeature("VHOST_USER_PROTOCOL_F_CONFIG"));
         }
-        self.connection.config(self.timeout.into())
+        self.session
+            .exchange(self.session.timeout.into(), Connection::config)
     }
 
     /// Puts the VM back to NEW. The queues go on; a request in flight may be answered before or
@@ -362,15 +359,39 @@ impl TimerFrontend {
     ///
     /// [`Error::MissingFeature`] where the backend cannot be reset, or as the handshake.
     pub fn reset_device(&self) -> Result<(), Error> {
-        let deadline = self.timeout.into();
-        self.connection
-            .reset_device(&self.negotiated, self.vring_indices(), deadline)?;
+        let session = &self.session;
+        let reset = |connection: &Connection, deadline| {
+            session.history.resetting();
+            connection.reset_device(&session.negotiated, self.vring_indices(), deadline)
+        };
+        session.exchange(session.timeout.into(), reset)?;
         // Kicks while the rings were disabled are lost.
-        wait::signal(&self.event_kick);
+        self.events.force_kick();
         for queue in &self.queues {
             queue.force_kick();
         }
         Ok(())
+    }
+
+    /// Reconnects whenever the connection is lost, until there is nothing more to do, and
+    /// returns why. For a thread of its own, in a VMM whose other threads only poll; where
+    /// they wait for answers, they do it themselves.
+    pub fn keep_connected(&self) -> Error {
+        let link = &self.session.link;
+        loop {
+            let generation = self.session.generation();
+            let ended = match link.watch(Deadline::NEVER) {
+                Ok(Some(failure)) => self
+                    .session
+                    .outlive(failure, generation, Deadline::NEVER)
+                    .map(Error::from),
+                Ok(None) => None,
+                Err(error) => Some(error),
+            };
+            if let Some(error) = ended {
+                return error;
+            }
+        }
     }
 
     /// Ends all waits with [`Error::ShutDown`], has the backend stop every ring
@@ -392,16 +413,17 @@ impl TimerFrontend {
         if std::mem::replace(&mut self.closed, true) {
             return Ok(());
         }
-        let shutdown = &self.connection.link.shutdown;
+        let shutdown = &self.session.link.shutdown;
         // One who has shut the frontend down himself is in a hurry, or knows the backend hung.
-        let stopped = if shutdown.was_used() {
+        let in_a_hurry = shutdown.was_used();
+        shutdown.shut_down();
+        let connection = self.session.connection();
+        let stopped = if in_a_hurry {
             Ok(())
         } else {
-            shutdown.shut_down();
-            self.connection
-                .stop(self.vring_indices(), self.timeout.into())
+            connection.stop(self.vring_indices(), self.session.timeout.into())
         };
-        self.connection.close();
+        connection.close();
         stopped
     }
 }
@@ -409,8 +431,11 @@ impl TimerFrontend {
 impl AsFd for TimerFrontend {
     /// The control socket, for an event loop: it reports a hang-up (`POLLHUP`, `POLLRDHUP`) when
     /// the backend is gone. It must not be read.
+    ///
+    /// After a reconnect the same number is another socket: poll() sees that, an epoll instance
+    /// needs to be told (`EPOLL_CTL_ADD`).
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.connection.link.socket.as_fd()
+        self.session.link.as_fd()
     }
 }
 

@@ -13,18 +13,30 @@
 //! one for the same vCPU, so that a vCPU thread can wait in short turns.
 
 mod layout;
+mod restart;
+mod slots;
 mod ticket;
+mod waiting;
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use super::call::{About, Answer, Reply};
+use zerocopy::FromBytes;
+
+use super::call::{About, Answer, HEADER, Reply};
+use super::connection::Vring;
 use super::error::{Failure, Fault};
-use super::memory::SharedMemory;
+use super::repeat::Verdict;
 use super::ring::{self, DESCRIPTOR, Ring};
-use super::wait::{Deadline, Link, Woken, drain, eventfd, signal};
+use super::session::Session;
+use super::wait::{Deadline, drain, eventfd, signal};
 use super::{Call, Error};
+use crate::wire::ResponseHeader;
+use crate::{Op, Status};
+use slots::{Await, Need, Stage, State};
 
 pub(super) use layout::QueueLayout;
 pub use ticket::Ticket;
@@ -42,17 +54,18 @@ const CHAIN: u16 = 2;
 /// [`submit`](Self::submit), and so as a [`Ticket`], for which a caller waits, polls, or watches
 /// the queue's descriptor ([`AsFd`]).
 ///
-/// A queue is ended by the first [`Error::Disconnected`], [`Error::ShutDown`] or
-/// [`Error::Protocol`]: every request in flight and every later one fails with the same.
+/// A queue is ended by the first [`Error::Disconnected`], [`Error::ShutDown`],
+/// [`Error::StateLost`] or [`Error::Protocol`]: every request in flight and every later one fails
+/// with the same.
 #[derive(Clone)]
 pub struct RequestQueue {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
-struct Shared {
+/// What a queue's users share.
+pub(super) struct Shared {
     index: u16,
-    link: Arc<Link>,
-    memory: Arc<SharedMemory>,
+    session: Arc<Session>,
     layout: QueueLayout,
     call: OwnedFd,
     kick: OwnedFd,
@@ -63,94 +76,16 @@ struct Shared {
     room: [Condvar; 3],
 }
 
-struct State {
-    ring: Ring,
-    slots: Box<[Slot]>,
-    free: Vec<u16>,
-    large_taken: bool,
-    /// Slots that hold a WAIT_RUN.
-    wait_runs: u16,
-    /// WAIT_RUNs in flight that nobody waits for.
-    orphans: usize,
-    /// How many threads wait for room, by [`Need`].
-    want_room: [usize; 3],
-    /// How many threads wait for a slot's answer without leading.
-    followers: usize,
-    /// What the leader waits for: the thread that sleeps on the call eventfd. While there is
-    /// one, nobody else reads the eventfd or moves used_event, or it would sleep on.
-    leader: Option<Await>,
-    failure: Option<Failure>,
-}
-
-#[derive(Clone, Copy)]
-struct Slot {
-    stage: Stage,
-    large: bool,
-    /// The vCPU and epoch of a WAIT_RUN.
-    wait_run: Option<(u32, u64)>,
-    /// A thread sleeps on the slot's condition variable.
-    followed: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    Free,
-    InFlight,
-    /// In flight, and nobody wants the answer.
-    Orphaned,
-    Done {
-        len: u32,
-    },
-}
-
-/// What a request needs room for.
-#[derive(Clone, Copy)]
-enum Need {
-    Small,
-    WaitRun,
-    Large,
-}
-
-/// What a thread waits for.
-#[derive(Clone, Copy)]
-enum Await {
-    Slot(u16),
-    Room(Need),
-}
-
-impl State {
-    fn has_room(&self, need: Need) -> bool {
-        !self.free.is_empty()
-            && match need {
-                Need::Small => true,
-                // The rest is for what makes a VM run: a vCPU that waits must not keep out the
-                // ones that it waits for.
-                Need::WaitRun => usize::from(self.wait_runs) < self.slots.len() * 3 / 4,
-                Need::Large => !self.large_taken,
-            }
-    }
-
-    fn slot(&mut self, slot: u16) -> &mut Slot {
-        &mut self.slots[usize::from(slot)]
-    }
-}
-
 impl RequestQueue {
     pub(super) fn new(
         index: u16,
-        link: Arc<Link>,
-        memory: Arc<SharedMemory>,
+        session: Arc<Session>,
         layout: QueueLayout,
-        event_idx: bool,
     ) -> Result<Self, Error> {
+        let memory = &session.memory;
+        let event_idx = session.negotiated.event_idx();
         let ring = Ring::new(memory.clone(), layout.ring, event_idx, 0);
         let slots = layout.slots();
-        let free_slot = Slot {
-            stage: Stage::Free,
-            large: false,
-            wait_run: None,
-            followed: false,
-        };
         if let Some(tables) = layout.tables {
             let len = DESCRIPTOR * usize::from(CHAIN);
             for slot in 0..slots {
@@ -159,27 +94,14 @@ impl RequestQueue {
                 memory.write(ring.descriptor(slot), &descriptor);
             }
         }
-        let state = State {
-            ring,
-            slots: vec![free_slot; usize::from(slots)].into(),
-            free: (0..slots).rev().collect(),
-            large_taken: false,
-            wait_runs: 0,
-            orphans: 0,
-            want_room: [0; 3],
-            followers: 0,
-            leader: None,
-            failure: None,
-        };
         Ok(RequestQueue {
             shared: Arc::new(Shared {
                 index,
-                link,
-                memory,
+                session,
                 layout,
                 call: eventfd()?,
                 kick: eventfd()?,
-                state: Mutex::new(state),
+                state: Mutex::new(State::new(ring, slots)),
                 done: (0..slots).map(|_| Condvar::new()).collect(),
                 room: Default::default(),
             }),
@@ -194,15 +116,6 @@ impl RequestQueue {
     /// How many requests can be in flight at once. Three quarters of them can be WAIT_RUNs.
     pub fn capacity(&self) -> usize {
         self.shared.done.len()
-    }
-
-    pub(super) fn vring(&self) -> super::connection::Vring<'_> {
-        super::connection::Vring {
-            index: self.shared.index,
-            layout: self.shared.layout.ring,
-            call: &self.shared.call,
-            kick: &self.shared.kick,
-        }
     }
 
     /// Notifies the backend whether it wants it or not: it may have missed a notification while
@@ -252,13 +165,21 @@ impl RequestQueue {
     /// queue of its own. The descriptor does not report a dead backend: watch
     /// [`TimerFrontend`](super::TimerFrontend)'s for that.
     ///
+    /// It never blocks, and so does not bring a lost connection back; see
+    /// [`keep_connected`](super::TimerFrontend::keep_connected). The descriptor stays the same
+    /// over reconnects.
+    ///
     /// # Errors
     ///
     /// What ended the queue. Tickets that were answered before that can still be tried.
     pub fn process(&self) -> Result<(), Error> {
         let shared = &*self.shared;
         shared.kick();
-        let failure = shared.link.failure()?;
+        let generation = shared.session.generation();
+        // Somebody who can wait sees to a lost connection, unless it is too late for that.
+        let now = Duration::ZERO.into();
+        let failure = shared.session.link.failure()?;
+        let failure = failure.and_then(|failure| shared.session.outlive(failure, generation, now));
         let mut state = shared.lock();
         if state.leader.is_none() {
             // Before the ring is looked at: what comes after that look makes it readable again.
@@ -298,12 +219,31 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn vring(&self) -> Vring<'_> {
+        Vring {
+            index: self.index,
+            layout: self.layout.ring,
+            call: &self.call,
+            kick: &self.kick,
+        }
+    }
+
     fn kick(&self) {
-        let wanted = self.lock().ring.publish();
+        let wanted = self.lock().publish();
         // Not under the lock: the system call wakes the backend.
         if wanted {
             signal(&self.kick);
         }
+    }
+
+    /// Sends a call whose answer nobody waits for, if there is room.
+    pub(super) fn send<T>(&self, call: &Call<'_, T>) -> bool {
+        let Ok(slot) = self.start(call, None) else {
+            return false;
+        };
+        self.lock().orphan(slot);
+        self.kick();
+        true
     }
 
     /// Puts a call on the ring, waiting for room if there is a deadline.
@@ -321,7 +261,7 @@ impl Shared {
         if let Some(failure) = state.failure {
             return Err(failure.into());
         }
-        if let Some(slot) = wait_run.and_then(|of| adopt(&mut state, of)) {
+        if let Some(slot) = wait_run.and_then(|of| state.adopt(of)) {
             return Ok(slot);
         }
         if !state.has_room(need) {
@@ -334,154 +274,31 @@ impl Shared {
             let waited = self.wait(Await::Room(need), "a free slot", deadline);
             state = waited?;
         }
-        let Some(slot) = state.free.pop() else {
+        // `lens` keeps both below 2^32.
+        let (request, answer) = (request as u32, answer as u32);
+        let history = &self.session.history;
+        let intent = history.intent(call.op(), call.epoch(), state.begins);
+        let Some(slot) = state.take_free(need, wait_run, answer, intent) else {
             return Err(Error::QueueFull { queue: self.index });
         };
-        *state.slot(slot) = Slot {
-            stage: Stage::InFlight,
-            large,
-            wait_run,
-            followed: false,
-        };
-        state.large_taken |= large;
-        state.wait_runs += u16::from(wait_run.is_some());
+        state.begins += u16::from(call.op() == Op::RestoreBegin);
 
+        let memory = &self.session.memory;
         let (request_at, answer_at) = self.layout.buffers(slot, large);
-        call.write(&self.memory, request_at);
+        call.write(memory, request_at);
         let head = slot * self.layout.descriptors_per_slot();
         let (first, next) = match self.layout.tables {
             Some(tables) => (tables + DESCRIPTOR * usize::from(slot * CHAIN), 1),
             None => (state.ring.descriptor(head), head + 1),
         };
-        // `lens` keeps both below 2^32.
-        let (request, answer) = (request as u32, answer as u32);
-        let readable = self.memory.address(request_at);
+        let readable = memory.address(request_at);
         let readable = ring::descriptor(readable, request, ring::NEXT, next);
-        let writable = self.memory.address(answer_at);
+        let writable = memory.address(answer_at);
         let writable = ring::descriptor(writable, answer, ring::WRITE, 0);
-        self.memory.write(first, &readable);
-        self.memory.write(first + DESCRIPTOR, &writable);
+        memory.write(first, &readable);
+        memory.write(first + DESCRIPTOR, &writable);
         state.ring.push(head, answer);
         Ok(slot)
-    }
-
-    /// Waits as a leader or a follower. On success the lock is still held.
-    fn wait(
-        &self,
-        what: Await,
-        name: &'static str,
-        deadline: Deadline,
-    ) -> Result<MutexGuard<'_, State>, Error> {
-        let mut state = self.lock();
-        let result = loop {
-            self.reap(&mut state);
-            let ready = match what {
-                Await::Slot(slot) => matches!(state.slot(slot).stage, Stage::Done { .. }),
-                Await::Room(need) => state.has_room(need),
-            };
-            if ready && (state.failure.is_none() || matches!(what, Await::Slot(_))) {
-                break Ok(());
-            }
-            if let Some(failure) = state.failure {
-                break Err(failure.into());
-            }
-            if deadline.has_passed() {
-                break Err(Error::TimedOut { what: name });
-            }
-            if state.leader.is_some() {
-                state = self.follow(state, what, deadline);
-                continue;
-            }
-            if state.ring.arm() {
-                continue;
-            }
-            state.leader = Some(what);
-            drop(state);
-            let woken = self.link.wait(self.call.as_fd(), deadline);
-            if matches!(woken, Ok(Woken::Called)) {
-                drain(&self.call);
-            }
-            state = self.lock();
-            state.leader = None;
-            state.ring.disarm();
-            match woken {
-                Ok(Woken::Called | Woken::TimedOut) => {}
-                Ok(Woken::Failed(failure)) => {
-                    // It may have answered before it went.
-                    self.reap(&mut state);
-                    self.fail(&mut state, failure);
-                }
-                Err(error) => break Err(error),
-            }
-        };
-        self.pass_on(&state);
-        result.map(|()| state)
-    }
-
-    /// Sleeps until a leader says that it is worth another look.
-    fn follow<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, State>,
-        what: Await,
-        deadline: Deadline,
-    ) -> MutexGuard<'a, State> {
-        let condvar = match what {
-            Await::Slot(slot) => {
-                state.slot(slot).followed = true;
-                state.followers += 1;
-                &self.done[usize::from(slot)]
-            }
-            Await::Room(need) => {
-                state.want_room[need as usize] += 1;
-                &self.room[need as usize]
-            }
-        };
-        state = match deadline.remaining() {
-            Some(left) => {
-                let woken = condvar.wait_timeout(state, left);
-                woken.unwrap_or_else(PoisonError::into_inner).0
-            }
-            None => condvar.wait(state).unwrap_or_else(PoisonError::into_inner),
-        };
-        match what {
-            Await::Slot(slot) => {
-                state.slot(slot).followed = false;
-                state.followers -= 1;
-            }
-            Await::Room(need) => state.want_room[need as usize] -= 1,
-        }
-        state
-    }
-
-    /// What a thread owes the others when it stops waiting: a leader, and the room that it was
-    /// told of and did not take.
-    fn pass_on(&self, state: &State) {
-        if state.leader.is_none() && state.failure.is_none() {
-            let next = match state.followers {
-                0 => None,
-                _ => state.slots.iter().position(|slot| slot.followed),
-            };
-            if let Some(slot) = next {
-                self.done[slot].notify_one();
-            } else if let Some(need) = state.want_room.iter().position(|&waiters| waiters > 0) {
-                self.room[need].notify_one();
-            }
-        }
-        self.offer_room(state);
-    }
-
-    fn offer_room(&self, state: &State) {
-        for need in [Need::Small, Need::WaitRun, Need::Large] {
-            if state.want_room[need as usize] > 0 && state.has_room(need) {
-                self.room[need as usize].notify_one();
-            }
-        }
-        // A leader sleeps where no condition variable reaches it.
-        if let Some(Await::Room(need)) = state.leader
-            && state.has_room(need)
-        {
-            signal(&self.call);
-        }
     }
 
     /// Takes what the backend is done with off the ring.
@@ -499,59 +316,60 @@ impl Shared {
     }
 
     fn complete(&self, state: &mut State, slot: u16, len: u32) {
-        let entry = state.slot(slot);
-        match entry.stage {
-            Stage::InFlight => {
-                entry.stage = Stage::Done { len };
-                if entry.followed {
-                    self.done[usize::from(slot)].notify_one();
-                }
-            }
-            Stage::Orphaned => self.free(state, slot),
+        let entry = *state.slot(slot);
+        let orphaned = match entry.stage {
+            Stage::InFlight => false,
+            Stage::Orphaned => true,
             // The ring gives only heads that were posted.
-            Stage::Free | Stage::Done { .. } => {}
+            Stage::Free | Stage::Done { .. } => return,
+        };
+        self.learn(state, slot, len, orphaned);
+        if orphaned {
+            self.free(state, slot);
+            return;
+        }
+        state.slot(slot).stage = Stage::Done { len };
+        if entry.followed {
+            self.done[usize::from(slot)].notify_one();
+        }
+    }
+
+    /// Takes from an answer what is of interest beyond its request.
+    fn learn(&self, state: &mut State, slot: u16, len: u32, orphaned: bool) {
+        let &mut slots::Slot { large, intent, .. } = state.slot(slot);
+        let Some(op) = intent.map(|intent| intent.op) else {
+            return;
+        };
+        state.begins -= u16::from(op == Op::RestoreBegin && state.begins > 0);
+        let session = &self.session;
+        if !session.answered.load(Ordering::Relaxed) {
+            session.answered.store(true, Ordering::Relaxed);
+        }
+        let mut bytes = [0; HEADER + size_of::<u32>()];
+        let (_, at) = self.layout.buffers(slot, large);
+        let len = bytes.len().min(len as usize);
+        session.memory.read(at, &mut bytes[..len]);
+        let Ok((header, number)) = ResponseHeader::ref_from_prefix(&bytes[..len]) else {
+            return;
+        };
+        let status = Status::from(header.status.get());
+        let number = number.try_into().map_or(u32::MAX, u32::from_le_bytes);
+        session
+            .history
+            .learn(op, status, header.epoch.get(), number);
+        if orphaned && op == Op::SetTimePage && status != Status::Ok {
+            session.page.invalidate();
         }
     }
 
     fn free(&self, state: &mut State, slot: u16) {
-        let Slot {
-            stage,
-            large,
-            wait_run,
-            ..
-        } = *state.slot(slot);
-        if wait_run.is_some() {
-            state.wait_runs -= 1;
-            state.orphans -= usize::from(stage == Stage::Orphaned);
-        }
-        if large {
-            state.large_taken = false;
-        }
-        *state.slot(slot) = Slot {
-            stage: Stage::Free,
-            large: false,
-            wait_run: None,
-            followed: false,
-        };
-        state.free.push(slot);
+        state.free(slot);
         self.offer_room(state);
     }
 
     fn fault(&self, state: &mut State, fault: Fault) {
         let queue = self.index;
         self.fail(state, Failure::Protocol { queue, fault });
-    }
-
-    /// Ends the queue; the first reason stays.
-    fn fail(&self, state: &mut State, failure: Failure) {
-        state.failure.get_or_insert(failure);
-        for condvar in self.done.iter().chain(&self.room) {
-            condvar.notify_all();
-        }
-        if state.leader.is_some() {
-            // The leader sleeps on this.
-            signal(&self.call);
-        }
     }
 
     /// The answer of a slot, which is then free.
@@ -562,7 +380,7 @@ impl Shared {
         len: u32,
         about: &About,
     ) -> Result<T, Error> {
-        let large = state.slot(slot).large;
+        let &mut slots::Slot { large, intent, .. } = state.slot(slot);
         let (_, at) = self.layout.buffers(slot, large);
         // The ring keeps it at or below what was posted.
         let len = len as usize;
@@ -575,9 +393,20 @@ impl Shared {
                 &mut heap[..]
             }
         };
-        self.memory.read(at, bytes);
+        self.session.memory.read(at, bytes);
         self.free(&mut state, slot);
-        about.parse(bytes).map_err(|reply| match reply {
+        let history = &self.session.history;
+        let judge =
+            |status| intent.map_or(Verdict::Refused, |intent| history.judge(&intent, status));
+        let answer = match about.parse(bytes) {
+            Err(Reply::Refused(refusal)) => match judge(refusal.status) {
+                Verdict::Refused => Err(Reply::Refused(refusal)),
+                Verdict::Done => about.parse_done(),
+                Verdict::Uncertain => return Err(Error::Uncertain(refusal)),
+            },
+            answer => answer,
+        };
+        answer.map_err(|reply| match reply {
             Reply::Refused(refusal) => refusal.into(),
             Reply::Version(version) => Error::Version(version),
             Reply::Fault(fault) => {
@@ -589,16 +418,4 @@ impl Shared {
             }
         })
     }
-}
-
-/// Takes over a WAIT_RUN that its caller gave up.
-fn adopt(state: &mut State, of: (u32, u64)) -> Option<u16> {
-    if state.orphans == 0 {
-        return None;
-    }
-    let orphan = |slot: &Slot| slot.stage == Stage::Orphaned && slot.wait_run == Some(of);
-    let slot = state.slots.iter().position(orphan)?;
-    state.slots[slot].stage = Stage::InFlight;
-    state.orphans -= 1;
-    u16::try_from(slot).ok()
 }

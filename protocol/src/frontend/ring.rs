@@ -118,10 +118,26 @@ impl Ring {
             in_flight: 0,
             posted: vec![None; usize::from(layout.size)].into(),
         };
-        ring.store(layout.avail_idx(), start, Ordering::Relaxed);
-        ring.store(layout.used_idx(), start, Ordering::Relaxed);
-        ring.disarm();
+        ring.restart(start);
         ring
+    }
+
+    /// Forgets all that was posted: a device that does not know the ring yet is to have it, from
+    /// index `start` on. The descriptors stay.
+    pub(super) fn restart(&mut self, start: u16) {
+        self.next_avail = start;
+        self.published = start;
+        self.next_used = start;
+        self.in_flight = 0;
+        self.posted.fill(None);
+        self.store(self.layout.avail_idx(), start, Ordering::Relaxed);
+        self.store(self.layout.used_idx(), start, Ordering::Relaxed);
+        // The former device's wishes about notifications.
+        self.store(self.layout.used, 0, Ordering::Relaxed);
+        self.store(self.layout.avail_event(), start, Ordering::Relaxed);
+        // Where EVENT_IDX says it, the flag says nothing.
+        self.store(self.layout.avail, 0, Ordering::Relaxed);
+        self.disarm();
     }
 
     fn load(&self, offset: usize, order: Ordering) -> u16 {

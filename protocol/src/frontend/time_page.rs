@@ -5,13 +5,14 @@
 //! lets it rest, makes a read fail, not hang.
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::memory::{Layout, SharedMemory};
-use super::{Deadline, Error, RequestQueue};
+use super::queue::Shared;
+use super::{Call, Deadline, Error, RequestQueue};
 use crate::Phase;
 
 const LEN: usize = 64;
@@ -44,8 +45,10 @@ pub struct PageTime {
 /// The frontend's own time page. Reading takes no lock and no system call.
 #[derive(Clone)]
 pub struct TimePage {
-    pub(super) memory: Arc<SharedMemory>,
-    pub(super) offset: usize,
+    memory: Arc<SharedMemory>,
+    offset: usize,
+    /// It was started, and is to be started again on the next connection.
+    wanted: Arc<AtomicBool>,
 }
 
 impl TimePage {
@@ -53,15 +56,28 @@ impl TimePage {
         layout.reserve(LEN, LEN)
     }
 
-    /// Makes the backend write the page, from now and until [`stop`](Self::stop) or the
-    /// connection's end.
+    pub(super) fn new(memory: Arc<SharedMemory>, offset: usize) -> Self {
+        TimePage {
+            memory,
+            offset,
+            wanted: Arc::default(),
+        }
+    }
+
+    /// Makes the backend write the page, from now and until [`stop`](Self::stop), over
+    /// reconnects too.
     ///
     /// # Errors
     ///
     /// As every operation of a [`RequestQueue`].
     pub fn start(&self, queue: &RequestQueue, deadline: impl Into<Deadline>) -> Result<(), Error> {
-        let address = self.memory.address(self.offset);
-        queue.set_time_page(address, LEN as u64, deadline)
+        // Before the answer, which may come just before the connection is lost.
+        self.wanted.store(true, Ordering::Release);
+        let started = queue.call(&self.call(LEN as u64), deadline);
+        if let Err(Error::Refused(_)) = started {
+            self.wanted.store(false, Ordering::Release);
+        }
+        started
     }
 
     /// Makes the backend stop writing.
@@ -70,11 +86,34 @@ impl TimePage {
     ///
     /// As every operation of a [`RequestQueue`].
     pub fn stop(&self, queue: &RequestQueue, deadline: impl Into<Deadline>) -> Result<(), Error> {
-        queue.set_time_page(self.memory.address(self.offset), 0, deadline)
+        self.wanted.store(false, Ordering::Release);
+        queue.call(&self.call(0), deadline)
+    }
+
+    fn call(&self, len: u64) -> Call<'static, ()> {
+        Call::set_time_page(self.memory.address(self.offset), len)
+    }
+
+    /// Asks a new backend to write the page, if the former one did. Nobody waits for the answer.
+    pub(super) fn start_again(&self, queues: &[Arc<Shared>]) {
+        if !self.wanted.load(Ordering::Acquire) {
+            return;
+        }
+        let call = self.call(LEN as u64);
+        if !queues.iter().any(|queue| queue.send(&call)) {
+            self.invalidate();
+        }
+    }
+
+    /// The backend does not write the page: what it says is to be believed no longer.
+    pub(super) fn invalidate(&self) {
+        self.memory
+            .atomic_u32(self.offset)
+            .store(0, Ordering::Release);
     }
 
     /// What the page says; `None` where the backend has not written it, is writing it all the
-    /// time, or has written nonsense.
+    /// time, has written nonsense, or cannot write it any more after a reconnect.
     pub fn read(&self) -> Option<PageTime> {
         for _ in 0..TRIES {
             let before = self.seq(Ordering::Acquire);
@@ -146,10 +185,7 @@ mod tests {
         layout.reserve(1, 1);
         let offset = TimePage::reserve(&mut layout);
         let memory = Arc::new(SharedMemory::new(&layout).unwrap());
-        let page = TimePage {
-            memory: memory.clone(),
-            offset,
-        };
+        let page = TimePage::new(memory.clone(), offset);
         assert_eq!(page.read(), None, "never written");
 
         let mut bytes = [0; LEN];
@@ -177,5 +213,10 @@ mod tests {
         bytes[4] = 4;
         memory.write(offset, &bytes);
         assert_eq!(page.read(), None, "no such phase");
+        bytes[4] = 2;
+        memory.write(offset, &bytes);
+        assert!(page.read().is_some());
+        page.invalidate();
+        assert_eq!(page.read(), None, "invalidated");
     }
 }

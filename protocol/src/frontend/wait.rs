@@ -1,15 +1,16 @@
 //! Deadlines, shutting down, and the one place where this library sleeps on file descriptors.
 //!
-//! Every wait ends: by what was waited for, at its deadline, when the backend closes the
+//! Every sleep here ends: by what was waited for, at its deadline, when the backend closes the
 //! connection (as the kernel does for a backend that dies), or by a [`ShutdownHandle`].
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
-use rustix::io::Errno;
+use rustix::io::{DupFlags, Errno};
 
 use super::Error;
 use super::error::Failure;
@@ -34,6 +35,14 @@ impl Deadline {
     /// Whether it has passed.
     pub fn has_passed(self) -> bool {
         self.remaining() == Some(Duration::ZERO)
+    }
+
+    /// The earlier of the two.
+    pub(super) fn or(self, other: impl Into<Deadline>) -> Deadline {
+        match (self.0, other.into().0) {
+            (Some(a), Some(b)) => Deadline(Some(a.min(b))),
+            (a, b) => Deadline(a.or(b)),
+        }
     }
 }
 
@@ -114,6 +123,11 @@ impl ShutdownHandle {
         let mut fds = [PollFd::new(&*self.0, PollFlags::IN)];
         poll(&mut fds, Duration::ZERO.into()).is_ok() && !fds[0].revents().is_empty()
     }
+
+    /// Sleeps until it is used, or the deadline passes.
+    pub(super) fn wait(&self, deadline: Deadline) -> Result<(), Error> {
+        poll(&mut [PollFd::new(&*self.0, PollFlags::IN)], deadline)
+    }
 }
 
 impl AsFd for ShutdownHandle {
@@ -123,10 +137,11 @@ impl AsFd for ShutdownHandle {
     }
 }
 
-/// What ends waits on every queue of a connection.
+/// What ends waits on every queue.
 pub(super) struct Link {
-    /// The control socket. vhost's `Frontend` has its own descriptor of it.
-    pub(super) socket: UnixStream,
+    /// The present connection's control socket, behind the same number over every reconnect.
+    /// vhost's `Frontend` has its own descriptor of it.
+    socket: OwnedFd,
     pub(super) shutdown: ShutdownHandle,
 }
 
@@ -137,45 +152,94 @@ pub(super) enum Woken {
     Called,
     /// The deadline passed.
     TimedOut,
-    /// No queue will be served any more.
+    /// No queue will be served on this connection any more.
     Failed(Failure),
 }
 
 impl Link {
-    /// Sleeps until `call` is readable, the deadline passes or the link fails.
-    pub(super) fn wait(&self, call: BorrowedFd<'_>, deadline: Deadline) -> Result<Woken, Error> {
-        let mut fds = [
-            PollFd::from_borrowed_fd(self.shutdown.as_fd(), PollFlags::IN),
-            // Not IN: a reply to a control message is none of our business.
-            PollFd::new(&self.socket, PollFlags::RDHUP),
-            PollFd::from_borrowed_fd(call, PollFlags::IN),
-        ];
-        poll(&mut fds, deadline)?;
-        let reports = |n: usize| !fds[n].revents().is_empty();
-        Ok(if reports(0) {
-            Woken::Failed(Failure::ShutDown)
-        } else if reports(1) {
-            Woken::Failed(Failure::Disconnected)
-        } else if reports(2) {
-            Woken::Called
-        } else {
-            Woken::TimedOut
+    pub(super) fn new(socket: &UnixStream, shutdown: ShutdownHandle) -> Result<Self, Error> {
+        let socket = socket.try_clone().map_err(|source| Error::Io {
+            what: "duplicate the control socket",
+            source,
+        })?;
+        Ok(Link {
+            socket: socket.into(),
+            shutdown,
         })
     }
 
-    /// Whether the link has failed, without waiting.
-    pub(super) fn failure(&self) -> Result<Option<Failure>, Error> {
+    /// Watches another connection's socket from now on. Whoever sleeps on the former one is
+    /// woken by its end.
+    pub(super) fn follow(&self, socket: &UnixStream) -> Result<(), Error> {
+        // SAFETY: the descriptor is open for as long as this object, and `ManuallyDrop` keeps it
+        // so. dup3 replaces what is behind the number in one step, so it never is closed for
+        // those who use it meanwhile.
+        let own = unsafe { OwnedFd::from_raw_fd(self.socket.as_raw_fd()) };
+        let mut own = ManuallyDrop::new(own);
+        loop {
+            match rustix::io::dup3(socket, &mut own, DupFlags::CLOEXEC) {
+                Ok(()) => return Ok(()),
+                Err(Errno::INTR | Errno::BUSY) => {}
+                Err(e) => {
+                    return Err(Error::Io {
+                        what: "duplicate the control socket",
+                        source: e.into(),
+                    });
+                }
+            }
+        }
+    }
+
+    /// Sleeps until `call` is readable, the deadline passes or the connection fails.
+    pub(super) fn wait(&self, call: BorrowedFd<'_>, deadline: Deadline) -> Result<Woken, Error> {
+        let [shutdown, socket] = self.watched();
         let mut fds = [
-            PollFd::from_borrowed_fd(self.shutdown.as_fd(), PollFlags::IN),
-            PollFd::new(&self.socket, PollFlags::RDHUP),
+            shutdown,
+            socket,
+            PollFd::from_borrowed_fd(call, PollFlags::IN),
         ];
-        poll(&mut fds, Duration::ZERO.into())?;
-        Ok(if !fds[0].revents().is_empty() {
-            Some(Failure::ShutDown)
-        } else if !fds[1].revents().is_empty() {
-            Some(Failure::Disconnected)
-        } else {
-            None
+        poll(&mut fds, deadline)?;
+        Ok(match failure(&fds) {
+            Some(failure) => Woken::Failed(failure),
+            None if fds[2].revents().is_empty() => Woken::TimedOut,
+            None => Woken::Called,
         })
+    }
+
+    /// Sleeps until the connection fails; `None` at the deadline.
+    pub(super) fn watch(&self, deadline: Deadline) -> Result<Option<Failure>, Error> {
+        let mut fds = self.watched();
+        poll(&mut fds, deadline)?;
+        Ok(failure(&fds))
+    }
+
+    /// Whether the connection has failed, without waiting.
+    pub(super) fn failure(&self) -> Result<Option<Failure>, Error> {
+        self.watch(Duration::ZERO.into())
+    }
+
+    fn watched(&self) -> [PollFd<'_>; 2] {
+        [
+            PollFd::from_borrowed_fd(self.shutdown.as_fd(), PollFlags::IN),
+            // Not IN: a reply to a control message is none of our business.
+            PollFd::new(&self.socket, PollFlags::RDHUP),
+        ]
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn failure(watched: &[PollFd<'_>]) -> Option<Failure> {
+    let reports = |n: usize| !watched[n].revents().is_empty();
+    if reports(0) {
+        Some(Failure::ShutDown)
+    } else if reports(1) {
+        Some(Failure::Disconnected)
+    } else {
+        None
     }
 }

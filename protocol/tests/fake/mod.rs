@@ -3,6 +3,9 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod model;
+
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,6 +14,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use vhost::vhost_user::message::{VhostTransferStateDirection, VhostTransferStatePhase};
 use vhost::vhost_user::{Listener, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{ShutdownHandle, VhostUserBackend, VhostUserDaemon, VringRwLock, VringT};
 use vhost_user_timer_protocol::frontend::{Options, TimerFrontend};
@@ -41,9 +45,31 @@ pub(crate) struct Fake {
     pub(crate) without: u64,
     pub(crate) protocol_without: VhostUserProtocolFeatures,
     pub(crate) config: wire::Info,
+    /// What the config space says instead, if it changes.
+    pub(crate) live_config: Option<Box<dyn Fn() -> wire::Info + Send + Sync>>,
+    /// What is not offered from some time on.
+    pub(crate) less: Option<Box<dyn Fn() -> Option<VhostUserProtocolFeatures> + Send + Sync>>,
     pub(crate) answers: Box<Answers>,
+    pub(crate) device_state: Box<dyn DeviceState>,
     pub(crate) state: Mutex<State>,
     pub(crate) changed: Condvar,
+}
+
+/// What becomes of a device state.
+pub(crate) trait DeviceState: Send + Sync {
+    fn begin(&self, load: bool, file: File) -> io::Result<Option<File>>;
+    fn check(&self) -> io::Result<()>;
+}
+
+/// Refuses.
+impl DeviceState for () {
+    fn begin(&self, _: bool, _: File) -> io::Result<Option<File>> {
+        Err(io::Error::other("refused"))
+    }
+
+    fn check(&self) -> io::Result<()> {
+        Err(io::Error::other("refused"))
+    }
 }
 
 #[derive(Default)]
@@ -62,7 +88,10 @@ impl Fake {
             without: 0,
             protocol_without: VhostUserProtocolFeatures::empty(),
             config: info(),
+            live_config: None,
+            less: None,
             answers: Box::new(answers),
+            device_state: Box::new(()),
             state: Mutex::default(),
             changed: Condvar::new(),
         }
@@ -150,7 +179,9 @@ impl VhostUserBackend for Fake {
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        VhostUserProtocolFeatures::all() & !self.protocol_without
+        let less = self.less.as_ref().and_then(|less| less());
+        let less = less.unwrap_or(VhostUserProtocolFeatures::empty());
+        VhostUserProtocolFeatures::all() & !self.protocol_without & !less
     }
 
     fn reset_device(&self) {
@@ -160,12 +191,31 @@ impl VhostUserBackend for Fake {
     fn set_event_idx(&self, _: bool) {}
 
     fn get_config(&self, _: u32, _: u32) -> Vec<u8> {
-        self.config.as_bytes().to_vec()
+        let config = self.live_config.as_ref().map_or(self.config, |live| live());
+        config.as_bytes().to_vec()
     }
 
     fn update_memory(&self, memory: Memory) -> io::Result<()> {
-        self.state.lock().unwrap().memory = Some(memory);
+        let mut state = self.state.lock().unwrap();
+        state.memory = Some(memory);
+        // Of a former connection.
+        state.held.clear();
+        state.vrings.clear();
         Ok(())
+    }
+
+    fn set_device_state_fd(
+        &self,
+        direction: VhostTransferStateDirection,
+        _: VhostTransferStatePhase,
+        file: File,
+    ) -> io::Result<Option<File>> {
+        let load = direction == VhostTransferStateDirection::LOAD;
+        self.device_state.begin(load, file)
+    }
+
+    fn check_device_state(&self) -> io::Result<()> {
+        self.device_state.check()
     }
 
     fn exit_event(&self, _: usize) -> Option<(EventConsumer, EventNotifier)> {
@@ -209,6 +259,15 @@ impl VhostUserBackend for Fake {
         }
         self.changed.notify_all();
         Ok(())
+    }
+}
+
+/// Ends waits without a deadline when a test fails while others wait.
+pub(crate) struct EndOfWaits(pub(crate) vhost_user_timer_protocol::frontend::ShutdownHandle);
+
+impl Drop for EndOfWaits {
+    fn drop(&mut self) {
+        self.0.shut_down();
     }
 }
 

@@ -4,7 +4,8 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::{Arc, MutexGuard};
 
-use super::{Await, Shared, Stage, State};
+use super::Shared;
+use super::slots::{Await, Stage, State};
 use crate::frontend::call::{About, Answer};
 use crate::frontend::wait::{Deadline, signal};
 use crate::frontend::{Call, Error};
@@ -51,7 +52,7 @@ impl<T: Answer> Ticket<T> {
     }
 
     /// The answer, if it is there. This makes no system call, unless there is something to kick
-    /// the backend for; it does not notice a dead backend.
+    /// the backend for; it does not notice a lost connection, and so does not bring it back.
     ///
     /// After an answer or a refusal the ticket is spent.
     ///
@@ -63,7 +64,7 @@ impl<T: Answer> Ticket<T> {
         let slot = self.open_slot()?;
         let shared = self.shared.clone();
         let mut state = shared.lock();
-        if state.ring.unpublished() > 0 && state.ring.publish() {
+        if state.ring.unpublished() > 0 && state.publish() {
             signal(&shared.kick);
         }
         shared.reap(&mut state);
@@ -88,7 +89,12 @@ impl<T: Answer> Ticket<T> {
                 }
                 std::hint::spin_loop();
             }
-            if let Some(failure) = self.shared.link.failure()? {
+            let session = &self.shared.session;
+            let generation = session.generation();
+            let failure = session.link.failure()?;
+            let failure =
+                failure.and_then(|failure| session.outlive(failure, generation, deadline));
+            if let Some(failure) = failure {
                 let mut state = self.shared.lock();
                 self.shared.reap(&mut state);
                 self.shared.fail(&mut state, failure);
@@ -127,10 +133,7 @@ impl<T> Drop for Ticket<T> {
         };
         let mut state = self.shared.lock();
         match state.slot(slot).stage {
-            Stage::InFlight => {
-                state.slot(slot).stage = Stage::Orphaned;
-                state.orphans += usize::from(state.slot(slot).wait_run.is_some());
-            }
+            Stage::InFlight => state.orphan(slot),
             Stage::Done { .. } => self.shared.free(&mut state, slot),
             Stage::Free | Stage::Orphaned => {}
         }

@@ -1,0 +1,157 @@
+//! Who of those that wait on a queue sleeps on what, and who wakes whom.
+
+use std::os::fd::AsFd;
+use std::sync::{MutexGuard, PoisonError};
+
+use super::Shared;
+use super::slots::{Await, Need, Stage, State};
+use crate::frontend::Error;
+use crate::frontend::error::Failure;
+use crate::frontend::wait::{Deadline, Woken, drain, signal};
+
+impl Shared {
+    /// Waits as a leader or a follower. On success the lock is still held.
+    pub(super) fn wait(
+        &self,
+        what: Await,
+        name: &'static str,
+        deadline: Deadline,
+    ) -> Result<MutexGuard<'_, State>, Error> {
+        let mut state = self.lock();
+        let result = loop {
+            self.reap(&mut state);
+            let ready = match what {
+                Await::Slot(slot) => matches!(state.slot(slot).stage, Stage::Done { .. }),
+                Await::Room(need) => state.has_room(need),
+            };
+            if ready && (state.failure.is_none() || matches!(what, Await::Slot(_))) {
+                break Ok(());
+            }
+            if let Some(failure) = state.failure {
+                break Err(failure.into());
+            }
+            if deadline.has_passed() {
+                break Err(Error::TimedOut { what: name });
+            }
+            if state.leader.is_some() {
+                state = self.follow(state, what, deadline);
+                continue;
+            }
+            if state.ring.arm() {
+                continue;
+            }
+            state.leader = Some(what);
+            drop(state);
+            let (guard, led) = self.lead(deadline);
+            state = guard;
+            state.leader = None;
+            state.ring.disarm();
+            if let Err(error) = led {
+                break Err(error);
+            }
+        };
+        self.pass_on(&state);
+        result.map(|()| state)
+    }
+
+    /// Sleeps on the call eventfd, and brings the connection back if it is lost. Returns when
+    /// it is worth another look.
+    fn lead(&self, deadline: Deadline) -> (MutexGuard<'_, State>, Result<(), Error>) {
+        let generation = self.session.generation();
+        let woken = self.session.link.wait(self.call.as_fd(), deadline);
+        let failure = match woken {
+            Ok(Woken::Called) => {
+                drain(&self.call);
+                None
+            }
+            Ok(Woken::TimedOut) => None,
+            Ok(Woken::Failed(failure)) => self.session.outlive(failure, generation, deadline),
+            Err(error) => return (self.lock(), Err(error)),
+        };
+        let mut state = self.lock();
+        if let Some(failure) = failure {
+            // It may have answered before it went.
+            self.reap(&mut state);
+            self.fail(&mut state, failure);
+        }
+        (state, Ok(()))
+    }
+
+    /// Sleeps until a leader says that it is worth another look.
+    fn follow<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        what: Await,
+        deadline: Deadline,
+    ) -> MutexGuard<'a, State> {
+        let condvar = match what {
+            Await::Slot(slot) => {
+                state.slot(slot).followed = true;
+                state.followers += 1;
+                &self.done[usize::from(slot)]
+            }
+            Await::Room(need) => {
+                state.want_room[need as usize] += 1;
+                &self.room[need as usize]
+            }
+        };
+        state = match deadline.remaining() {
+            Some(left) => {
+                let woken = condvar.wait_timeout(state, left);
+                woken.unwrap_or_else(PoisonError::into_inner).0
+            }
+            None => condvar.wait(state).unwrap_or_else(PoisonError::into_inner),
+        };
+        match what {
+            Await::Slot(slot) => {
+                state.slot(slot).followed = false;
+                state.followers -= 1;
+            }
+            Await::Room(need) => state.want_room[need as usize] -= 1,
+        }
+        state
+    }
+
+    /// What a thread owes the others when it stops waiting: a leader, and the room that it was
+    /// told of and did not take.
+    fn pass_on(&self, state: &State) {
+        if state.leader.is_none() && state.failure.is_none() {
+            let next = match state.followers {
+                0 => None,
+                _ => state.slots.iter().position(|slot| slot.followed),
+            };
+            if let Some(slot) = next {
+                self.done[slot].notify_one();
+            } else if let Some(need) = state.want_room.iter().position(|&waiters| waiters > 0) {
+                self.room[need].notify_one();
+            }
+        }
+        self.offer_room(state);
+    }
+
+    pub(super) fn offer_room(&self, state: &State) {
+        for need in [Need::Small, Need::WaitRun, Need::Large] {
+            if state.want_room[need as usize] > 0 && state.has_room(need) {
+                self.room[need as usize].notify_one();
+            }
+        }
+        // A leader sleeps where no condition variable reaches it.
+        if let Some(Await::Room(need)) = state.leader
+            && state.has_room(need)
+        {
+            signal(&self.call);
+        }
+    }
+
+    /// Ends the queue; the first reason stays.
+    pub(super) fn fail(&self, state: &mut State, failure: Failure) {
+        state.failure.get_or_insert(failure);
+        for condvar in self.done.iter().chain(&self.room) {
+            condvar.notify_all();
+        }
+        if state.leader.is_some() {
+            // The leader sleeps on this.
+            signal(&self.call);
+        }
+    }
+}
