@@ -6,12 +6,14 @@ export RUSTDOCFLAGS := -D warnings
 
 BACKEND := target/release/vhost-user-timer
 MOCK := target/release/mock-frontend
+MODEL := target/release/model-check
 
-.PHONY: help demo check fmt clippy doc test build clean
+.PHONY: help demo check fmt clippy doc test model build clean
 
 help:
 	@echo 'make demo   eight vCPUs saved by one backend and restored by another, step by step'
-	@echo 'make check  everything that must hold: format, lints, docs, tests, the demo'
+	@echo 'make check  everything that must hold: format, lints, docs, tests, model check, demos'
+	@echo 'make model  the model check alone; MODEL_ARGS=--large for a longer one'
 	@echo 'make build  the backend and the mock frontend, as released, in target/release'
 
 build:
@@ -20,7 +22,9 @@ build:
 demo: build
 	$(MOCK) demo --backend $(BACKEND) $(DEMO_ARGS)
 
-check: fmt clippy doc test demo
+check: fmt clippy doc test model
+	$(MOCK) demo --backend $(BACKEND) --via device-state --kill
+	$(MOCK) demo --backend $(BACKEND)
 
 fmt:
 	$(CARGO) fmt --all --check
@@ -32,9 +36,13 @@ clippy:
 doc:
 	$(CARGO) doc --locked --workspace --all-features --no-deps
 
-# The black-box tests run the backend as it is released.
+# The black-box tests run the backend as it is released: without the feature for failpoints.
 test: build
 	$(CARGO) test --locked --workspace --all-features
+
+# Every interleaving, within limits; about a minute.
+model: build
+	$(MODEL) $(MODEL_ARGS)
 
 clean:
 	$(CARGO) clean

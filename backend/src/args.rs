@@ -49,6 +49,11 @@ pub struct Args {
     #[arg(long, value_name = "SOURCE", value_enum, default_value_t = Source::Monotonic)]
     pub counter_source: Source,
 
+    /// Keep the VM in this file, so that it survives a crash of this process: the next one that is
+    /// started with it goes on where this one was. Made with mode 0600; best on a tmpfs
+    #[arg(long, value_name = "PATH")]
+    pub state_file: Option<PathBuf>,
+
     /// How much to log on stderr: off, error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: LevelFilter,

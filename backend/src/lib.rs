@@ -5,10 +5,14 @@
 //! - [`counter`] reads the host's clocks for it.
 //! - [`device`] is the vhost-user device around it: rings in, model call, rings out.
 //! - [`server`] accepts frontends, one at a time, until a signal ends the process.
+//! - [`state`] is the VM as a stream to another host, and in a file past a crash.
 //! - [`args`] is the command line.
 
 pub mod args;
 pub mod counter;
 pub mod device;
+#[doc(hidden)]
+pub mod failpoint;
 pub mod server;
+pub mod state;
 pub mod vm;

@@ -46,7 +46,11 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         frequency: args.counter_frequency.unwrap_or(counter.native_frequency()),
         frequency_fixed: args.counter_frequency.is_some(),
     };
-    let device = Arc::new(TimerDevice::new(profile, counter)?);
+    let device = Arc::new(TimerDevice::new(
+        profile,
+        counter,
+        args.state_file.as_deref(),
+    )?);
     let socket = match (&args.socket_path, args.fd) {
         (Some(path), _) => Socket::bind(path)?,
         (None, Some(fd)) => Socket::from_fd(fd)?,

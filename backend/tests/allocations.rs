@@ -123,6 +123,7 @@ impl Bench {
         let mut bench = Bench::paused(vcpus);
         bench.done(&request(Op::Resume, VM_WIDE, &[0_u8; 0]));
         bench.done(&bench.get_all(0));
+        bench.done(&request(Op::SetRegs, 0, &[0_u8; 0]));
         bench
     }
 
@@ -139,6 +140,7 @@ impl Bench {
         };
         let now = Now::at(self.host);
         let handled = self.vm.handle(now, &call, &mut self.effects);
+        self.effects.changed.clear();
         assert_eq!(handled, Handled::Answered);
         let header = wire::ResponseHeader::read_from_prefix(&self.effects.response);
         header.unwrap().0.status.get()

@@ -4,7 +4,7 @@
 //! and listening already, with `--fd`. So there is nothing to wait for; a frontend can connect
 //! at once, and finds the connection closed if the backend did not come up.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::os::fd::OwnedFd;
@@ -82,9 +82,18 @@ impl BackendProcess {
     ///
     /// As [`launch`](Self::launch).
     pub fn launch_program<A: AsRef<OsStr>>(program: &Path, extra_args: &[A]) -> io::Result<Self> {
+        Self::launch_command(Command::new(program), extra_args)
+    }
+
+    /// As [`launch`](Self::launch), with this command, which may have an environment of its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`launch`](Self::launch).
+    pub fn launch_command<A: AsRef<OsStr>>(command: Command, extra_args: &[A]) -> io::Result<Self> {
         let directory = private_directory()?;
         let socket = UnixListener::bind(directory.path().join("timer.sock"))?;
-        Self::launch_on(program, socket.into(), directory, extra_args)
+        Self::launch_on(command, socket.into(), directory, extra_args)
     }
 
     /// Starts the backend with one connected socket, of which the caller gets the other end. The
@@ -96,7 +105,8 @@ impl BackendProcess {
     pub fn launch_connected<A: AsRef<OsStr>>(extra_args: &[A]) -> io::Result<(Self, UnixStream)> {
         let (ours, theirs) = UnixStream::pair()?;
         let directory = private_directory()?;
-        let backend = Self::launch_on(&find_program()?, theirs.into(), directory, extra_args)?;
+        let command = Command::new(find_program()?);
+        let backend = Self::launch_on(command, theirs.into(), directory, extra_args)?;
         Ok((backend, ours))
     }
 
@@ -108,41 +118,84 @@ impl BackendProcess {
     /// As [`launch`](Self::launch), or where the program ends without ever being ready.
     pub fn launch_binding<A: AsRef<OsStr>>(extra_args: &[A]) -> io::Result<Self> {
         let directory = private_directory()?;
-        let log_path = directory.path().join("log");
+        Self::launch_binding_in(&find_program()?, directory, extra_args)
+    }
+
+    /// Starts this program so that it binds its socket itself and keeps its VM in a state file,
+    /// as [`relaunch_with_state`](Self::relaunch_with_state) can then find both.
+    ///
+    /// # Errors
+    ///
+    /// As [`launch_binding`](Self::launch_binding).
+    pub fn launch_with_state<A: AsRef<OsStr>>(
+        program: &Path,
+        extra_args: &[A],
+    ) -> io::Result<Self> {
+        let directory = private_directory()?;
+        let args = with_state_file(directory.path(), extra_args);
+        Self::launch_binding_in(program, directory, &args)
+    }
+
+    /// Starts another backend at the same socket path and on the same state file, where this one
+    /// was killed, and returns when it is ready. This value is the new one then; its log follows
+    /// the old one's.
+    ///
+    /// # Errors
+    ///
+    /// As [`launch_binding`](Self::launch_binding).
+    pub fn relaunch_with_state<A: AsRef<OsStr>>(
+        &mut self,
+        program: &Path,
+        extra_args: &[A],
+    ) -> io::Result<()> {
+        let args = with_state_file(self.directory(), extra_args);
+        self.child = spawn_binding(program, &self.socket_path, &args)?;
+        self.until_ready()
+    }
+
+    fn launch_binding_in<A: AsRef<OsStr>>(
+        program: &Path,
+        directory: TempDir,
+        extra_args: &[A],
+    ) -> io::Result<Self> {
         let socket_path = directory.path().join("timer.sock");
-        let mut command = Command::new(find_program()?);
-        command.arg("--socket-path").arg(&socket_path);
-        command.args(extra_args);
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        let child = command.stderr(Stdio::piped()).spawn()?;
         let mut backend = BackendProcess {
-            child,
+            child: spawn_binding(program, &socket_path, extra_args)?,
             socket_path,
-            log_path,
+            log_path: directory.path().join("log"),
             directory,
         };
-        let stderr = backend.child.stderr.take();
+        backend.until_ready()?;
+        Ok(backend)
+    }
+
+    /// Reads the log until it says so, and has the rest of it written to the log file.
+    fn until_ready(&mut self) -> io::Result<()> {
+        let stderr = self.child.stderr.take();
         let mut lines = BufReader::new(stderr.ok_or(io::ErrorKind::BrokenPipe)?);
-        let mut log = File::create(&backend.log_path)?;
+        let mut options = File::options();
+        let mut log = options.append(true).create(true).open(&self.log_path)?;
+        let mut said = String::new();
         loop {
-            let mut line = String::new();
-            if lines.read_line(&mut line)? == 0 {
-                let text = format!("{PROGRAM} ended before it was ready: {}", backend.log());
+            let start = said.len();
+            if lines.read_line(&mut said)? == 0 {
+                let words: Vec<_> = said.split_whitespace().collect();
+                let text = format!("{PROGRAM} ended before it was ready: {}", words.join(" "));
                 return Err(io::Error::other(text));
             }
-            io::Write::write_all(&mut log, line.as_bytes())?;
-            if line.contains("Ready for a frontend") {
+            io::Write::write_all(&mut log, &said.as_bytes()[start..])?;
+            if said[start..].contains("Ready for a frontend") {
                 break;
             }
         }
         std::thread::Builder::new()
             .name("backend log".to_owned())
             .spawn(move || io::copy(&mut lines, &mut log))?;
-        Ok(backend)
+        Ok(())
     }
 
     fn launch_on<A: AsRef<OsStr>>(
-        program: &Path,
+        mut command: Command,
         socket: OwnedFd,
         directory: TempDir,
         extra_args: &[A],
@@ -151,7 +204,7 @@ impl BackendProcess {
         let log = File::create(&log_path)?;
         // As descriptor 0, which goes to this child and, unlike one without FD_CLOEXEC, to no
         // other that another thread may be starting.
-        let child = Command::new(program)
+        let child = command
             .args(["--fd", "0"])
             .args(extra_args)
             .stdin(socket)
@@ -159,7 +212,8 @@ impl BackendProcess {
             .stderr(log)
             .spawn()
             .map_err(|error| {
-                let text = format!("Cannot start {}: {error}", program.display());
+                let program = command.get_program().display();
+                let text = format!("Cannot start {program}: {error}");
                 io::Error::new(error.kind(), text)
             })?;
         Ok(BackendProcess {
@@ -277,6 +331,28 @@ impl Drop for BackendProcess {
     }
 }
 
+fn spawn_binding<A: AsRef<OsStr>>(
+    program: &Path,
+    socket_path: &Path,
+    extra_args: &[A],
+) -> io::Result<Child> {
+    let mut command = Command::new(program);
+    command.arg("--socket-path").arg(socket_path);
+    command.args(extra_args);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let child = command.stderr(Stdio::piped()).spawn();
+    child.map_err(|error| {
+        let text = format!("Cannot start {}: {error}", program.display());
+        io::Error::new(error.kind(), text)
+    })
+}
+
+fn with_state_file<A: AsRef<OsStr>>(directory: &Path, extra_args: &[A]) -> Vec<OsString> {
+    let state_file = ["--state-file".into(), directory.join("state").into()];
+    let extra_args = extra_args.iter().map(|arg| arg.as_ref().to_owned());
+    state_file.into_iter().chain(extra_args).collect()
+}
+
 fn private_directory() -> io::Result<TempDir> {
     tempfile::Builder::new()
         .prefix("vhost-user-timer-")
@@ -286,8 +362,8 @@ fn private_directory() -> io::Result<TempDir> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vhost_user_timer_protocol::Phase;
     use vhost_user_timer_protocol::frontend::{Error, Options, TimerFrontend};
+    use vhost_user_timer_protocol::{Abi, Phase};
 
     fn phase(frontend: Result<TimerFrontend, Error>) -> Phase {
         frontend.and_then(|f| f.config()).expect("an answer").phase
@@ -307,6 +383,24 @@ mod tests {
         let mut backend = BackendProcess::launch_binding(&["--max-vcpus=1"]).unwrap();
         let frontend = TimerFrontend::connect(backend.socket_path(), Options::default());
         assert_eq!(phase(frontend), Phase::New);
+        assert!(backend.terminate().success(), "{}", backend.log());
+    }
+
+    #[test]
+    fn a_relaunched_backend_has_the_vm_of_the_one_that_was_killed() {
+        let program = find_program().unwrap();
+        let args = ["--max-vcpus=1"];
+        let mut backend = BackendProcess::launch_with_state(&program, &args).unwrap();
+        let frontend = TimerFrontend::connect(backend.socket_path(), Options::default()).unwrap();
+        let queue = &frontend.queues()[0];
+        queue
+            .configure(1, Abi::Arm64, 1_000_000_000, GRACE)
+            .unwrap();
+        assert_eq!(backend.kill().code(), None);
+
+        backend.relaunch_with_state(&program, &args).unwrap();
+        let frontend = TimerFrontend::connect(backend.socket_path(), Options::default());
+        assert_eq!(phase(frontend), Phase::Paused);
         assert!(backend.terminate().success(), "{}", backend.log());
     }
 

@@ -6,14 +6,18 @@
 //! - [`kvm_data`]: the timer registers that a real KVM/arm64 gave;
 //! - [`race`]: vCPU threads that restore all at once;
 //! - [`watch`]: the count as a guest reads it, and whether it went back;
+//! - [`shadow`]: what a VM must be like, to go by what its frontend was answered;
+//! - [`model`]: the model check of the backend's time;
 //! - [`mock`]: the program `mock-frontend`, which plays the VMM.
 
 pub mod backend_process;
 pub mod contract;
 pub mod kvm_data;
 pub mod mock;
+pub mod model;
 pub mod race;
 pub mod raw_driver;
+pub mod shadow;
 pub mod watch;
 
 /// The README's example compiles.

@@ -8,8 +8,11 @@
 //! Those that were at the gate when it opened all learn of one instant. Whoever asks later, when
 //! the VM runs already, is told of a later one. A thread that asks before its RESTORE_DONE is at
 //! the gate for certain, since requests of one queue are done in order.
+//!
+//! After a device state was loaded ([`Race::loaded`]) the registers are staged already: each
+//! thread reads its vCPU's and checks them instead, and all are let go by RESUME.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,8 +26,12 @@ pub struct Race {
     vcpus: u32,
     deadline: Instant,
     asking: Asking,
+    /// The registers came with a device state.
+    loaded: bool,
     /// How many vCPUs have sent RESTORE_DONE, or are about to.
     done_sent: AtomicU32,
+    /// RESUME was sent, or is about to be.
+    resumed: AtomicBool,
     field: Mutex<Field>,
     changed: Condvar,
 }
@@ -51,7 +58,8 @@ struct Field {
 pub struct Release {
     /// What WAIT_RUN answered.
     pub run: Run,
-    /// It was let go though some vCPU had not sent RESTORE_DONE yet.
+    /// It was let go though some vCPU had not sent RESTORE_DONE yet, or, after a load, the VMM
+    /// had not sent RESUME.
     pub early: bool,
     /// It was at the gate, for certain, when that opened.
     pub at_the_gate: bool,
@@ -71,6 +79,16 @@ pub enum RaceError {
     /// The other vCPUs did not come to wait in time.
     #[error("The other vCPUs did not get to WAIT_RUN in time")]
     TimedOut,
+    /// The device state that was loaded has another value than was saved.
+    #[error("{} was saved as {saved:#x} and loaded as {loaded:#x}", register.name())]
+    Register {
+        /// Which register.
+        register: Register,
+        /// Its value at the save.
+        saved: u64,
+        /// Its value after the load.
+        loaded: u64,
+    },
 }
 
 impl Race {
@@ -79,11 +97,25 @@ impl Race {
         Race {
             vcpus,
             asking,
+            loaded: false,
             deadline: Instant::now() + limit,
             done_sent: AtomicU32::new(0),
+            resumed: AtomicBool::new(false),
             field: Mutex::default(),
             changed: Condvar::new(),
         }
+    }
+
+    /// The restore of a device state that was loaded. It ends in PAUSED.
+    #[must_use]
+    pub fn loaded(mut self) -> Self {
+        self.loaded = true;
+        self
+    }
+
+    /// RESUME is about to be sent. After a load nobody may be let go before.
+    pub fn resuming(&self) {
+        self.resumed.store(true, Ordering::SeqCst);
     }
 
     /// Takes one vCPU through the restore, on the thread that is that vCPU.
@@ -103,7 +135,7 @@ impl Race {
         hold: Option<&dyn Fn()>,
     ) -> Result<Release, RaceError> {
         let vcpu = registers.vcpu.get();
-        let parts = shuffled_parts(registers, rng);
+        let parts = shuffled_parts(registers, rng, !self.loaded);
         let steps = match self.asking {
             Asking::First => parts.len() + 1,
             Asking::Anytime => parts.len() + 2,
@@ -116,6 +148,9 @@ impl Race {
                 wait = Some(Wait::start(queue, vcpu));
             }
             match part {
+                Part::Registers(values) if self.loaded => {
+                    check_registers(queue, vcpu, values, self.deadline)?;
+                }
                 Part::Registers(values) => {
                     queue.set_regs(vcpu, values, self.deadline)?;
                 }
@@ -140,7 +175,8 @@ impl Race {
 
         self.change(|field| field.waiting += 1);
         let run = wait.finish(queue, vcpu, self.deadline)?;
-        let early = self.done_sent.load(Ordering::SeqCst) < self.vcpus;
+        let early = self.done_sent.load(Ordering::SeqCst) < self.vcpus
+            || (self.loaded && !self.resumed.load(Ordering::SeqCst));
         self.change(|field| field.released += 1);
         Ok(Release {
             run,
@@ -220,9 +256,33 @@ enum Part {
     Whole,
 }
 
-/// A vCPU's registers in random order, in one request or several; or all by SET_VM.
-fn shuffled_parts(registers: &wire::Vcpu, rng: &mut Rng) -> Vec<Part> {
-    if rng.u8(..4) == 0 {
+/// Reads these registers, which must have these values.
+fn check_registers(
+    queue: &RequestQueue,
+    vcpu: u32,
+    values: &[(u64, u64)],
+    deadline: Instant,
+) -> Result<(), RaceError> {
+    let ids: Vec<_> = values.iter().map(|&(id, _)| id).collect();
+    let loaded = queue.get_regs(vcpu, &ids, deadline)?;
+    for (&(id, saved), &(_, loaded)) in values.iter().zip(loaded.iter()) {
+        if saved != loaded
+            && let Ok(register) = Register::from_id(id, Abi::Arm64)
+        {
+            return Err(RaceError::Register {
+                register,
+                saved,
+                loaded,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// A vCPU's registers in random order, in one request or several; or all by SET_VM, where that
+/// is possible.
+fn shuffled_parts(registers: &wire::Vcpu, rng: &mut Rng, set_vm: bool) -> Vec<Part> {
+    if set_vm && rng.u8(..4) == 0 {
         return vec![Part::Whole];
     }
     let present = registers.present.get();

@@ -60,8 +60,8 @@ fn the_protocol_features_are_exactly_those_of_the_contract_and_never_17_or_21() 
     let (code, body) = control.reply().unwrap();
     assert_eq!(code, GET_PROTOCOL_FEATURES);
     let offered = bits(u64::from_le_bytes(body.try_into().unwrap()));
-    // MQ, REPLY_ACK, CONFIG, RESET_DEVICE, CONFIGURE_MEM_SLOTS.
-    assert_eq!(offered, BTreeSet::from([0, 3, 9, 13, 15]));
+    // MQ, REPLY_ACK, CONFIG, RESET_DEVICE, CONFIGURE_MEM_SLOTS, DEVICE_STATE.
+    assert_eq!(offered, BTreeSet::from([0, 3, 9, 13, 15, 19]));
     assert!(!offered.contains(&17) && !offered.contains(&21));
 }
 

@@ -65,6 +65,50 @@ fn the_demo_tells_the_same_in_json() {
     assert!(output.status.success());
 }
 
+/// Moves VMs of few and of many vCPUs in this way.
+fn moves(args: &[&str], via: &str, killed: bool) {
+    for vcpus in ["4", "64"] {
+        let args = [&["--seed", "7", "--vcpus", vcpus], args].concat();
+        let output = demo(&args);
+        let text = stdout(&output);
+        let ok = format!("demo: OK vcpus={vcpus} early=0 backwards=0 offsets=1 lost=0");
+        assert_eq!(text.lines().last(), Some(&*ok), "{text}");
+        assert_eq!(text.contains("device state"), via == "device-state");
+        assert_eq!(text.contains("is shot in mid-restore"), killed);
+        assert_eq!(output.status.code(), Some(0));
+        assert_eq!(output.stderr, b"");
+
+        let output = demo(&[&args[..], &["--json"]].concat());
+        let value = json(&output);
+        assert_eq!(value["ok"], true, "{value:#}");
+        assert_eq!(
+            (&value["via"], &value["killed"]),
+            (&via.into(), &killed.into())
+        );
+        assert_eq!(output.status.code(), Some(0));
+    }
+}
+
+#[test]
+fn a_vm_moves_by_requests() {
+    moves(&[], "requests", false);
+}
+
+#[test]
+fn a_vm_moves_as_a_device_state() {
+    moves(&["--via", "device-state"], "device-state", false);
+}
+
+#[test]
+fn a_destination_that_is_killed_in_mid_restore_keeps_every_promise() {
+    moves(&["--kill"], "requests", true);
+}
+
+#[test]
+fn a_destination_that_is_killed_after_a_load_keeps_every_promise() {
+    moves(&["--via", "device-state", "--kill"], "device-state", true);
+}
+
 #[test]
 fn a_backend_that_fails_fails_the_demo() {
     let output = mock_frontend(&["demo", "--backend", "/bin/false"]);
@@ -77,6 +121,33 @@ fn a_backend_that_fails_fails_the_demo() {
 
     let output = mock_frontend(&["demo", "--json", "--backend", "/bin/false"]);
     assert_eq!(json(&output)["ok"], false);
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn a_destination_that_comes_back_without_the_vm_fails_the_demo() {
+    // Whatever is asked of it, this one keeps its VM nowhere.
+    let folder = tempfile::tempdir().expect("a folder");
+    let forgetful = folder.path().join("forgetful");
+    let program = find_program().expect("a backend");
+    let script = format!(
+        "#!/bin/sh\n\
+         for arg; do\n\
+         shift\n\
+         case $arg in --state-file) skip=1;; *) [ \"$skip\" ] || set -- \"$@\" \"$arg\"; skip=;; esac\n\
+         done\n\
+         exec '{}' \"$@\"\n",
+        program.display()
+    );
+    std::fs::write(&forgetful, script).expect("a script");
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(&forgetful, executable).expect("a script to execute");
+
+    let forgetful = forgetful.to_str().expect("a path in UTF-8");
+    let output = mock_frontend(&["demo", "--kill", "--seed", "7", "--backend", forgetful]);
+    let last = stdout(&output).lines().last().expect("a last line");
+    assert!(last.starts_with("demo: FAILED Cannot"), "{last}");
+    assert!(last.contains("without the VM's state"), "{last}");
     assert_eq!(output.status.code(), Some(1));
 }
 

@@ -13,6 +13,7 @@ pub use alarm::Alarm;
 
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::state::file::CounterId;
 use crate::vm::{Now, Vm};
 
 const NS_PER_SEC: u64 = 1_000_000_000;
@@ -92,6 +93,33 @@ impl Counter {
             Source::Cntvct => Err(SourceError::WrongArchitecture {
                 source_name: "cntvct",
             }),
+        }
+    }
+
+    /// The same source at the rate that was found for it before, Hz. Where the rate is measured, a
+    /// second measurement would differ, and the count jump.
+    pub fn at_rate(self, frequency: u64) -> Self {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Reader::Tsc { .. } => Counter(Reader::Tsc {
+                frequency: frequency.max(1),
+            }),
+            _ => self,
+        }
+    }
+
+    /// What tells this source from others in a state file.
+    pub fn id(&self) -> CounterId {
+        CounterId {
+            source: match self.0 {
+                Reader::Monotonic => 1,
+                Reader::Boottime => 2,
+                #[cfg(target_arch = "x86_64")]
+                Reader::Tsc { .. } => 3,
+                #[cfg(target_arch = "aarch64")]
+                Reader::Cntvct { .. } => 4,
+            },
+            frequency: self.native_frequency(),
         }
     }
 

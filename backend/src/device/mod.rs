@@ -14,10 +14,12 @@
 mod chain;
 mod rings;
 mod session;
+mod transfer;
 mod vring;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub(crate) use session::Session;
@@ -25,6 +27,7 @@ pub(crate) use session::Session;
 pub use vring::Vring;
 
 use crate::counter::{Alarm, Counter};
+use crate::state::file::{Found, StateFile, StateFileError};
 use crate::vm::{Anchor, Effects, Notice, Now, Profile, Vm};
 
 /// The VM, its clock and its alarm: what outlives every connection.
@@ -44,6 +47,7 @@ pub(crate) struct Core {
     counter: Counter,
     /// The last instant, and what the host counter was then.
     last: Option<(HostCounter, u64)>,
+    state: Option<StateFile>,
 }
 
 /// What a host counter is told by: another one may read less.
@@ -63,6 +67,14 @@ impl Core {
         }
         self.last = Some((counter, now.host));
         now
+    }
+
+    /// Takes what changed into the state file. Answers may be seen after that, not before.
+    pub(crate) fn persist(&mut self) {
+        match &mut self.state {
+            Some(state) => state.commit(&self.vm, &mut self.effects.changed),
+            None => self.effects.changed.clear(),
+        }
     }
 
     /// Sets the alarm for what time brings next.
@@ -94,24 +106,69 @@ impl Core {
     }
 }
 
+/// Why a device cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The kernel makes no timerfd.
+    #[error("Making a timerfd for the VM's deadlines failed")]
+    Alarm(#[source] io::Error),
+    /// The state file cannot be used.
+    #[error(transparent)]
+    StateFile(#[from] StateFileError),
+}
+
 impl TimerDevice {
-    /// A device whose VM is yet to be configured.
+    /// A device whose VM is yet to be configured; or, with a state file in which a former process left
+    /// one, goes on.
     ///
     /// # Errors
     ///
-    /// What the kernel says where it makes no timerfd.
-    pub fn new(profile: Profile, counter: Counter) -> io::Result<Self> {
-        let alarm = Alarm::new(counter)?;
+    /// [`DeviceError`] where the system refuses, or the state file is not to be used.
+    pub fn new(
+        mut profile: Profile,
+        mut counter: Counter,
+        state_file: Option<&Path>,
+    ) -> Result<Self, DeviceError> {
+        let mut vm = Vm::new(profile);
+        let mut state = None;
+        if let Some(path) = state_file {
+            let (file, found) = StateFile::open(path, profile.max_vcpus, |old| {
+                if let Some(old) = old {
+                    counter = counter.at_rate(old.frequency);
+                }
+                counter.id()
+            })?;
+            // A rate that was measured is the VM's for as long as it lives.
+            if !profile.frequency_fixed {
+                profile.frequency = counter.native_frequency();
+            }
+            if let Some(found) = found {
+                let now = |vm: &Vm| counter.now(vm);
+                vm = Vm::from_records(profile, found.vm(), |index| found.vcpu(index), now)
+                    .map_err(|bad| Found::damaged(path, bad))?;
+                log::info!(
+                    "Going on with the VM in {}: {}, epoch {}",
+                    path.display(),
+                    vm.phase(),
+                    vm.epoch()
+                );
+            }
+            state = Some(file);
+        }
+        let alarm = Alarm::new(counter).map_err(DeviceError::Alarm)?;
+        let mut core = Core {
+            vm,
+            effects: Effects::default(),
+            alarm,
+            counter,
+            last: None,
+            state,
+        };
+        core.follow_time();
         Ok(TimerDevice {
             profile,
-            alarm_fd: alarm.as_raw_fd(),
-            core: Mutex::new(Core {
-                vm: Vm::new(profile),
-                effects: Effects::default(),
-                alarm,
-                counter,
-                last: None,
-            }),
+            alarm_fd: core.alarm.as_raw_fd(),
+            core: Mutex::new(core),
         })
     }
 

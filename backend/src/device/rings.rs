@@ -11,6 +11,7 @@ use zerocopy::IntoBytes;
 use super::Core;
 use super::chain::{Gathered, Segment, scatter};
 use super::vring::{Memory, Vring};
+use crate::failpoint::{Point, reached};
 use crate::vm::{Call, Handled, Released, Token};
 
 /// How many requests are served before other rings and the clock get their turn.
@@ -144,10 +145,15 @@ impl Rings {
             token,
         };
         let now = core.now();
-        match core.vm.handle(now, &call, &mut core.effects) {
+        let handled = core.vm.handle(now, &call, &mut core.effects);
+        core.persist();
+        reached(Point::AnswerReady);
+        match handled {
             Handled::Answered => {
                 let len = scatter(mem, self.gathered.writable(), &core.effects.response);
+                reached(Point::AnswerWritten);
                 give_back(ring, mem, token, len);
+                reached(Point::AnswerUsed);
             }
             Handled::Waiting => {
                 self.held.insert(token, self.gathered.writable_for(RUN));

@@ -1,11 +1,16 @@
 //! One frontend's connection: what `vhost-user-backend` calls.
 
+use std::fmt::Display;
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures,
+    VhostUserVirtioFeatures,
+};
 use vhost_user_backend::{VhostUserBackend, VringEpollHandler};
 use vhost_user_timer_protocol::{EVENT_QUEUE, MAX_QUEUE_SIZE, Phase, wire};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -18,8 +23,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use zerocopy::IntoBytes;
 
 use super::rings::{Rings, Served};
+use super::transfer::{Cancel, Transfer};
 use super::vring::{Memory, Vring};
 use super::{Core, TimerDevice};
+use crate::state::stream;
 
 const VIRTIO_FEATURES: u64 = (1 << VIRTIO_F_VERSION_1)
     | (1 << VIRTIO_RING_F_INDIRECT_DESC)
@@ -30,7 +37,8 @@ const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::
     .union(VhostUserProtocolFeatures::REPLY_ACK)
     .union(VhostUserProtocolFeatures::CONFIG)
     .union(VhostUserProtocolFeatures::RESET_DEVICE)
-    .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
+    .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+    .union(VhostUserProtocolFeatures::DEVICE_STATE);
 
 /// How many requests with effects are served before other rings and the end of the connection
 /// get their turn: a frontend can see to it that there is always one more.
@@ -53,6 +61,9 @@ pub(crate) struct Session {
     /// Queues with requests left for later, as bits.
     unfinished: AtomicU32,
     stopping: AtomicBool,
+    /// The device state that is being saved or loaded.
+    transfer: Mutex<Option<Transfer>>,
+    stop_transfer: Arc<Cancel>,
     /// Kicks in a row that brought nothing.
     idle_kicks: AtomicU32,
     /// Written when the worker ends, for whatever reason.
@@ -88,6 +99,8 @@ impl Session {
             wake: EventFd::new(EFD_NONBLOCK)?,
             unfinished: AtomicU32::new(0),
             stopping: AtomicBool::new(false),
+            transfer: Mutex::new(None),
+            stop_transfer: Arc::new(Cancel::new()?),
             idle_kicks: AtomicU32::new(0),
             worker_ended,
         })
@@ -112,6 +125,7 @@ impl Session {
 
     /// Ends the worker. The crate has an exit event for that, but loses a descriptor for each.
     pub(crate) fn stop(&self) {
+        self.stop_transfer.cancel();
         self.stopping.store(true, Ordering::Release);
         // It fails only where the counter is full, and then the worker wakes as well.
         let _ = self.wake.write(1);
@@ -128,6 +142,10 @@ impl Session {
         let now = core.now();
         core.vm.disconnect(now);
         core.follow_time();
+    }
+
+    fn transfer(&self) -> MutexGuard<'_, Option<Transfer>> {
+        self.transfer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn rings(&self) -> MutexGuard<'_, Rings> {
@@ -163,6 +181,7 @@ impl Session {
 
     /// Answers waiters, tells events, sets the alarm, and last logs: nobody waits for that.
     fn carry_out(&self, core: &mut Core, rings: &mut Rings) {
+        core.persist();
         while let Some(released) = core.effects.released.pop() {
             rings.release(&released, self.vrings(), &self.memory);
         }
@@ -218,6 +237,14 @@ impl Session {
     }
 }
 
+/// Logs why what the frontend wants is refused: it only learns that it was.
+fn refuse<E: Display>(what: &str) -> impl FnOnce(E) -> io::Error {
+    move |error| {
+        log::error!("{what} failed: {error}");
+        io::Error::other(error.to_string())
+    }
+}
+
 impl VhostUserBackend for Session {
     type Bitmap = ();
     type Vring = Vring;
@@ -241,7 +268,9 @@ impl VhostUserBackend for Session {
     fn reset_device(&self) {
         let mut core = self.device.core();
         let from = core.vm.phase();
-        core.vm.reset();
+        let Core { vm, effects, .. } = &mut *core;
+        vm.reset(effects);
+        core.persist();
         core.follow_time();
         self.rings().clear();
         log::info!("VM {from} -> {} by RESET_DEVICE", Phase::New);
@@ -296,6 +325,61 @@ impl VhostUserBackend for Session {
     fn queues_per_thread(&self) -> Vec<u64> {
         // A mask of queues for each thread: all of them on one.
         vec![u64::MAX >> (64 - self.device.queues())]
+    }
+
+    /// A save takes the VM as it is at this instant; a load takes nothing in before
+    /// CHECK_DEVICE_STATE. Either replaces a transfer that is under way.
+    fn set_device_state_fd(
+        &self,
+        direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        file: File,
+    ) -> io::Result<Option<File>> {
+        let transfer = match direction {
+            VhostTransferStateDirection::SAVE => {
+                let mut core = self.device.core();
+                let now = core.now();
+                let saved = core
+                    .vm
+                    .save(now)
+                    .map_err(refuse("Saving the device state"))?;
+                drop(core);
+                log::info!("Saving the device state: {} vCPUs", saved.vcpus.len());
+                Transfer::save(file, stream::encode(&saved), &self.stop_transfer)
+            }
+            VhostTransferStateDirection::LOAD => Transfer::load(file, &self.stop_transfer),
+        };
+        *self.transfer() = Some(transfer.map_err(refuse("Starting the device state's transfer"))?);
+        Ok(None)
+    }
+
+    fn check_device_state(&self) -> io::Result<()> {
+        let transfer = self.transfer().take();
+        let Some(transfer) = transfer else {
+            return Err(refuse("Checking the device state")(
+                "no transfer was started",
+            ));
+        };
+        if !transfer.loads {
+            transfer
+                .finish()
+                .map_err(refuse("Saving the device state"))?;
+            return Ok(());
+        }
+        let refused = "Loading the device state";
+        let bytes = transfer.finish().map_err(refuse(refused))?;
+        let saved = stream::decode(&bytes).map_err(refuse(refused))?;
+        let mut core = self.device.core();
+        let now = core.now();
+        let Core { vm, effects, .. } = &mut *core;
+        vm.load(now, &saved, effects).map_err(refuse(refused))?;
+        log::info!(
+            "Loaded the device state: {} vCPUs, {} bytes; each vCPU has its registers to take",
+            saved.vcpus.len(),
+            bytes.len()
+        );
+        self.carry_out(&mut core, &mut self.rings());
+        Ok(())
     }
 
     /// GET_VRING_BASE: whoever waits on the queue is told that it stopped, and then nothing of

@@ -8,7 +8,8 @@ use zerocopy::little_endian::U64;
 
 use super::Refusal;
 use super::clock::{Anchor, Clock, ClockId, Now, ticks_of_ns, ticks_to_pass};
-use super::restore::{Before, Restore, Staged};
+use super::restore::{Restore, Staged, Terms};
+use super::saved::SavedVcpu;
 use super::schedule::{Schedule, Timers};
 
 /// A count that a vCPU was told of a counting clock, and the offset it then had.
@@ -22,12 +23,21 @@ struct Told {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-struct Vcpu {
-    timers: Timers,
+pub(super) struct Vcpu {
+    pub(super) timers: Timers,
     /// The counts that it was told by GET_REGS.
     told: [Option<Told>; 2],
     /// The counts that it was told by GET_VM, which can read the VM in parts.
     told_by_vm: [Option<Told>; 2],
+}
+
+impl Vcpu {
+    pub(super) fn with_timers(timers: Timers) -> Self {
+        Vcpu {
+            timers,
+            ..Vcpu::default()
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -43,13 +53,13 @@ pub(super) struct Machine {
     /// Hz.
     pub(super) frequency: u64,
     pub(super) anchor: Option<Anchor>,
-    clocks: [Clock; 2],
+    pub(super) clocks: [Clock; 2],
     /// SET_COUNTER_OFFSET fixed the offset.
     pub(super) pinned: bool,
     /// The physical clock is the VM's own. Outside RESTORING it passes the host counter
     /// through where this is not so.
     pub(super) phys_virtualised: bool,
-    vcpus: Vec<Vcpu>,
+    pub(super) vcpus: Vec<Vcpu>,
     /// The counts of the VM that GET_VM told last, of which any vCPU may make use.
     told: [Option<Told>; 2],
     pub(super) state: State,
@@ -308,6 +318,11 @@ impl Machine {
 
     pub(super) fn resume(&mut self, host: u64) {
         self.clocks = self.clocks.map(|clock| clock.counting(host));
+        self.go_on(host);
+    }
+
+    /// Runs, with the clocks as they are.
+    pub(super) fn go_on(&mut self, host: u64) {
         let timers = self.vcpus.iter().map(|vcpu| &vcpu.timers);
         self.state = State::Running(Schedule::start(timers, self.counts(host)));
     }
@@ -375,42 +390,54 @@ impl Machine {
     /// Opens a restore, or opens the open one anew.
     pub(super) fn begin_restore(&mut self, begin: &wire::RestoreBegin, host: u64) {
         let before = match std::mem::replace(&mut self.state, State::Paused) {
-            State::Restoring(open) => open.before,
-            _ => Before {
-                clocks: self.clocks,
-                pinned: self.pinned,
-                phys_virtualised: self.phys_virtualised,
-                timers: self.vcpus.iter().map(|vcpu| vcpu.timers).collect(),
-            },
+            State::Restoring(open) => {
+                self.clone_from(&open.before);
+                open.before
+            }
+            _ => Box::new(self.clone()),
         };
-        self.put_back(&before);
+        let timeout_ns = begin.timeout_ns.get();
+        let terms = Terms {
+            flags: begin.flags.get(),
+            saved_realtime_ns: begin.saved_realtime_ns.get(),
+            began: host,
+            timeout: (timeout_ns != 0).then(|| ticks_to_pass(timeout_ns, self.frequency)),
+        };
+        let staged = vec![Staged::default(); self.vcpus.len()];
+        self.open_restore(Restore::open(before, terms, staged), host);
+    }
+
+    /// Both clocks stand still from here on, and the offset is nobody's yet.
+    fn open_restore(&mut self, restore: Restore, host: u64) {
         self.pinned = false;
         self.freeze(ClockId::Virtual, host);
         self.freeze(ClockId::Physical, host);
-        let timeout_ns = begin.timeout_ns.get();
-        let timeout = (timeout_ns != 0).then(|| ticks_to_pass(timeout_ns, self.frequency));
-        self.state = State::Restoring(Restore::begin(
-            before,
-            begin.flags.get(),
-            begin.saved_realtime_ns.get(),
-            host,
-            timeout,
-        ));
+        self.state = State::Restoring(restore);
+    }
+
+    /// Opens a restore of a saved VM: every vCPU has brought the same counts, and its timers.
+    pub(super) fn load(
+        &mut self,
+        before: Machine,
+        terms: Terms,
+        staged: Staged,
+        timers: &[SavedVcpu],
+        host: u64,
+    ) {
+        for (vcpu, saved) in self.vcpus.iter_mut().zip(timers) {
+            vcpu.timers[0].set_control(saved.ctl);
+            vcpu.timers[0].cval = saved.cval;
+            vcpu.timers[1].set_control(saved.pctl);
+            vcpu.timers[1].cval = saved.pcval;
+        }
+        let staged = vec![staged; self.vcpus.len()];
+        self.open_restore(Restore::open(Box::new(before), terms, staged), host);
     }
 
     /// Gives an open restore up: everything is as it was before.
     pub(super) fn abort_restore(&mut self) {
         if let State::Restoring(open) = std::mem::replace(&mut self.state, State::Paused) {
-            self.put_back(&open.before);
-        }
-    }
-
-    fn put_back(&mut self, before: &Before) {
-        self.clocks = before.clocks;
-        self.pinned = before.pinned;
-        self.phys_virtualised = before.phys_virtualised;
-        for (vcpu, timers) in self.vcpus.iter_mut().zip(&before.timers) {
-            vcpu.timers = *timers;
+            *self = *open.before;
         }
     }
 
@@ -428,11 +455,11 @@ impl Machine {
         if !self.pinned {
             let mut elapsed = 0;
             if restore.elapsed() {
-                match now.realtime_ns.checked_sub(restore.saved_realtime_ns) {
+                match now.realtime_ns.checked_sub(restore.terms.saved_realtime_ns) {
                     Some(ns) => elapsed = ticks_of_ns(ns, self.frequency),
                     None => {
                         completed.realtime_went_back_ns =
-                            Some(restore.saved_realtime_ns - now.realtime_ns);
+                            Some(restore.terms.saved_realtime_ns - now.realtime_ns);
                     }
                 }
             }

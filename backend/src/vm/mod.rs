@@ -19,7 +19,9 @@ mod clock;
 mod deadlines;
 mod machine;
 mod ops;
+mod record;
 mod restore;
+mod saved;
 mod schedule;
 mod timer;
 
@@ -27,6 +29,8 @@ mod timer;
 mod tests;
 
 pub use clock::{Anchor, ClockId, Now, ns_of_ticks, ticks_of_ns};
+pub use record::{BadRecord, VcpuRecord, VmRecord};
+pub use saved::{LoadError, SaveError, Saved, SavedVcpu};
 
 use machine::{Machine, State};
 use ops::{Answer, HEADER};
@@ -50,6 +54,14 @@ pub struct Profile {
     pub frequency: u64,
     /// No other frequency than that is taken.
     pub frequency_fixed: bool,
+}
+
+impl Profile {
+    /// Whether a VM may have this counter frequency, Hz.
+    fn takes_frequency(&self, frequency: u64) -> bool {
+        frequency == self.frequency
+            || !self.frequency_fixed && (1..=MAX_FREQUENCY).contains(&frequency)
+    }
 }
 
 /// A name that the shell gives a WAIT_RUN, to find its place again when it is answered.
@@ -119,6 +131,31 @@ pub enum Notice {
     },
 }
 
+/// What a state file must take in before an answer may be seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// The VM's own part; so too where vCPUs changed.
+    pub vm: bool,
+    /// These vCPUs.
+    pub vcpus: Vec<u32>,
+    /// Everything.
+    pub all: bool,
+}
+
+impl Changed {
+    /// Whether anything changed at all.
+    pub fn any(&self) -> bool {
+        self.vm || self.all || !self.vcpus.is_empty()
+    }
+
+    /// Nothing has changed since.
+    pub fn clear(&mut self) {
+        self.vm = false;
+        self.all = false;
+        self.vcpus.clear();
+    }
+}
+
 /// What came of calls into the model, for the shell to carry out. It is reused from call to
 /// call, so that nothing is allocated for a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -129,6 +166,8 @@ pub struct Effects {
     pub released: Vec<Released>,
     /// What to log; the shell takes it out.
     pub notices: Vec<Notice>,
+    /// What changed; the shell clears it.
+    pub changed: Changed,
 }
 
 /// Why a request is refused.
@@ -293,6 +332,7 @@ impl Vm {
         if let State::Restoring(restore) = &mut machine.state
             && restore.take_timeout(now.host)
         {
+            effects.changed.vm = true;
             effects.notices.push(Notice::RestoreTimedOut {
                 missing: restore.missing().collect(),
                 vcpus: machine.vcpus(),
@@ -353,7 +393,8 @@ impl Vm {
 
     /// Back to NEW (RESET_DEVICE). The epoch goes on, so that no late request of the former
     /// life is taken for one of the next.
-    pub fn reset(&mut self) {
+    pub fn reset(&mut self, effects: &mut Effects) {
+        effects.changed.all = true;
         self.machine = None;
         self.waiters.clear();
         self.untold_phase = None;

@@ -8,7 +8,7 @@ use zerocopy::little_endian::{U32, U64};
 
 use super::clock::{Anchor, ClockId, Now};
 use super::machine::{Machine, State};
-use super::{Effects, Handled, MAX_FREQUENCY, Notice, Refusal, Token, Vm};
+use super::{Changed, Effects, Handled, Notice, Refusal, Token, Vm};
 
 /// Where an answer's body goes, once it is sure to fit.
 pub(super) struct Answer<'a> {
@@ -127,13 +127,14 @@ impl Vm {
                 }
             }
         }
+        note_changes(&request.body, &mut effects.changed);
         self.entered(from, now, effects);
         Ok(Handled::Answered)
     }
 
     /// Does what a change of phase brings with it, where there was one: the frontend and the
     /// log are told, and whoever waited to run may.
-    fn entered(&mut self, from: Phase, now: Now, effects: &mut Effects) {
+    pub(super) fn entered(&mut self, from: Phase, now: Now, effects: &mut Effects) {
         let to = self.phase();
         if from == to {
             return;
@@ -172,8 +173,7 @@ impl Vm {
         }
         let abi = Abi::from_code(configure.abi).ok_or(Status::Invalid)?;
         let vcpus_right = (1..=self.profile.max_vcpus).contains(&vcpus);
-        let frequency_right = frequency == self.profile.frequency
-            || !self.profile.frequency_fixed && (1..=MAX_FREQUENCY).contains(&frequency);
+        let frequency_right = self.profile.takes_frequency(frequency);
         if !vcpus_right || !frequency_right {
             return Err(Status::Invalid.into());
         }
@@ -374,4 +374,29 @@ fn write_present(machine: &mut Machine, vcpu: usize, values: &wire::Vcpu) -> u32
     }
     machine.rewritten(vcpu);
     ignored
+}
+
+/// Notes what an operation that was performed may have changed.
+fn note_changes(body: &Body<'_>, changed: &mut Changed) {
+    match body {
+        Body::GetInfo | Body::GetVm(_) | Body::SetTimePage(_) => {}
+        Body::ConfigureVm(_) | Body::RestoreBegin(_) | Body::RestoreAbort => changed.all = true,
+        Body::SetVm(entries) => {
+            changed.vm = true;
+            changed
+                .vcpus
+                .extend(entries.iter().map(|entry| entry.vcpu.get()));
+        }
+        Body::SetCounterOffset(_)
+        | Body::SetCounterAnchor(_)
+        | Body::Pause { .. }
+        | Body::Resume => changed.vm = true,
+        Body::Vcpu { vcpu, op } => match op {
+            VcpuOp::GetRegList | VcpuOp::GetRegs(_) | VcpuOp::WaitRun => {}
+            VcpuOp::SetRegs(_) | VcpuOp::RestoreDone => {
+                changed.vm = true;
+                changed.vcpus.push(*vcpu);
+            }
+        },
+    }
 }

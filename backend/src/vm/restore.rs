@@ -3,8 +3,8 @@
 use vhost_user_timer_protocol::Register;
 use vhost_user_timer_protocol::wire::{present, restore_flags};
 
-use super::clock::{Clock, ClockId};
-use super::schedule::Timers;
+use super::clock::ClockId;
+use super::machine::Machine;
 
 /// What one vCPU has brought in this epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -13,7 +13,7 @@ pub(super) struct Staged {
     pub(super) present: u32,
     /// RESTORE_DONE was answered.
     pub(super) done: bool,
-    counts: [u64; 2],
+    pub(super) counts: [u64; 2],
 }
 
 impl Staged {
@@ -30,26 +30,25 @@ impl Staged {
     }
 }
 
-/// The VM's state from before the restore, for RESTORE_ABORT.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Before {
-    pub(super) clocks: [Clock; 2],
-    pub(super) pinned: bool,
-    pub(super) phys_virtualised: bool,
-    pub(super) timers: Vec<Timers>,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Restore {
-    pub(super) before: Before,
+    /// The VM from before the restore, in PAUSED, for RESTORE_ABORT.
+    pub(super) before: Box<Machine>,
     pub(super) staged: Vec<Staged>,
-    flags: u32,
+    pub(super) terms: Terms,
+    done: u32,
+}
+
+/// What was asked of a restore when it was begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Terms {
+    /// [`restore_flags`].
+    pub(super) flags: u32,
     pub(super) saved_realtime_ns: u64,
     /// The host counter at RESTORE_BEGIN.
-    began: u64,
+    pub(super) began: u64,
     /// Ticks after which waiters are told that it takes too long.
-    timeout: Option<u64>,
-    done: u32,
+    pub(super) timeout: Option<u64>,
 }
 
 /// Unequal counts in a restore that was asked to be STRICT.
@@ -57,30 +56,22 @@ pub(super) struct Restore {
 pub(super) struct UnequalCounts;
 
 impl Restore {
-    pub(super) fn begin(
-        before: Before,
-        flags: u32,
-        saved_realtime_ns: u64,
-        began: u64,
-        timeout: Option<u64>,
-    ) -> Self {
+    /// A restore to which each vCPU has brought this much.
+    pub(super) fn open(before: Box<Machine>, terms: Terms, staged: Vec<Staged>) -> Self {
         Restore {
-            staged: vec![Staged::default(); before.timers.len()],
             before,
-            flags,
-            saved_realtime_ns,
-            began,
-            timeout,
-            done: 0,
+            terms,
+            done: staged.iter().filter(|staged| staged.done).count() as u32,
+            staged,
         }
     }
 
     pub(super) fn autorun(&self) -> bool {
-        self.flags & restore_flags::AUTORUN != 0
+        self.terms.flags & restore_flags::AUTORUN != 0
     }
 
     pub(super) fn elapsed(&self) -> bool {
-        self.flags & restore_flags::ELAPSED != 0
+        self.terms.flags & restore_flags::ELAPSED != 0
     }
 
     pub(super) fn done(&self) -> u32 {
@@ -126,7 +117,7 @@ impl Restore {
     pub(super) fn settled_count(&self, clock: ClockId) -> Result<Option<u64>, UnequalCounts> {
         let counts = || self.staged.iter().filter_map(|staged| staged.count(clock));
         let largest = counts().max();
-        if self.flags & restore_flags::STRICT != 0 && counts().min() != largest {
+        if self.terms.flags & restore_flags::STRICT != 0 && counts().min() != largest {
             return Err(UnequalCounts);
         }
         Ok(largest)
@@ -134,15 +125,17 @@ impl Restore {
 
     /// Ticks until the waiters are told that it takes too long.
     pub(super) fn ticks_to_timeout(&self, host: u64) -> Option<u64> {
-        let passed = host.wrapping_sub(self.began);
-        self.timeout.map(|timeout| timeout.saturating_sub(passed))
+        let passed = host.wrapping_sub(self.terms.began);
+        self.terms
+            .timeout
+            .map(|timeout| timeout.saturating_sub(passed))
     }
 
     /// True once, when the time-out has passed.
     pub(super) fn take_timeout(&mut self, host: u64) -> bool {
         let passed = self.ticks_to_timeout(host) == Some(0);
         if passed {
-            self.timeout = None;
+            self.terms.timeout = None;
         }
         passed
     }

@@ -17,6 +17,11 @@ impl Timer {
         self.control = (value & (ctl::ENABLE | ctl::IMASK)) as u8;
     }
 
+    /// ENABLE and IMASK, as stored.
+    pub(super) fn stored_control(self) -> u8 {
+        self.control
+    }
+
     /// What the control register reads: ISTATUS says that the timer is on and its condition
     /// met.
     pub(super) fn control(self, count: u64) -> u64 {

@@ -4,12 +4,13 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Mutex, PoisonError};
 use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use vhost_user_timer_protocol::frontend::{self, RestoreOptions, Run};
-use vhost_user_timer_protocol::wire;
+use vhost_user_timer_protocol::{Phase, wire};
 
 use super::error::Error;
 use super::guest::{Guest, Machine, Taken};
@@ -46,6 +47,10 @@ pub(super) struct Act<'a> {
     pub(super) life: Life,
     /// The vCPU that keeps the others waiting, and for how long.
     pub(super) straggler: Option<(u32, Duration)>,
+    /// What brings the registers to the backend, if that is not done by the vCPUs.
+    pub(super) device_state: Option<&'a [u8]>,
+    /// The backend is killed while all but the straggler wait.
+    pub(super) kill: bool,
 }
 
 /// An act that is over.
@@ -62,6 +67,8 @@ struct Stage<'a> {
     act: Act<'a>,
     race: Race,
     console: &'a Console,
+    /// What went wrong for the VMM.
+    failed: Mutex<Option<Error>>,
 }
 
 /// What one vCPU thread is given.
@@ -93,22 +100,31 @@ impl Act<'_> {
         drop((released, taken));
         rng.shuffle(&mut roles);
 
+        let race = Race::new(self.vcpus(), Asking::First, PATIENCE);
         let stage = Stage {
             act: self,
-            race: Race::new(self.vcpus(), Asking::First, PATIENCE),
+            race: match self.device_state {
+                Some(_) => race.loaded(),
+                None => race,
+            },
             console,
+            failed: Mutex::default(),
         };
         thread::scope(|scope| {
-            let (mut threads, mut failed) = (Vec::new(), None);
+            let mut threads = Vec::new();
             for role in roles {
                 match stage.spawn(scope, role) {
                     Ok(thread) => threads.push(thread),
                     Err(error) => {
-                        failed = Some(error);
-                        stage.give_up();
+                        stage.fail(error);
                         break;
                     }
                 }
+            }
+            if self.device_state.is_some()
+                && let Err(error) = stage.resume()
+            {
+                stage.fail(error);
             }
             let mut releases: Vec<_> = releases.iter().take(self.brought.len()).collect();
             releases.sort_by_key(|&(vcpu, _)| vcpu);
@@ -122,9 +138,8 @@ impl Act<'_> {
                     interrupts.recv_timeout(left).ok()
                 }));
             }
-            let joined = join(threads);
             Ok(Played {
-                inboxes: failed.map_or(joined, Err)?,
+                inboxes: join(threads, &stage.failed)?,
                 releases,
                 record,
             })
@@ -139,6 +154,9 @@ impl Act<'_> {
     fn begin(&self) -> Result<(), Error> {
         for registers in self.brought {
             self.watch.has_seen(registers.cnt.get());
+        }
+        if let Some(state) = self.device_state {
+            return self.vmm.load_device_state(state);
         }
         let options = RestoreOptions {
             autorun: true,
@@ -276,13 +294,68 @@ impl Stage<'_> {
         ));
         // Not to wait for anything: this is the delay that is to be seen.
         thread::sleep(hold);
-        let ran = match self.race.released() {
+        if self.act.kill
+            && let Err(error) = self.shoot()
+        {
+            return self.fail(error);
+        }
+        self.console.say(format_args!(
+            "vCPU {vcpu} sends the last RESTORE_DONE; {}",
+            self.ran()
+        ));
+    }
+
+    /// Shoots the backend, and has another one take its place.
+    fn shoot(&self) -> Result<(), Error> {
+        let (vmm, console) = (self.act.vmm, self.console);
+        let restored = vmm.ask("ask who is missing", |queue| queue.info(PATIENCE))?;
+        console.say(format_args!(
+            "the {} is shot in mid-restore: {} had restored",
+            vmm.side,
+            counted(restored.restored, "vCPU")
+        ));
+        let shot = Instant::now();
+        vmm.kill();
+        let info = vmm.replace()?;
+        console.say(format_args!(
+            "backend process {} goes on with the state file, {:.1} ms later: {}, {} had \
+             restored",
+            vmm.pid(),
+            shot.elapsed().as_secs_f64() * 1e3,
+            info.phase,
+            counted(info.restored, "vCPU")
+        ));
+        Ok(())
+    }
+
+    /// Lets a VM run whose restore ends in PAUSED, as that of a device state does.
+    fn resume(&self) -> Result<(), Error> {
+        let vmm = self.act.vmm;
+        let info = vmm.ask("ask for the epoch", |queue| queue.info(PATIENCE))?;
+        // If it does not come, the vCPUs that wait for it say why.
+        if vmm.lines.until_phase(Phase::Paused, info.epoch) {
+            self.console.say(format_args!(
+                "all vCPUs are restored, and the VM is paused; {}; the VMM resumes it",
+                self.ran()
+            ));
+            self.race.resuming();
+            vmm.ask("resume the VM", |queue| queue.resume(PATIENCE))?;
+        }
+        Ok(())
+    }
+
+    fn ran(&self) -> String {
+        match self.race.released() {
             0 => "none of them has run".to_owned(),
             released => format!("{released} of them RAN"),
-        };
-        self.console.say(format_args!(
-            "vCPU {vcpu} sends the last RESTORE_DONE; {ran}"
-        ));
+        }
+    }
+
+    fn fail(&self, error: Error) {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.get_or_insert(error);
+        drop(failed);
+        self.give_up();
     }
 
     /// Nobody shall wait for a vCPU that has failed.
@@ -294,7 +367,10 @@ impl Stage<'_> {
 }
 
 /// Waits for all threads. Of several errors, gives one that is not another's consequence.
-fn join(threads: Vec<VcpuThread<'_>>) -> Result<Vec<Receiver<Wake>>, Error> {
+fn join(
+    threads: Vec<VcpuThread<'_>>,
+    failed: &Mutex<Option<Error>>,
+) -> Result<Vec<Receiver<Wake>>, Error> {
     let (mut inboxes, mut errors) = (Vec::new(), Vec::new());
     for thread in threads {
         match thread.join() {
@@ -303,6 +379,8 @@ fn join(threads: Vec<VcpuThread<'_>>) -> Result<Vec<Receiver<Wake>>, Error> {
             Err(panic) => std::panic::resume_unwind(panic),
         }
     }
+    let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+    errors.extend(failed.take());
     errors.sort_by_key(is_consequence);
     match errors.into_iter().next() {
         Some(error) => Err(error),
@@ -318,6 +396,9 @@ fn is_consequence(error: &Error) -> bool {
     matches!(
         error,
         Error::Guest {
+            source: ShutDown,
+            ..
+        } | Error::Vmm {
             source: ShutDown,
             ..
         } | Error::Restore {

@@ -4,14 +4,17 @@
 //! 2. The registers of a real VM are loaded, it runs, and its timers fire.
 //! 3. It is paused, saved, and restored by a second backend, the vCPUs racing and one of them
 //!    straggling; timers that were due at the save fire there, and the rest when they are due.
+//!    The VM goes by requests or as the backend's device state, and the second backend may be
+//!    killed before the restore is complete.
 //!
 //! What the backend promises is measured inside the vCPU threads.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use fastrand::Rng;
+use serde::Serialize;
 use vhost_user_timer_protocol::frontend::{Run, Timer};
 use vhost_user_timer_protocol::{Phase, wire};
 
@@ -38,12 +41,34 @@ pub(super) struct Plan {
     pub(super) vcpus: u32,
     pub(super) seed: u64,
     pub(super) program: PathBuf,
+    pub(super) via: Via,
+    /// The destination's backend is killed in mid-restore.
+    pub(super) kill: bool,
+}
+
+/// How the VM gets from one backend to the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Via {
+    /// The VMM reads the vCPUs' registers, and each vCPU's thread writes its own
+    Requests,
+    /// The VMM hands on the backend's own stream, as a vhost-user migration does, and each
+    /// vCPU's thread checks its registers
+    DeviceState,
+}
+
+/// What the VM was paused and saved as.
+struct Saved {
+    paused: Run,
+    vcpus: Vec<wire::Vcpu>,
+    device_state: Option<Vec<u8>>,
 }
 
 /// Runs the demonstration.
 pub(super) fn run(plan: &Plan, console: &Console) -> Result<Report, Error> {
     let data = KvmData::recorded();
     let mut demo = Demo {
+        plan,
         vcpus: plan.vcpus,
         frequency: data.frequency,
         rng: Rng::with_seed(plan.seed),
@@ -52,20 +77,24 @@ pub(super) fn run(plan: &Plan, console: &Console) -> Result<Report, Error> {
     };
     let program = plan.program.display();
     console.say(format_args!("the backend program is {program}"));
-    let source = demo.start(Side::Source, &plan.program)?;
+    let source = demo.start(Side::Source)?;
+    demo.configure(&source)?;
     let skewed_backwards = demo.skewed(&source, &data)?;
     source.reset()?;
     demo.configure(&source)?;
 
     let watch = Watch::default();
-    let (mut guests, paused, saved) = demo.run_on_source(&source, &data, &watch)?;
-    let destination = demo.start(Side::Destination, &plan.program)?;
+    let (mut guests, saved) = demo.run_on_source(&source, &data, &watch)?;
+    let destination = demo.start(Side::Destination)?;
+    if plan.via == Via::Requests {
+        demo.configure(&destination)?;
+    }
     source.finish()?;
     let straggler = demo.rng.u32(..plan.vcpus);
     let restored = demo.move_to(&destination, &saved, &watch, &mut guests, straggler)?;
     // Both backends take the same host counter, at nanoseconds.
     let offset = restored.releases.first().map_or(0, |r| r.run.cntvoff);
-    let away = Duration::from_nanos(offset.wrapping_sub(paused.cntvoff));
+    let away = Duration::from_nanos(offset.wrapping_sub(saved.paused.cntvoff));
     console.say(format_args!(
         "the move took {:.1} ms: the offset grew by just that, and the guests saw none of it",
         away.as_secs_f64() * 1e3
@@ -76,7 +105,7 @@ pub(super) fn run(plan: &Plan, console: &Console) -> Result<Report, Error> {
         "both backends ended on SIGTERM, with status 0"
     ));
 
-    let rows = (guests.iter().zip(&saved).zip(&restored.releases))
+    let rows = (guests.iter().zip(&saved.vcpus).zip(&restored.releases))
         .map(|((guest, saved), release)| row(guest, saved, release, straggler))
         .collect();
     Ok(Report {
@@ -109,6 +138,7 @@ fn row(guest: &Guest, saved: &wire::Vcpu, release: &Release, straggler: u32) -> 
 }
 
 struct Demo<'a> {
+    plan: &'a Plan,
     vcpus: u32,
     frequency: u64,
     rng: Rng,
@@ -117,9 +147,9 @@ struct Demo<'a> {
 }
 
 impl Demo<'_> {
-    fn start(&self, side: Side, program: &Path) -> Result<Vmm, Error> {
-        let vmm = Vmm::start(side, program, self.vcpus)?;
-        self.configure(&vmm)?;
+    fn start(&self, side: Side) -> Result<Vmm, Error> {
+        let mortal = self.plan.kill && side == Side::Destination;
+        let vmm = Vmm::start(side, &self.plan.program, self.vcpus, mortal)?;
         self.console.say(format_args!(
             "the {side} is backend process {}, with {}",
             vmm.pid(),
@@ -150,18 +180,20 @@ impl Demo<'_> {
             watch: &watch,
             life: Life::Look,
             straggler: None,
+            device_state: None,
+            kill: false,
         };
         self.play(act, &mut guests, |_| ())?;
         Ok(guests.iter().map(|guest| guest.backwards).sum())
     }
 
-    /// Act 2. Returns the guests, what PAUSE answered, and the registers saved then.
+    /// Act 2. Returns the guests, and the VM as it was paused and saved then.
     fn run_on_source(
         &mut self,
         vmm: &Vmm,
         data: &KvmData,
         watch: &Watch,
-    ) -> Result<(Vec<Guest>, Run, Vec<wire::Vcpu>), Error> {
+    ) -> Result<(Vec<Guest>, Saved), Error> {
         let console = self.console;
         let brought = KvmData::for_vcpus(&data.armed, self.vcpus);
         let mut guests = self.guests();
@@ -184,6 +216,8 @@ impl Demo<'_> {
             watch,
             life: Life::Boot,
             straggler: None,
+            device_state: None,
+            kill: false,
         };
         self.play(act, &mut guests, |interrupts| {
             console.say(format_args!(
@@ -213,19 +247,33 @@ impl Demo<'_> {
             counted((ticks.len() - unasserted) as u64, "tick")
         ));
         let paused = vmm.ask("pause the VM", |queue| queue.pause(false, PATIENCE))?;
-        let saved = vmm.ask("save the VM", |queue| queue.save(PATIENCE))?.vcpus;
-        console.say(format_args!(
-            "paused and saved at count {}",
-            grouped(paused.virt_count)
-        ));
-        Ok((guests, paused, saved))
+        // With a device state these are what the vCPUs check it by.
+        let vcpus = vmm.ask("save the VM", |queue| queue.save(PATIENCE))?.vcpus;
+        let device_state = match self.plan.via {
+            Via::Requests => None,
+            Via::DeviceState => Some(vmm.save_device_state()?),
+        };
+        let count = grouped(paused.virt_count);
+        match &device_state {
+            None => console.say(format_args!("paused and saved at count {count}")),
+            Some(state) => console.say(format_args!(
+                "paused at count {count}; the device state has {} bytes",
+                grouped(state.len() as u64)
+            )),
+        }
+        let saved = Saved {
+            paused,
+            vcpus,
+            device_state,
+        };
+        Ok((guests, saved))
     }
 
     /// Act 3, until the guests have shut down.
     fn move_to(
         &mut self,
         vmm: &Vmm,
-        saved: &[wire::Vcpu],
+        saved: &Saved,
         watch: &Watch,
         guests: &mut [Guest],
         straggler: u32,
@@ -243,10 +291,12 @@ impl Demo<'_> {
         let act = Act {
             name: "moved",
             vmm,
-            brought: saved,
+            brought: &saved.vcpus,
             watch,
             life: Life::GoOn,
             straggler: Some((straggler, hold)),
+            device_state: saved.device_state.as_deref(),
+            kill: self.plan.kill,
         };
         self.play(act, guests, |interrupts| {
             for taken in interrupts {

@@ -23,7 +23,7 @@ use vhost_user_timer_protocol::MAX_VCPUS;
 pub use error::{Error, Side};
 
 use crate::backend_process;
-use demo::Plan;
+use demo::{Plan, Via};
 use error::Chain;
 use report::{Console, Report, Verdict, counted, print_line};
 
@@ -59,6 +59,14 @@ struct Demo {
     /// What the order of things is drawn from [default: another one each time]
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
+
+    /// How the VM gets from the one backend to the other
+    #[arg(long, value_name = "WAY", value_enum, default_value_t = Via::Requests)]
+    via: Via,
+
+    /// Kill the destination's backend in mid-restore: another one goes on with its state file
+    #[arg(long)]
+    kill: bool,
 
     /// The backend program [default: $VHOST_USER_TIMER, or vhost-user-timer beside this program]
     #[arg(long, value_name = "PATH")]
@@ -99,6 +107,8 @@ impl Demo {
                 vcpus: self.vcpus,
                 seed,
                 program,
+                via: self.via,
+                kill: self.kill,
             };
             demo::run(&plan, &console)
         });
@@ -132,6 +142,9 @@ impl Demo {
             "ok": verdict.is_some_and(|verdict| verdict.is_ok()),
             "seed": seed,
             "vcpus": self.vcpus,
+            "via": self.via,
+            // A demonstration that fails may not have come to that.
+            "killed": self.kill && measured.is_ok(),
             "elapsed_ms": console.elapsed().as_millis() as u64,
             "verdict": verdict,
             "report": measured.as_ref().ok(),

@@ -2,14 +2,15 @@
 //! from its event stream to the vCPU threads.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use vhost_user_timer_protocol::frontend::{
-    self, Deadline, Event, EventStream, Options, RequestQueue, ShutdownHandle, Timer, TimerFrontend,
+    self, Deadline, Event, EventStream, Info, Options, Reconnect, RequestQueue, ShutdownHandle,
+    Timer, TimerFrontend,
 };
 use vhost_user_timer_protocol::{Abi, MAX_REQUEST_QUEUES, Phase};
 
@@ -42,12 +43,20 @@ pub(super) struct Vmm {
     pub(super) lines: Arc<Lines>,
     frontend: TimerFrontend,
     listener: Option<JoinHandle<()>>,
-    backend: BackendProcess,
+    backend: Mutex<BackendProcess>,
+    program: PathBuf,
+    args: Vec<String>,
 }
 
 impl Vmm {
-    /// Starts a backend for a VM of that many vCPUs and connects to it.
-    pub(super) fn start(side: Side, program: &Path, vcpus: u32) -> Result<Self, Error> {
+    /// Starts a backend for a VM of that many vCPUs and connects to it. One that is `mortal`
+    /// can be [replaced](Self::replace), and the connection is brought back then.
+    pub(super) fn start(
+        side: Side,
+        program: &Path,
+        vcpus: u32,
+        mortal: bool,
+    ) -> Result<Self, Error> {
         let queues = vcpus
             .div_ceil(VCPUS_PER_QUEUE)
             .min(MAX_REQUEST_QUEUES.into());
@@ -55,8 +64,17 @@ impl Vmm {
             format!("--max-vcpus={vcpus}"),
             format!("--request-queues={queues}"),
         ];
-        let mut backend = BackendProcess::launch_program(program, &args).map_err(Error::Launch)?;
-        let connected = TimerFrontend::connect(backend.socket_path(), options(vcpus, queues));
+        let args = args.to_vec();
+        let launched = match mortal {
+            true => BackendProcess::launch_with_state(program, &args),
+            false => BackendProcess::launch_program(program, &args),
+        };
+        let mut backend = launched.map_err(Error::Launch)?;
+        let mut options = options(vcpus, queues);
+        if mortal {
+            options = options.reconnect(Reconnect::default().patience(PATIENCE));
+        }
+        let connected = TimerFrontend::connect(backend.socket_path(), options);
         let mut frontend = match connected {
             Ok(frontend) => frontend,
             Err(source) => {
@@ -87,8 +105,42 @@ impl Vmm {
             lines,
             frontend,
             listener: listener.transpose().map_err(Error::Thread)?,
-            backend,
+            backend: Mutex::new(backend),
+            program: program.to_owned(),
+            args,
         })
+    }
+
+    /// Ends the backend by SIGKILL.
+    pub(super) fn kill(&self) {
+        self.backend().kill();
+    }
+
+    /// Starts another backend in the place of the one that was killed, with its state file.
+    /// Returns how that one tells of the VM, once it has every request that was in flight.
+    pub(super) fn replace(&self) -> Result<Info, Error> {
+        let relaunched = self
+            .backend()
+            .relaunch_with_state(&self.program, &self.args);
+        relaunched.map_err(Error::Launch)?;
+        // Requests of one queue are taken in order, those of before the outage first.
+        for queue in self.frontend.queues() {
+            let info = queue.info(PATIENCE);
+            info.map_err(self.failed_to("reach the new backend"))?;
+        }
+        self.ask("ask for the phase", |queue| queue.info(PATIENCE))
+    }
+
+    /// The VM as the backend's device state.
+    pub(super) fn save_device_state(&self) -> Result<Vec<u8>, Error> {
+        let saved = self.frontend.save_device_state(PATIENCE);
+        saved.map_err(self.failed_to("save the device state"))
+    }
+
+    /// Loads a device state, which opens a restore.
+    pub(super) fn load_device_state(&self, state: &[u8]) -> Result<(), Error> {
+        let loaded = self.frontend.load_device_state(state, PATIENCE);
+        loaded.map_err(self.failed_to("load the device state"))
     }
 
     /// CONFIGURE_VM.
@@ -128,7 +180,11 @@ impl Vmm {
     }
 
     pub(super) fn pid(&self) -> u32 {
-        self.backend.pid()
+        self.backend().pid()
+    }
+
+    fn backend(&self) -> MutexGuard<'_, BackendProcess> {
+        self.backend.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn shutdown_handle(&self) -> ShutdownHandle {
@@ -144,11 +200,12 @@ impl Vmm {
             let _ = listener.join();
         }
         drop(self.frontend);
-        let status = self.backend.terminate();
+        let backend = (self.backend.get_mut()).unwrap_or_else(PoisonError::into_inner);
+        let status = backend.terminate();
         if status.success() {
             return Ok(());
         }
-        let log = self.backend.log();
+        let log = backend.log();
         Err(Error::BackendEnded { side, status, log })
     }
 }

@@ -155,7 +155,7 @@ impl<W: Witness> Life<'_, W> {
                 self.seen(&Seen::Disconnect)
             }
             Step::Reset => {
-                self.rig.vm.reset();
+                self.rig.reset();
                 self.seen(&Seen::Reset)?;
                 self.configure(abi)
             }

@@ -80,6 +80,10 @@ impl Rig {
         Rig::with_profile(PROFILE)
     }
 
+    pub(super) fn reset(&mut self) {
+        self.vm.reset(&mut self.effects);
+    }
+
     pub(super) fn with_profile(profile: Profile) -> Self {
         Rig {
             vm: Vm::new(profile),

@@ -143,7 +143,7 @@ fn an_anchor_is_kept_for_the_shell_and_shown() {
     assert_eq!(rig.info().flags, info_flags::ANCHORED);
     // H = count + (CLOCK_MONOTONIC − monotonic_ns) × frequency / 10⁹.
     assert_eq!(anchor.host(5 + 3 * HZ, 24_000_000), 6 + 3 * 24_000_000);
-    rig.vm.reset();
+    rig.reset();
     assert_eq!(rig.vm.anchor(), None);
 }
 

@@ -212,7 +212,7 @@ fn a_reset_leads_to_new_and_keeps_the_epoch() {
     for phase in PHASES {
         let mut rig = Rig::in_phase(phase, 2);
         let epoch = rig.vm.epoch();
-        rig.vm.reset();
+        rig.reset();
         assert_eq!(rig.vm.phase(), Phase::New);
         assert_eq!(rig.vm.epoch(), epoch);
         assert_eq!(rig.events(), []);

@@ -158,7 +158,7 @@ fn a_disconnect_drops_the_waiters_and_changes_nothing_else() {
 fn a_reset_drops_the_waiters() {
     let mut rig = Rig::paused(1);
     rig.wait(&Ask::wait_run(0));
-    rig.vm.reset();
+    rig.reset();
     rig.done(&Ask::configure(1, 0, 0));
     rig.resume();
     assert_eq!(rig.released(), []);

@@ -1,0 +1,92 @@
+//! Where a test can have this process killed, to see what a kill leaves behind.
+//!
+//! With the feature `failpoints`, in a debug build, the environment variable [`VARIABLE`] names
+//! a point and which time it is reached, as "commit-stored:2": there and then the process kills
+//! itself with SIGKILL. In every other build, and so in each that is released, a point is
+//! nothing.
+
+/// The environment variable that names the point.
+pub const VARIABLE: &str = "VUT_FAILPOINT";
+
+macro_rules! points {
+    ($($(#[$doc:meta])* $point:ident = $name:literal,)*) => {
+        /// A step between the taking of a request and its answer, or in the making of a state file.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Point {
+            $($(#[$doc])* $point,)*
+        }
+
+        impl Point {
+            /// All of them.
+            pub const ALL: &[Point] = &[$(Point::$point,)*];
+
+            /// As [`VARIABLE`] names it.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Point::$point => $name,)*
+                }
+            }
+        }
+    };
+}
+
+points! {
+    /// An old file has been emptied.
+    Emptied = "emptied",
+    /// The file has its length, and is all zeros.
+    Sized = "sized",
+    /// The header is there but for its magic.
+    HeaderHalf = "header-half",
+    /// The header is there, and no VM.
+    Created = "created",
+    /// A change is about to be written.
+    CommitBegun = "commit-begun",
+    /// A slot is about to be written.
+    SlotBegun = "slot-begun",
+    /// A slot is marked as void, and still has the old record.
+    SlotVoid = "slot-void",
+    /// A slot has half of the new record.
+    SlotHalf = "slot-half",
+    /// A slot has the new record, and is still marked as void.
+    SlotFull = "slot-full",
+    /// A slot is of the new generation.
+    SlotDone = "slot-done",
+    /// All slots are written; the commit is about to be stored.
+    CommitReady = "commit-ready",
+    /// The commit is stored.
+    CommitStored = "commit-stored",
+    /// What was to be persisted is; the answer is about to be written.
+    AnswerReady = "answer-ready",
+    /// The answer is in the frontend's memory; the used ring does not say so yet.
+    AnswerWritten = "answer-written",
+    /// The answer is in the used ring; the frontend was not notified.
+    AnswerUsed = "answer-used",
+}
+
+/// This point is reached.
+#[cfg(not(all(feature = "failpoints", debug_assertions)))]
+#[inline(always)]
+pub(crate) fn reached(_: Point) {}
+
+/// This point is reached: the process ends here where it was told to.
+#[cfg(all(feature = "failpoints", debug_assertions))]
+pub(crate) fn reached(point: Point) {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    static CHOSEN: OnceLock<Option<(String, u64)>> = OnceLock::new();
+    static TIMES: AtomicU64 = AtomicU64::new(0);
+
+    let chosen = CHOSEN.get_or_init(|| {
+        let text = std::env::var(VARIABLE).ok()?;
+        let (name, times) = text.split_once(':')?;
+        Some((name.to_owned(), times.parse().ok()?))
+    });
+    if let Some((name, times)) = chosen
+        && name == point.name()
+        && TIMES.fetch_add(1, Ordering::Relaxed) + 1 == *times
+    {
+        let this = rustix::process::getpid();
+        let _ = rustix::process::kill_process(this, rustix::process::Signal::KILL);
+    }
+}

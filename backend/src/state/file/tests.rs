@@ -1,0 +1,460 @@
+use super::*;
+use crate::vm::{Call, Effects, Now, Profile, Token};
+use vhost_user_timer_protocol::wire::{self, RequestHeader};
+use vhost_user_timer_protocol::{Abi, Op, Phase, Register, VM_WIDE};
+
+const COUNTER: CounterId = CounterId {
+    source: 1,
+    frequency: 1_000_000_000,
+};
+
+const PROFILE: Profile = Profile {
+    max_vcpus: 8,
+    request_queues: 1,
+    frequency: 1_000_000_000,
+    frequency_fixed: false,
+};
+
+/// A VM whose every change goes into a state file.
+struct Kept {
+    vm: Vm,
+    effects: Effects,
+    file: StateFile,
+    host: u64,
+}
+
+impl Kept {
+    fn new(path: &Path) -> Self {
+        let (file, found) = StateFile::open(path, PROFILE.max_vcpus, |_| COUNTER).unwrap();
+        assert!(found.is_none());
+        Kept {
+            vm: Vm::new(PROFILE),
+            effects: Effects::default(),
+            file,
+            host: 1_000,
+        }
+    }
+
+    /// Performs an operation, without taking it into the file.
+    fn perform(&mut self, op: Op, vcpu: u32, body: &[u8]) {
+        let header = RequestHeader {
+            op: op.code().into(),
+            vcpu: vcpu.into(),
+            ..Default::default()
+        };
+        let call = Call {
+            request: &[header.as_bytes(), body].concat(),
+            room: 4096,
+            token: Token { queue: 1, head: 0 },
+        };
+        self.host += 10;
+        let _ = self.vm.handle(Now::at(self.host), &call, &mut self.effects);
+        self.effects.released.clear();
+        self.effects.notices.clear();
+    }
+
+    fn commit(&mut self) {
+        self.file.commit(&self.vm, &mut self.effects.changed);
+    }
+
+    fn op(&mut self, op: Op, vcpu: u32, body: &[u8]) {
+        self.perform(op, vcpu, body);
+        self.commit();
+    }
+
+    fn configure(&mut self, vcpus: u32) {
+        let configure = wire::ConfigureVm {
+            vcpus: vcpus.into(),
+            ..Default::default()
+        };
+        self.op(Op::ConfigureVm, VM_WIDE, configure.as_bytes());
+        assert_eq!(self.vm.phase(), Phase::Paused);
+    }
+
+    /// A random operation that mostly succeeds.
+    fn perform_random(&mut self, random: &mut impl FnMut(u64) -> u64) {
+        let vcpu = random(4) as u32;
+        let register = Register::ALL[random(6) as usize].id(Abi::Arm64);
+        let entry = wire::RegValue {
+            id: register.into(),
+            value: random(1 << 20).into(),
+        };
+        let begin = wire::RestoreBegin {
+            vcpus: 4.into(),
+            flags: (random(8) as u32).into(),
+            timeout_ns: random(50).into(),
+            ..Default::default()
+        };
+        let mut staged = wire::Vcpu {
+            vcpu: vcpu.into(),
+            ..Default::default()
+        };
+        for register in Register::ALL {
+            staged.set(register, random(1 << 20));
+        }
+        match random(10) {
+            0 => self.perform(Op::Pause, VM_WIDE, &[0; 8]),
+            1 => self.perform(Op::Resume, VM_WIDE, &[]),
+            2 => self.perform(Op::RestoreBegin, VM_WIDE, begin.as_bytes()),
+            3 => self.perform(Op::RestoreAbort, VM_WIDE, &[]),
+            4 => self.perform(Op::SetVm, VM_WIDE, staged.as_bytes()),
+            5 => self.perform(Op::RestoreDone, vcpu, &[]),
+            6 => self.perform(Op::SetCounterOffset, VM_WIDE, &[random(2) as u8; 16]),
+            7 => self.perform(Op::SetCounterAnchor, VM_WIDE, &[random(99) as u8; 16]),
+            _ => self.perform(Op::SetRegs, vcpu, entry.as_bytes()),
+        }
+    }
+}
+
+/// All that a VM's records say.
+fn records(vm: &Vm) -> Vec<u8> {
+    let mut bytes = vm.vm_record().as_bytes().to_vec();
+    for index in 0..vm.vcpu_records() {
+        bytes.extend_from_slice(vm.vcpu_record(index).as_bytes());
+    }
+    bytes
+}
+
+fn reopened(path: &Path, host: u64) -> Vm {
+    let (_file, found) = StateFile::open(path, PROFILE.max_vcpus, |_| COUNTER).unwrap();
+    let found = found.expect("a VM in the file");
+    Vm::from_records(PROFILE, found.vm(), |i| found.vcpu(i), |_| Now::at(host)).unwrap()
+}
+
+fn generator(seed: u64) -> impl FnMut(u64) -> u64 {
+    let mut state = seed;
+    move |below| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    }
+}
+
+#[test]
+fn whatever_was_committed_is_what_the_next_process_finds() {
+    let folder = tempfile::tempdir().unwrap();
+    for seed in 0..20 {
+        let mut random = generator(seed);
+        let path = folder.path().join(seed.to_string());
+        let mut kept = Kept::new(&path);
+        kept.configure(4);
+        for _ in 0..200 {
+            kept.perform_random(&mut random);
+            kept.commit();
+        }
+        let (expected, host) = (records(&kept.vm), kept.host);
+        drop(kept);
+        assert_eq!(records(&reopened(&path, host)), expected, "seed {seed}");
+    }
+}
+
+/// Where slots begin, and their lengths.
+fn slots(len: usize) -> impl Iterator<Item = (usize, usize)> {
+    let vm = (0..2).map(|slot| (VM_SLOTS + VM_SLOT * slot, VM_SLOT));
+    vm.chain(
+        (VCPU_SLOTS..len)
+            .step_by(VCPU_SLOT)
+            .map(|at| (at, VCPU_SLOT)),
+    )
+}
+
+#[test]
+fn a_commit_cut_short_anywhere_leaves_the_vm_from_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, torn_path) = (folder.path().join("state"), folder.path().join("torn"));
+    let mut random = generator(7);
+    let mut kept = Kept::new(&path);
+    kept.configure(4);
+    for round in 0..300 {
+        let before = (std::fs::read(&path).unwrap(), records(&kept.vm));
+        kept.perform_random(&mut random);
+        kept.commit();
+        let after = std::fs::read(&path).unwrap();
+        for _ in 0..3 {
+            let mut torn = before.0.clone();
+            for (at, len) in slots(torn.len()) {
+                let slot = at..at + len;
+                if before.0[slot.clone()] == after[slot.clone()] {
+                    continue;
+                }
+                match random(3) {
+                    0 => {}
+                    1 => torn[slot.clone()].copy_from_slice(&after[slot]),
+                    _ => {
+                        // Void, and any of its bytes may have been written.
+                        for at in slot {
+                            if random(2) == 0 {
+                                torn[at] = after[at];
+                            }
+                        }
+                        torn[at..at + 8].copy_from_slice(&VOID.to_le_bytes());
+                    }
+                }
+            }
+            std::fs::write(&torn_path, &torn).unwrap();
+            let vm = reopened(&torn_path, kept.host);
+            assert_eq!(records(&vm), before.1, "round {round}");
+            // And the process after that one, too, though nothing was committed meanwhile.
+            assert_eq!(
+                records(&reopened(&torn_path, kept.host)),
+                before.1,
+                "round {round}"
+            );
+        }
+    }
+}
+
+#[test]
+fn no_single_bit_that_flips_makes_another_vm_of_it() {
+    use std::os::unix::fs::FileExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    let mut random = generator(3);
+    let mut kept = Kept::new(&path);
+    kept.configure(4);
+    for _ in 0..40 {
+        kept.perform_random(&mut random);
+        kept.commit();
+    }
+    let (expected, host) = (records(&kept.vm), kept.host);
+    drop(kept);
+    let good = std::fs::read(&path).unwrap();
+    // Written in place: to truncate a file and write it anew may wait for the disk.
+    let in_place = OpenOptions::new().write(true).open(&path).unwrap();
+    // What is of another version or of another boot is begun anew, and that is all it can say.
+    let anew = [8..12, 24..60];
+    for bit in 0..good.len() * 8 {
+        let at = bit / 8;
+        if anew.iter().any(|range| range.contains(&at)) {
+            continue;
+        }
+        let mut flipped = good.clone();
+        flipped[at] ^= 1 << (bit % 8);
+        in_place.write_all_at(&flipped, 0).unwrap();
+        // The rate is believed, as it is where the source's own is measured.
+        let opened = StateFile::open(&path, PROFILE.max_vcpus, |old| old.unwrap_or(COUNTER));
+        let Ok((file, found)) = opened else {
+            assert_eq!(
+                std::fs::read(&path).unwrap(),
+                flipped,
+                "{bit}: it is left as it is"
+            );
+            continue;
+        };
+        drop(file);
+        let found = found.unwrap_or_else(|| panic!("bit {bit} makes the VM go away"));
+        let now = |_: &Vm| Now::at(host);
+        let vm = Vm::from_records(PROFILE, found.vm(), |i| found.vcpu(i), now).unwrap();
+        assert_eq!(records(&vm), expected, "{bit}");
+    }
+}
+
+#[test]
+fn a_file_that_is_cut_off_is_refused_and_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    let mut kept = Kept::new(&path);
+    kept.configure(8);
+    drop(kept);
+    let good = std::fs::read(&path).unwrap();
+    for len in (8..good.len()).step_by(61) {
+        std::fs::write(&path, &good[..len]).unwrap();
+        let error = StateFile::open(&path, PROFILE.max_vcpus, |_| COUNTER).unwrap_err();
+        let refused = matches!(
+            error,
+            StateFileError::Damaged { .. } | StateFileError::Foreign(_)
+        );
+        assert!(refused, "{len}: {error}");
+        assert_eq!(std::fs::read(&path).unwrap(), &good[..len]);
+    }
+}
+
+#[test]
+fn a_file_of_anything_else_is_refused_and_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hosts");
+    for text in [
+        "::1 localhost\n".to_owned(),
+        "x".to_owned(),
+        "x".repeat(100_000),
+    ] {
+        std::fs::write(&path, &text).unwrap();
+        let error = StateFile::open(&path, PROFILE.max_vcpus, |_| COUNTER).unwrap_err();
+        assert!(matches!(error, StateFileError::Foreign(_)), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+    }
+}
+
+#[test]
+fn a_backend_for_more_vcpus_makes_room_for_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    let mut kept = Kept::new(&path);
+    kept.configure(2);
+    let expected = records(&kept.vm);
+    drop(kept);
+    let (file, found) = StateFile::open(&path, 64, |_| COUNTER).unwrap();
+    let found = found.unwrap();
+    let larger = Profile {
+        max_vcpus: 64,
+        ..PROFILE
+    };
+    let vm = Vm::from_records(larger, found.vm(), |i| found.vcpu(i), |_| Now::at(0)).unwrap();
+    assert_eq!(records(&vm), expected);
+    let mut kept = Kept {
+        vm,
+        effects: Effects::default(),
+        file,
+        host: 2_000,
+    };
+    kept.vm.reset(&mut kept.effects);
+    kept.commit();
+    kept.configure(64);
+    let expected = records(&kept.vm);
+    drop(kept);
+    let (_file, found) = StateFile::open(&path, 64, |_| COUNTER).unwrap();
+    let found = found.unwrap();
+    let vm = Vm::from_records(larger, found.vm(), |i| found.vcpu(i), |_| Now::at(0)).unwrap();
+    assert_eq!(records(&vm), expected);
+}
+
+#[test]
+fn what_a_commit_cut_short_left_is_never_taken_for_part_of_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    let mut kept = Kept::new(&path);
+    kept.configure(4);
+    let entry = wire::RegValue {
+        id: Register::TimerCval.id(Abi::Arm64).into(),
+        value: 99.into(),
+    };
+    let before = std::fs::read(&path).unwrap();
+    kept.op(Op::SetRegs, 3, entry.as_bytes());
+    let mut torn = std::fs::read(&path).unwrap();
+    torn[COMMIT..COMMIT + 8].copy_from_slice(&before[COMMIT..COMMIT + 8]);
+    drop(kept);
+    std::fs::write(&path, &torn).unwrap();
+
+    let (file, found) = StateFile::open(&path, PROFILE.max_vcpus, |_| COUNTER).unwrap();
+    let found = found.unwrap();
+    let vm = Vm::from_records(PROFILE, found.vm(), |i| found.vcpu(i), |_| Now::at(0)).unwrap();
+    let mut kept = Kept {
+        vm,
+        effects: Effects::default(),
+        file,
+        host: 2_000,
+    };
+    kept.op(Op::SetRegs, 0, entry.as_bytes());
+    let expected = records(&kept.vm);
+    drop(kept);
+    assert_eq!(records(&reopened(&path, 2_000)), expected);
+}
+
+#[test]
+fn a_damaged_record_is_refused_and_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    let mut kept = Kept::new(&path);
+    kept.configure(2);
+    drop(kept);
+    let good = std::fs::read(&path).unwrap();
+    // The first commit went to the second slots.
+    for at in [VM_SLOTS + VM_SLOT + HEAD + 3, VCPU_SLOTS + VCPU_SLOT + HEAD] {
+        let mut bad = good.clone();
+        bad[at] ^= 0x10;
+        std::fs::write(&path, &bad).unwrap();
+        let error = StateFile::open(&path, PROFILE.max_vcpus, |_| COUNTER).unwrap_err();
+        assert!(matches!(error, StateFileError::Damaged { .. }), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), bad);
+    }
+}
+
+#[test]
+fn the_file_is_private_and_locked_against_a_second_backend() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    let kept = Kept::new(&path);
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let second = StateFile::open(&path, PROFILE.max_vcpus, |_| COUNTER);
+    assert!(matches!(second, Err(StateFileError::InUse(_))));
+    drop(kept);
+    assert!(StateFile::open(&path, PROFILE.max_vcpus, |_| COUNTER).is_ok());
+}
+
+#[test]
+fn a_vm_of_another_boot_or_version_is_begun_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    for (offset, value) in [(24, b'?'), (8, 9)] {
+        let _ = std::fs::remove_file(&path);
+        let mut kept = Kept::new(&path);
+        kept.configure(2);
+        drop(kept);
+        let mut other = std::fs::read(&path).unwrap();
+        other[offset] = value;
+        std::fs::write(&path, &other).unwrap();
+        let (_file, found) = StateFile::open(&path, PROFILE.max_vcpus, |old| {
+            assert_eq!(old, None);
+            COUNTER
+        })
+        .unwrap();
+        assert!(found.is_none());
+    }
+}
+
+#[test]
+fn a_vm_that_counted_otherwise_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    let mut kept = Kept::new(&path);
+    kept.configure(2);
+    drop(kept);
+    let boottime = CounterId {
+        source: 2,
+        ..COUNTER
+    };
+    let refused = StateFile::open(&path, PROFILE.max_vcpus, |_| boottime);
+    assert!(matches!(refused, Err(StateFileError::OtherCounter(_))));
+    assert_eq!(reopened(&path, 0).phase(), Phase::Paused);
+}
+
+#[test]
+fn a_backend_for_fewer_vcpus_refuses_a_larger_vm() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    let mut kept = Kept::new(&path);
+    kept.configure(8);
+    drop(kept);
+    let before = std::fs::read(&path).unwrap();
+    let refused = StateFile::open(&path, 4, |_| COUNTER).unwrap_err();
+    let text = refused.to_string();
+    assert!(text.contains("8 vCPUs, and this backend takes 4"), "{text}");
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+}
+
+#[test]
+fn a_running_vm_goes_on_and_tells_what_fell_due_meanwhile() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    let mut kept = Kept::new(&path);
+    kept.configure(2);
+    for (register, value) in [(Register::TimerCval, 5_000), (Register::TimerCtl, 1)] {
+        let entry = wire::RegValue {
+            id: register.id(Abi::Arm64).into(),
+            value: value.into(),
+        };
+        kept.op(Op::SetRegs, 1, entry.as_bytes());
+    }
+    kept.op(Op::Resume, VM_WIDE, &[]);
+    let resumed = kept.host;
+    drop(kept);
+    let now = Now::at(resumed + 7_000);
+    let mut vm = reopened(&path, now.host);
+    assert_eq!(vm.phase(), Phase::Running);
+    let event = vm.next_event(now).unwrap();
+    assert_eq!((event.vcpu.get(), event.count.get()), (1, 7_000));
+    assert_eq!(vm.next_event(now), None);
+}

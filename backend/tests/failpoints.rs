@@ -1,0 +1,320 @@
+//! The backend killed at every step between the taking of a request and its answer: the request
+//! was done wholly or not at all, and if its answer could be seen, it was done.
+//!
+//! This needs the backend as it is built with the feature `failpoints`. Killing it at random
+//! instants as it is released is the black-box test `crash_safety`.
+#![cfg(debug_assertions)]
+
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use vhost_user_timer::failpoint::{Point, VARIABLE};
+use vhost_user_timer_protocol::frontend::{Options, TimerFrontend};
+use vhost_user_timer_protocol::wire::restore_flags;
+use vhost_user_timer_protocol::{Register, wire};
+use vhost_user_timer_tests::backend_process::BackendProcess;
+use vhost_user_timer_tests::shadow::{Ask, Asked, Shadow, Span};
+use vhost_user_timer_tests::watch::host_count;
+
+/// Something that takes longer hangs.
+const LIMIT: Duration = Duration::from_secs(30);
+
+const VCPUS: u32 = 3;
+
+/// Where the boot id begins in a state file.
+const BOOT_ID: usize = 24;
+
+/// A VM that outlives its backends.
+struct Life {
+    folder: TempDir,
+    shadow: Shadow,
+}
+
+/// A backend of it, and a frontend.
+struct Served {
+    backend: BackendProcess,
+    frontend: TimerFrontend,
+}
+
+impl Life {
+    fn new() -> Self {
+        Life {
+            folder: tempfile::tempdir().unwrap(),
+            shadow: Shadow::default(),
+        }
+    }
+
+    fn state_file(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    /// Puts these bytes in the state file's place. (To truncate a file and write it anew may wait
+    /// for the disk.)
+    fn put(&self, bytes: &[u8]) {
+        std::fs::remove_file(self.state_file()).unwrap();
+        std::fs::write(self.state_file(), bytes).unwrap();
+    }
+
+    /// The next backend, which is killed at this point.
+    fn launch(&self, kill_at: Option<(Point, u32)>) -> BackendProcess {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-user-timer"));
+        if let Some((point, time)) = kill_at {
+            command.env(VARIABLE, format!("{}:{time}", point.name()));
+        }
+        let state_file = format!("--state-file={}", self.state_file().display());
+        let max_vcpus = format!("--max-vcpus={VCPUS}");
+        let args = [state_file.as_str(), max_vcpus.as_str()];
+        BackendProcess::launch_command(command, &args).expect("a backend")
+    }
+
+    fn serve(&self, kill_at: Option<(Point, u32)>) -> Served {
+        let backend = self.launch(kill_at);
+        let options = Options::default().timeout(LIMIT);
+        let connected = TimerFrontend::connect(backend.socket_path(), options);
+        Served {
+            frontend: connected.unwrap_or_else(|error| panic!("{error}: {}", backend.log())),
+            backend,
+        }
+    }
+
+    /// Asks, and takes in the answer if there is one. Returns whether there was.
+    fn ask(&mut self, served: &Served, ask: Ask) -> bool {
+        let asked = asked(served, ask);
+        let answered = asked.answer.is_some();
+        self.shadow.take(&[vec![asked]], host_count()).unwrap();
+        answered
+    }
+
+    /// Looks whether the VM is what it should be.
+    fn look(&mut self, served: &Served) {
+        assert!(self.ask(served, Ask::GetInfo));
+        assert!(self.ask(served, Ask::GetVm { vcpus: VCPUS }));
+    }
+}
+
+fn asked(served: &Served, ask: Ask) -> Asked {
+    let sent = host_count();
+    let ticket = ask.submit(&served.frontend.queues()[0]).unwrap();
+    let answer = ask.answer(ticket.wait(LIMIT)).unwrap();
+    Asked {
+        ask,
+        sent,
+        answer: answer.map(|answer| (answer, host_count())),
+    }
+}
+
+fn was_killed(status: ExitStatus) -> bool {
+    use std::os::unix::process::ExitStatusExt;
+    status.signal() == Some(9)
+}
+
+fn brought(vcpu: u32) -> wire::Vcpu {
+    let mut row = wire::Vcpu {
+        vcpu: vcpu.into(),
+        ..Default::default()
+    };
+    for (n, register) in (0..).zip(Register::ALL) {
+        row.set(register, 0x1234_5678_9a00 + 16 * n + u64::from(vcpu));
+    }
+    row
+}
+
+fn configure() -> Ask {
+    Ask::Configure { vcpus: VCPUS }
+}
+
+fn begin() -> Ask {
+    Ask::RestoreBegin {
+        vcpus: VCPUS,
+        flags: restore_flags::AUTORUN,
+        timeout_ns: 0,
+    }
+}
+
+fn set_vm() -> Ask {
+    Ask::SetVm((0..VCPUS).map(brought).collect())
+}
+
+fn set_regs(vcpu: u32) -> Ask {
+    let row = brought(7 + vcpu);
+    let values = [
+        Register::TimerCtl,
+        Register::TimerCval,
+        Register::PtimerCval,
+    ];
+    Ask::SetRegs {
+        vcpu,
+        entries: values
+            .map(|register| (register, row.get(register)))
+            .to_vec(),
+    }
+}
+
+/// What is done first, what is killed, and how many slots of the file that writes.
+fn scenes() -> Vec<(&'static str, Vec<Ask>, Ask, u32)> {
+    let pause = || Ask::Pause {
+        keep_counting: false,
+    };
+    let restoring = || vec![configure(), set_regs(0), begin(), set_vm()];
+    let but_one_done = || [restoring(), vec![Ask::RestoreDone(2), Ask::RestoreDone(0)]].concat();
+    vec![
+        ("CONFIGURE_VM", vec![], configure(), VCPUS + 1),
+        ("SET_REGS, PAUSED", vec![configure()], set_regs(1), 2),
+        (
+            "SET_REGS, RUNNING",
+            vec![configure(), Ask::Resume],
+            set_regs(2),
+            2,
+        ),
+        ("SET_REGS, RESTORING", restoring(), set_regs(1), 2),
+        ("RESUME", vec![configure()], Ask::Resume, 1),
+        ("PAUSE", vec![configure(), Ask::Resume], pause(), 1),
+        (
+            "RESTORE_BEGIN",
+            vec![configure(), set_regs(1)],
+            begin(),
+            VCPUS + 1,
+        ),
+        ("RESTORE_BEGIN again", but_one_done(), begin(), VCPUS + 1),
+        ("SET_VM", vec![configure(), begin()], set_vm(), VCPUS + 1),
+        ("RESTORE_DONE", restoring(), Ask::RestoreDone(1), 2),
+        (
+            "the last RESTORE_DONE",
+            but_one_done(),
+            Ask::RestoreDone(1),
+            2,
+        ),
+        (
+            "RESTORE_ABORT",
+            but_one_done(),
+            Ask::RestoreAbort,
+            VCPUS + 1,
+        ),
+        (
+            "SET_COUNTER_OFFSET",
+            vec![configure()],
+            Ask::SetCounterOffset(1 << 40),
+            1,
+        ),
+        (
+            "SET_COUNTER_ANCHOR",
+            vec![configure()],
+            Ask::SetCounterAnchor {
+                monotonic_ns: 5,
+                count: 1 << 40,
+            },
+            1,
+        ),
+    ]
+}
+
+/// Whether a change is whole at this point; `None` where the point is not on a request's way.
+fn whole_at(point: Point) -> Option<bool> {
+    match point {
+        Point::Emptied | Point::Sized | Point::HeaderHalf | Point::Created => None,
+        Point::CommitBegun
+        | Point::SlotBegun
+        | Point::SlotVoid
+        | Point::SlotHalf
+        | Point::SlotFull
+        | Point::SlotDone
+        | Point::CommitReady => Some(false),
+        Point::CommitStored | Point::AnswerReady | Point::AnswerWritten | Point::AnswerUsed => {
+            Some(true)
+        }
+    }
+}
+
+fn times(point: Point, slots: u32) -> u32 {
+    match point {
+        Point::SlotBegun
+        | Point::SlotVoid
+        | Point::SlotHalf
+        | Point::SlotFull
+        | Point::SlotDone => slots,
+        _ => 1,
+    }
+}
+
+#[test]
+fn a_request_killed_at_any_step_is_done_wholly_or_not_at_all() {
+    for (name, before, ask, slots) in scenes() {
+        let mut life = Life::new();
+        let mut served = life.serve(None);
+        for ask in before {
+            assert!(life.ask(&served, ask));
+        }
+        assert!(served.backend.terminate().success());
+        let file_before = std::fs::read(life.state_file()).unwrap();
+        let shadow_before = life.shadow.clone();
+        for &point in Point::ALL {
+            let Some(whole) = whole_at(point) else {
+                continue;
+            };
+            for time in 1..=times(point, slots) {
+                let at = format!("{name}, {} for the {time}. time", point.name());
+                life.put(&file_before);
+                life.shadow = shadow_before.clone();
+                killed(&mut life, &ask, (point, time), whole, &at);
+            }
+        }
+    }
+}
+
+/// Asks, of a backend that is killed at this point, and looks at what is left.
+fn killed(life: &mut Life, ask: &Ask, kill_at: (Point, u32), whole: bool, at: &str) {
+    let mut served = life.serve(Some(kill_at));
+    let asked = asked(&served, ask.clone());
+    let status = served.backend.wait(LIMIT);
+    assert!(was_killed(status), "{at}: {status}, {asked:?}");
+    let seen = asked.answer.is_some();
+    assert_eq!(seen, kill_at.0 == Point::AnswerUsed, "{at}: the answer");
+    if whole {
+        let mut after = life.shadow.likely().clone();
+        let answer = asked.answer.as_ref().map(|(answer, _)| answer);
+        let when = Span::new(asked.sent, host_count());
+        after.apply(ask, when, answer).unwrap();
+        life.shadow = after.into();
+    }
+    // Again and again: the first may clear up what the killed one left.
+    for _ in 0..2 {
+        let mut served = life.serve(None);
+        life.look(&served);
+        assert!(served.backend.terminate().success(), "{at}");
+    }
+    // And it goes on.
+    let served = life.serve(None);
+    assert!(life.ask(&served, configure()));
+    assert!(life.ask(&served, set_regs(0)));
+    life.look(&served);
+}
+
+#[test]
+fn a_backend_killed_while_it_makes_the_state_file_leaves_one_to_begin_with() {
+    let points = Point::ALL
+        .iter()
+        .filter(|point| whole_at(**point).is_none());
+    for &point in points {
+        // The file of a former boot, and none.
+        for former in [true, false] {
+            let mut life = Life::new();
+            if former {
+                let mut served = life.serve(None);
+                assert!(life.ask(&served, configure()));
+                assert!(served.backend.terminate().success());
+                let mut bytes = std::fs::read(life.state_file()).unwrap();
+                bytes[BOOT_ID] ^= 1;
+                life.put(&bytes);
+                life.shadow = Shadow::default();
+            }
+            let status = life.launch(Some((point, 1))).wait(LIMIT);
+            assert!(was_killed(status), "{point:?}: {status}");
+            let served = life.serve(None);
+            life.look(&served);
+            assert!(life.ask(&served, configure()));
+            life.look(&served);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Streams of every version that a backend ever wrote are read for ever.
+//!
+//! The files in `data/device-state` are never changed. `VUT_WRITE_GOLDEN=1 cargo test --test
+//! golden_device_state` writes those that are not there, of the version that is written now; a new
+//! version gets files and expectations of its own.
+
+use std::path::PathBuf;
+use std::sync::Once;
+
+use vhost_user_timer::state::stream::{decode, encode};
+use vhost_user_timer::vm::{Effects, Now, Profile, Saved, SavedVcpu, Vm};
+use vhost_user_timer_protocol::{Abi, Phase};
+
+fn folder() -> PathBuf {
+    static WRITTEN: Once = Once::new();
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/device-state");
+    WRITTEN.call_once(|| {
+        let asked = std::env::var_os("VUT_WRITE_GOLDEN").is_some();
+        for (name, saved) in golden() {
+            let path = folder.join(name);
+            if asked && !path.exists() {
+                std::fs::write(&path, encode(&saved)).unwrap();
+            }
+        }
+    });
+    folder
+}
+
+/// What the files hold, by name.
+fn golden() -> [(&'static str, Saved); 2] {
+    [
+        (
+            "v1-1vcpu.bin",
+            Saved {
+                abi: Abi::Arm,
+                frequency: 24_000_000,
+                virt_count: 0,
+                phys_count: u64::MAX,
+                vcpus: vec![SavedVcpu {
+                    ctl: 0,
+                    cval: 0,
+                    pctl: 7,
+                    pcval: u64::MAX,
+                }],
+            },
+        ),
+        (
+            "v1-8vcpus.bin",
+            Saved {
+                abi: Abi::Arm64,
+                frequency: 1_000_000_000,
+                virt_count: 0x0123_4567_89ab_cdef,
+                phys_count: 0xfedc_ba98_7654_3210,
+                vcpus: (0..8)
+                    .map(|n| SavedVcpu {
+                        ctl: n,
+                        cval: 0x0123_4567_89ab_cdef + n * 0x1_0000_0001,
+                        pctl: 7 - n,
+                        pcval: 1 << (8 * n),
+                    })
+                    .collect(),
+            },
+        ),
+    ]
+}
+
+#[test]
+fn every_golden_file_says_what_it_always_said() {
+    for (name, saved) in golden() {
+        let bytes = std::fs::read(folder().join(name));
+        let bytes = bytes.unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(decode(&bytes).unwrap(), saved, "{name}");
+    }
+}
+
+#[test]
+fn every_golden_file_of_any_version_makes_a_vm() {
+    let profile = Profile {
+        max_vcpus: 8,
+        request_queues: 1,
+        frequency: 1_000_000_000,
+        frequency_fixed: false,
+    };
+    let mut files = 0;
+    for entry in std::fs::read_dir(folder()).unwrap() {
+        let path = entry.unwrap().path();
+        let saved = decode(&std::fs::read(&path).unwrap());
+        let saved = saved.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let mut vm = Vm::new(profile);
+        vm.load(Now::at(5), &saved, &mut Effects::default())
+            .unwrap();
+        assert_eq!(vm.phase(), Phase::Restoring);
+        files += 1;
+    }
+    assert!(files >= golden().len());
+}
+
+#[test]
+fn the_version_that_is_written_now_is_that_of_the_golden_files() {
+    for (name, saved) in golden() {
+        let bytes = std::fs::read(folder().join(name)).unwrap();
+        assert_eq!(encode(&saved), bytes, "{name}");
+    }
+}

@@ -1,0 +1,144 @@
+//! How large a world the checker explores.
+
+use std::fmt;
+
+/// How often what may happen. Everything else, such as a request's being served or a thread's
+/// waiting, happens whenever it can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Limits {
+    /// vCPUs of the VM, each with a thread.
+    pub vcpus: u32,
+    /// Threads of the VMM that act on the VM as a whole.
+    pub vmm_threads: u32,
+    /// Steps of the host counter.
+    pub ticks: u8,
+    /// RESTORE_BEGIN.
+    pub begins: u8,
+    /// RESTORE_ABORT.
+    pub aborts: u8,
+    /// PAUSE.
+    pub pauses: u8,
+    /// SET_COUNTER_OFFSET.
+    pub offsets: u8,
+    /// SET_REGS of a count.
+    pub counts: u8,
+    /// SET_REGS of a timer whose vCPU runs.
+    pub timers: u8,
+    /// Ends of the connection, or of a queue.
+    pub disconnects: u8,
+    /// Ends of the backend.
+    pub restarts: u8,
+    /// All of the above, ticks apart, together.
+    pub disturbances: u8,
+}
+
+impl Limits {
+    /// A size that takes a minute or so.
+    pub const DEFAULT: Limits = Limits {
+        vcpus: 3,
+        vmm_threads: 1,
+        ticks: 2,
+        disturbances: 3,
+        ..Limits::UNLIMITED
+    };
+
+    /// A size for a quick test.
+    pub const SMALL: Limits = Limits {
+        ticks: 1,
+        disturbances: 2,
+        ..Limits::DEFAULT
+    };
+
+    /// A size for an idle machine with much memory.
+    pub const LARGE: Limits = Limits {
+        vmm_threads: 2,
+        ticks: 3,
+        disturbances: 4,
+        ..Limits::DEFAULT
+    };
+
+    /// Nothing happens but that vCPUs run, with a VM of three.
+    pub const QUIET: Limits = Limits {
+        vcpus: 3,
+        vmm_threads: 1,
+        ticks: 0,
+        begins: 0,
+        aborts: 0,
+        pauses: 0,
+        offsets: 0,
+        counts: 0,
+        timers: 0,
+        disconnects: 0,
+        restarts: 0,
+        disturbances: u8::MAX,
+    };
+
+    const UNLIMITED: Limits = Limits {
+        vcpus: 1,
+        vmm_threads: 1,
+        ticks: u8::MAX,
+        begins: u8::MAX,
+        aborts: u8::MAX,
+        pauses: u8::MAX,
+        offsets: u8::MAX,
+        counts: u8::MAX,
+        timers: u8::MAX,
+        disconnects: u8::MAX,
+        restarts: u8::MAX,
+        disturbances: u8::MAX,
+    };
+
+    /// The same, said in one way only: nothing happens more often than all together.
+    #[must_use]
+    pub fn clamped(self) -> Self {
+        let kinds = [
+            self.begins,
+            self.aborts,
+            self.pauses,
+            self.offsets,
+            self.counts,
+            self.timers,
+            self.disconnects,
+            self.restarts,
+        ];
+        let sum = kinds.into_iter().fold(0, u8::saturating_add);
+        let most = self.disturbances.min(sum);
+        Limits {
+            disturbances: most,
+            begins: self.begins.min(most),
+            aborts: self.aborts.min(most),
+            pauses: self.pauses.min(most),
+            offsets: self.offsets.min(most),
+            counts: self.counts.min(most),
+            timers: self.timers.min(most),
+            disconnects: self.disconnects.min(most),
+            restarts: self.restarts.min(most),
+            ..self
+        }
+    }
+}
+
+impl fmt::Display for Limits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Limits {
+            vcpus,
+            vmm_threads,
+            ticks,
+            begins,
+            aborts,
+            pauses,
+            offsets,
+            counts,
+            timers,
+            disconnects,
+            restarts,
+            disturbances,
+        } = self;
+        write!(
+            f,
+            "vcpus={vcpus} vmm-threads={vmm_threads} ticks={ticks}; at most {disturbances} of \
+             begins={begins} aborts={aborts} pauses={pauses} offsets={offsets} counts={counts} \
+             timers={timers} disconnects={disconnects} restarts={restarts}"
+        )
+    }
+}

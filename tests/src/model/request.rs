@@ -1,0 +1,236 @@
+//! What the threads ask of the device, and its bytes.
+
+use std::fmt;
+
+use vhost_user_timer_protocol::wire::{
+    ConfigureVm, CounterOffset, PAUSE_KEEP_COUNTING, Pause, RegValue, RequestHeader, RestoreBegin,
+    ctl, restore_flags,
+};
+use vhost_user_timer_protocol::{Abi, Op, Register, VM_WIDE};
+use zerocopy::{Immutable, IntoBytes};
+
+/// A virtual timer, as a vCPU has it. It is always enabled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Timer {
+    /// Not masked.
+    pub armed: bool,
+    /// Compare value.
+    pub cval: u64,
+}
+
+impl Timer {
+    /// The level of its line.
+    pub fn line(self, count: u64) -> bool {
+        self.armed && count >= self.cval
+    }
+
+    fn control(self) -> u64 {
+        if self.armed {
+            ctl::ENABLE
+        } else {
+            ctl::ENABLE | ctl::IMASK
+        }
+    }
+}
+
+/// What is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Ask {
+    /// SET_REGS of all that RESTORE_DONE needs.
+    Bring {
+        /// TIMER_CTL and TIMER_CVAL.
+        timer: Timer,
+        /// TIMER_CNT.
+        count: u64,
+    },
+    /// SET_REGS of TIMER_CTL and TIMER_CVAL.
+    SetTimer(Timer),
+    /// SET_REGS of TIMER_CNT.
+    SetCount(u64),
+    /// RESTORE_DONE.
+    Done,
+    /// WAIT_RUN.
+    WaitRun,
+    /// CONFIGURE_VM with this many vCPUs.
+    Configure(u32),
+    /// PAUSE.
+    Pause {
+        /// KEEP_COUNTING.
+        keep_counting: bool,
+    },
+    /// RESUME.
+    Resume,
+    /// RESTORE_BEGIN.
+    Begin {
+        /// The VM's vCPUs.
+        vcpus: u32,
+        /// AUTORUN.
+        autorun: bool,
+        /// In ticks of a nanosecond; 0 for ever.
+        timeout: u64,
+    },
+    /// RESTORE_ABORT.
+    Abort,
+    /// SET_COUNTER_OFFSET.
+    SetOffset(u64),
+}
+
+/// A request of one thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Request {
+    /// The vCPU, or [`VM_WIDE`].
+    pub vcpu: u32,
+    /// The epoch meant, or 0.
+    pub epoch: u64,
+    /// What is asked.
+    pub ask: Ask,
+}
+
+impl Request {
+    /// A request about the VM as a whole.
+    pub fn of_vm(ask: Ask) -> Self {
+        Request {
+            vcpu: VM_WIDE,
+            epoch: 0,
+            ask,
+        }
+    }
+
+    /// A request about one vCPU.
+    pub fn of_vcpu(vcpu: u32, epoch: u64, ask: Ask) -> Self {
+        Request { vcpu, epoch, ask }
+    }
+
+    /// The operation.
+    pub fn op(&self) -> Op {
+        match self.ask {
+            Ask::Bring { .. } | Ask::SetTimer(_) | Ask::SetCount(_) => Op::SetRegs,
+            Ask::Done => Op::RestoreDone,
+            Ask::WaitRun => Op::WaitRun,
+            Ask::Configure(_) => Op::ConfigureVm,
+            Ask::Pause { .. } => Op::Pause,
+            Ask::Resume => Op::Resume,
+            Ask::Begin { .. } => Op::RestoreBegin,
+            Ask::Abort => Op::RestoreAbort,
+            Ask::SetOffset(_) => Op::SetCounterOffset,
+        }
+    }
+
+    /// The device-readable bytes.
+    pub fn bytes(&self) -> Vec<u8> {
+        let header = RequestHeader {
+            op: self.op().code().into(),
+            flags: 0.into(),
+            vcpu: self.vcpu.into(),
+            epoch: self.epoch.into(),
+        };
+        let timer = |timer: Timer| {
+            [
+                register(Register::TimerCtl, timer.control()),
+                register(Register::TimerCval, timer.cval),
+            ]
+        };
+        let count = |count| register(Register::TimerCnt, count);
+        match self.ask {
+            Ask::Bring {
+                timer: brought,
+                count: at,
+            } => {
+                let [control, compare] = timer(brought);
+                join(&header, &[control, compare, count(at)])
+            }
+            Ask::SetTimer(written) => join(&header, &timer(written)),
+            Ask::SetCount(written) => join(&header, &count(written)),
+            Ask::Done | Ask::WaitRun | Ask::Resume | Ask::Abort => join(&header, &[0u8; 0]),
+            Ask::Configure(vcpus) => join(
+                &header,
+                &ConfigureVm {
+                    vcpus: vcpus.into(),
+                    abi: Abi::Arm64.code(),
+                    ..Default::default()
+                },
+            ),
+            Ask::Pause { keep_counting } => join(
+                &header,
+                &Pause {
+                    flags: if keep_counting {
+                        PAUSE_KEEP_COUNTING
+                    } else {
+                        0
+                    }
+                    .into(),
+                    reserved: 0.into(),
+                },
+            ),
+            Ask::Begin {
+                vcpus,
+                autorun,
+                timeout,
+            } => join(
+                &header,
+                &RestoreBegin {
+                    vcpus: vcpus.into(),
+                    flags: if autorun { restore_flags::AUTORUN } else { 0 }.into(),
+                    saved_realtime_ns: 0.into(),
+                    timeout_ns: timeout.into(),
+                },
+            ),
+            Ask::SetOffset(offset) => join(
+                &header,
+                &CounterOffset {
+                    offset: offset.into(),
+                    reserved: 0.into(),
+                },
+            ),
+        }
+    }
+}
+
+fn register(register: Register, value: u64) -> RegValue {
+    RegValue {
+        id: register.id(Abi::Arm64).into(),
+        value: value.into(),
+    }
+}
+
+fn join(header: &RequestHeader, body: &(impl IntoBytes + Immutable + ?Sized)) -> Vec<u8> {
+    [header.as_bytes(), body.as_bytes()].concat()
+}
+
+impl fmt::Display for Timer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mask = if self.armed { "armed" } else { "masked" };
+        write!(f, "{mask} CVAL={}", self.cval)
+    }
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.op())?;
+        if self.vcpu != VM_WIDE {
+            write!(f, " of vCPU {}", self.vcpu)?;
+        }
+        match self.ask {
+            Ask::Bring { timer, count } => write!(f, ": {timer} CNT={count}")?,
+            Ask::SetTimer(timer) => write!(f, ": {timer}")?,
+            Ask::SetCount(count) => write!(f, ": CNT={count}")?,
+            Ask::SetOffset(offset) => write!(f, " {offset}")?,
+            Ask::Pause { keep_counting } if keep_counting => write!(f, " KEEP_COUNTING")?,
+            Ask::Begin {
+                autorun, timeout, ..
+            } => {
+                if autorun {
+                    write!(f, " AUTORUN")?;
+                }
+                if timeout != 0 {
+                    write!(f, " time-out {timeout}")?;
+                }
+            }
+            _ => {}
+        }
+        if self.epoch != 0 {
+            write!(f, " (epoch {})", self.epoch)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,143 @@
+//! Requests at random, most of which are done.
+
+use fastrand::Rng;
+use vhost_user_timer_protocol::wire::{self, restore_flags};
+use vhost_user_timer_protocol::{Phase, Register};
+
+use super::{Ask, State};
+use crate::watch::host_count;
+
+/// Who asks for something or other of a VM with this many vCPUs.
+#[derive(Debug)]
+pub struct Asking<'a> {
+    /// What decides.
+    pub rng: &'a mut Rng,
+    /// How many vCPUs the VM has, or is to have.
+    pub vcpus: u32,
+    /// What it is like.
+    pub state: &'a State,
+}
+
+impl Asking<'_> {
+    /// A request that a VM in this state mostly does.
+    pub fn something(&mut self) -> Ask {
+        let choice = self.rng.u32(..100);
+        match (self.state.phase(), choice) {
+            (Phase::New, ..90) => Ask::Configure { vcpus: self.vcpus },
+            (_, 90..93) => Ask::GetInfo,
+            (_, 93..96) => Ask::GetVm { vcpus: self.vcpus },
+            (_, 96..) => self.whatever(),
+            (Phase::Running, ..75) => self.set_regs(false),
+            (Phase::Running, ..86) => self.pause(),
+            (Phase::Paused, ..30) => self.set_regs(true),
+            (Phase::Paused, ..65) => Ask::Resume,
+            (Phase::Paused, ..78) => self.restore_begin(),
+            (Phase::Paused, ..82) => self.set_counter_offset(),
+            (Phase::Paused, ..86) => self.set_counter_anchor(),
+            (Phase::Restoring, ..10) => self.set_regs(true),
+            (Phase::Restoring, ..30) => self.set_vm(),
+            (Phase::Restoring, ..80) => Ask::RestoreDone(self.vcpu()),
+            (Phase::Restoring, ..85) => Ask::RestoreAbort,
+            (Phase::Restoring, ..87) => self.set_counter_offset(),
+            _ => self.whatever(),
+        }
+    }
+
+    /// A request that may well be refused.
+    fn whatever(&mut self) -> Ask {
+        match self.rng.u32(..9) {
+            0 => Ask::Configure { vcpus: self.vcpus },
+            1 => self.pause(),
+            2 => Ask::Resume,
+            3 => self.restore_begin(),
+            4 => Ask::RestoreDone(self.vcpu()),
+            5 => Ask::RestoreAbort,
+            6 => self.set_vm(),
+            7 => self.set_counter_offset(),
+            _ => self.set_regs(true),
+        }
+    }
+
+    fn vcpu(&mut self) -> u32 {
+        self.rng.u32(..self.vcpus)
+    }
+
+    fn pause(&mut self) -> Ask {
+        Ask::Pause {
+            keep_counting: self.rng.u32(..4) == 0,
+        }
+    }
+
+    fn restore_begin(&mut self) -> Ask {
+        let strict = self.rng.u32(..3) == 0;
+        let autorun = self.rng.bool();
+        let flag = |set, flag| if set { flag } else { 0 };
+        // Short enough that some pass, and nobody waits for them.
+        let timeout_ns = self.rng.u64(..4) * self.rng.u64(..1_000_000);
+        Ask::RestoreBegin {
+            vcpus: self.vcpus,
+            flags: flag(strict, restore_flags::STRICT) | flag(autorun, restore_flags::AUTORUN),
+            timeout_ns,
+        }
+    }
+
+    fn set_counter_offset(&mut self) -> Ask {
+        Ask::SetCounterOffset(host_count() - self.rng.u64(..host_count()))
+    }
+
+    fn set_counter_anchor(&mut self) -> Ask {
+        let monotonic_ns = host_count() - self.rng.u64(..1_000_000);
+        Ask::SetCounterAnchor {
+            monotonic_ns,
+            count: monotonic_ns + self.rng.u64(..1 << 40),
+        }
+    }
+
+    fn value(&mut self, register: Register) -> u64 {
+        match register {
+            Register::TimerCtl | Register::PtimerCtl => self.rng.u64(..8),
+            // Some equal, for STRICT.
+            Register::TimerCnt | Register::PtimerCnt => (1 << 50) + self.rng.u64(..3),
+            Register::TimerCval | Register::PtimerCval if self.rng.bool() => self.rng.u64(..),
+            Register::TimerCval | Register::PtimerCval => {
+                let count = self.state.virt_count_at(host_count());
+                count.wrapping_add(self.rng.u64(..2_000_000))
+            }
+        }
+    }
+
+    fn set_regs(&mut self, counts: bool) -> Ask {
+        let is_count = |register| matches!(register, Register::TimerCnt | Register::PtimerCnt);
+        let mut entries = Vec::new();
+        for register in Register::ALL {
+            if self.rng.bool() && (counts || !is_count(register)) {
+                entries.push((register, self.value(register)));
+            }
+        }
+        self.rng.shuffle(&mut entries);
+        Ask::SetRegs {
+            vcpu: self.vcpu(),
+            entries,
+        }
+    }
+
+    fn set_vm(&mut self) -> Ask {
+        let mut rows = Vec::new();
+        for vcpu in 0..self.vcpus {
+            if self.rng.u32(..5) == 0 {
+                continue;
+            }
+            let mut row = wire::Vcpu {
+                vcpu: vcpu.into(),
+                ..Default::default()
+            };
+            for register in Register::ALL {
+                if self.rng.u32(..8) != 0 {
+                    row.set(register, self.value(register));
+                }
+            }
+            rows.push(row);
+        }
+        Ask::SetVm(rows)
+    }
+}

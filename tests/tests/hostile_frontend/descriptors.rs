@@ -1,0 +1,184 @@
+//! Hostile descriptors.
+
+use super::*;
+
+/// A connection whose queue 1 has these for kick and call and a request in it. Whatever comes
+/// of it, the backend comes to rest.
+fn with_fds(victim: &Victim, kick: BorrowedFd<'_>, call: BorrowedFd<'_>) {
+    let mut control = victim.negotiated();
+    let mut memory = Memory::new();
+    let mut ring = Ring::new(1, 16, true);
+    let info = request(op::GET_INFO, VM, 0, &[]);
+    ring.add(&mut memory, &info, 80, &Layout::plain());
+    let config = ring.config();
+    let (table, used) = (config.desc_table_addr, config.used_ring_addr);
+    let addresses = [1, table, used, config.avail_ring_addr, 0];
+    let region = [1, REGION_GPA, REGION_SIZE, REGION_VA, 0];
+    let messages: [(u32, &[u64], &[BorrowedFd<'_>]); 6] = [
+        (SET_MEM_TABLE, &region, &[memory.file().as_fd()]),
+        (SET_VRING_NUM, &[pair(1, 16)], &[]),
+        (SET_VRING_ADDR, &addresses, &[]),
+        (SET_VRING_CALL, &[1], &[call]),
+        (SET_VRING_KICK, &[1], &[kick]),
+        // Enabling a ring is a kick, too.
+        (SET_VRING_ENABLE, &[pair(1, 1)], &[]),
+    ];
+    for (code, body, fds) in messages {
+        if !matches!(control.ask(code, body, fds), Ok(0)) {
+            break;
+        }
+    }
+    // With the connection open, if it still is.
+    assert!(victim.rig.comes_to_rest());
+}
+
+#[test]
+fn kick_and_call_descriptors_of_any_kind_do_no_harm() {
+    let victim = Victim::launch();
+    let event = blocking_eventfd(0);
+    let full = blocking_eventfd(0);
+    rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    let semaphore = eventfd(3, EventfdFlags::SEMAPHORE).unwrap();
+    let (dead_reader, writer) = std::io::pipe().unwrap();
+    drop(writer);
+    let (reader, dead_writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let (short_reader, mut short_writer) = std::io::pipe().unwrap();
+    short_writer.write_all(&[1, 2, 3]).unwrap();
+    let (_unread, mut full_pipe) = std::io::pipe().unwrap();
+    let file = memfd(0x1000);
+    let null = File::open("/dev/null").unwrap();
+    let folder = File::open("/").unwrap();
+    let (socket, peer) = UnixStream::pair().unwrap();
+    drop(peer);
+    // Always readable.
+    let random = File::open("/dev/random").unwrap();
+    fill(&mut full_pipe);
+    let fds = [
+        event.as_fd(),
+        full.as_fd(),
+        semaphore.as_fd(),
+        dead_reader.as_fd(),
+        dead_writer.as_fd(),
+        short_reader.as_fd(),
+        full_pipe.as_fd(),
+        file.as_fd(),
+        null.as_fd(),
+        folder.as_fd(),
+        socket.as_fd(),
+        random.as_fd(),
+    ];
+    for kick in fds {
+        with_fds(&victim, kick, event.as_fd());
+        victim.unharmed();
+    }
+    for call in fds {
+        with_fds(&victim, event.as_fd(), call);
+    }
+    victim.unharmed();
+}
+
+/// Writes until no more fits.
+fn fill(pipe: &mut std::io::PipeWriter) {
+    let flags = fcntl_getfl(&*pipe).unwrap();
+    fcntl_setfl(&*pipe, flags | OFlags::NONBLOCK).unwrap();
+    while pipe.write(&[0; 4096]).is_ok() {}
+    fcntl_setfl(&*pipe, flags).unwrap();
+}
+
+/// Makes a ring's call descriptor one that blocks whoever writes to it.
+fn clog(ring: &Ring) {
+    let call = fd_of(ring.call());
+    ring.call().write(u64::MAX - 1).unwrap();
+    let flags = fcntl_getfl(call).unwrap();
+    fcntl_setfl(call, flags & !OFlags::NONBLOCK).unwrap();
+}
+
+#[test]
+fn a_call_descriptor_that_takes_no_more_does_not_hold_the_others_up() {
+    let victim = Victim::launch();
+    let mut driver = victim.driver();
+    clog(&driver.rings[1]);
+    driver
+        .control
+        .set_vring_call(1, driver.rings[1].call())
+        .unwrap();
+    let info = request(op::GET_INFO, VM, 0, &[]);
+    for _ in 0..3 {
+        driver.submit(1, &info, 80, &Layout::plain());
+        still_serves(&mut driver, 2);
+        assert!(victim.rig.comes_to_rest());
+    }
+    drop(driver);
+    victim.unharmed();
+}
+
+#[test]
+fn a_call_descriptor_made_to_block_later_does_not_keep_a_signal_out() {
+    let mut victim = Victim::launch();
+    let mut driver = victim.driver();
+    clog(&driver.rings[1]);
+    let info = request(op::GET_INFO, VM, 0, &[]);
+    driver.submit(1, &info, 80, &Layout::plain());
+    victim.rig.backend.signal(Signal::TERM);
+    assert_eq!(victim.rig.backend.wait(PATIENCE).code(), Some(0));
+}
+
+#[test]
+fn a_semaphore_of_endless_kicks_does_not_make_it_spin() {
+    let victim = Victim::launch();
+    let kick = eventfd(0, EventfdFlags::SEMAPHORE).unwrap();
+    rustix::io::write(&kick, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    with_fds(&victim, kick.as_fd(), blocking_eventfd(0).as_fd());
+    victim.unharmed();
+}
+
+#[test]
+fn one_eventfd_for_kick_and_call_comes_to_rest() {
+    let victim = Victim::launch();
+    let driver = victim.driver();
+    let same = driver.rings[1].kick_fd();
+    driver.control.set_vring_call(1, same).unwrap();
+    let mut driver = driver;
+    for _ in 0..5 {
+        let info = request(op::GET_INFO, VM, 0, &[]);
+        driver.submit(1, &info, 80, &Layout::plain());
+        assert!(victim.rig.comes_to_rest());
+    }
+    drop(driver);
+    victim.unharmed();
+}
+
+#[test]
+fn a_kick_descriptor_that_was_replaced_does_not_make_it_spin() {
+    let victim = Victim::launch();
+    let driver = victim.driver();
+    let other = Ring::new(1, 16, true);
+    // The old one is open here still, and so it is in the backend's epoll set.
+    let _ = driver.control.set_vring_kick(1, other.kick_fd());
+    driver.rings[1].kick_anyway();
+    assert!(victim.rig.comes_to_rest());
+    driver.rings[1].kick_anyway();
+    other.kick_anyway();
+    assert!(victim.rig.comes_to_rest());
+    drop(driver);
+    victim.unharmed();
+}
+
+#[test]
+fn one_kick_descriptor_for_all_queues_does_no_harm() {
+    let victim = Victim::launch();
+    let driver = victim.driver();
+    for queue in [1, 2] {
+        let _ = driver.control.get_vring_base(queue);
+        let _ = driver
+            .control
+            .set_vring_kick(queue, driver.rings[0].kick_fd());
+    }
+    for _ in 0..10 {
+        driver.rings[0].kick_anyway();
+    }
+    assert!(victim.rig.comes_to_rest());
+    drop(driver);
+    victim.unharmed();
+}
