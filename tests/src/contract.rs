@@ -10,7 +10,6 @@ use crate::raw_driver::{Driver, Layout, Rig, Setup, Used};
 
 /// Operation codes.
 pub mod op {
-    #![allow(missing_docs)]
     pub const GET_INFO: u16 = 0x0001;
     pub const CONFIGURE_VM: u16 = 0x0002;
     pub const GET_REG_LIST: u16 = 0x0010;
@@ -51,7 +50,6 @@ pub mod op {
 
 /// Statuses.
 pub mod status {
-    #![allow(missing_docs)]
     pub const OK: u32 = 0;
     pub const ENOENT: u32 = 2;
     pub const ENXIO: u32 = 6;
@@ -68,7 +66,6 @@ pub mod status {
 
 /// Phases.
 pub mod phase {
-    #![allow(missing_docs)]
     pub const NEW: u32 = 0;
     pub const PAUSED: u32 = 1;
     pub const RUNNING: u32 = 2;
@@ -77,7 +74,6 @@ pub mod phase {
 
 /// RESTORE_BEGIN's flags.
 pub mod restore {
-    #![allow(missing_docs)]
     pub const AUTORUN: u32 = 1;
     pub const STRICT: u32 = 2;
     pub const ELAPSED: u32 = 4;
@@ -120,7 +116,6 @@ pub const PCVAL: u64 = ARM64[5];
 
 /// INFO's flags.
 pub mod info_flag {
-    #![allow(missing_docs)]
     pub const OFFSET_PINNED: u8 = 1;
     pub const ANCHORED: u8 = 2;
     pub const PHYS_VIRTUALISED: u8 = 4;
@@ -260,7 +255,6 @@ impl Answer {
 
 /// INFO.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub struct Info {
     pub version: u32,
     pub phase: u32,
@@ -320,7 +314,6 @@ impl Info {
 
 /// RUN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub struct Run {
     pub cntvoff: u64,
     pub cntpoff: u64,
@@ -352,7 +345,6 @@ impl Run {
 
 /// One vCPU in GET_VM and SET_VM: registers in the order of [`ARM64`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub struct Vcpu {
     pub vcpu: u32,
     pub present: u32,
@@ -394,7 +386,6 @@ impl Vcpu {
 
 /// GET_VM's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub struct VmState {
     pub virt_count: u64,
     pub phys_count: u64,
@@ -447,7 +438,6 @@ impl VmState {
 
 /// What an event buffer holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub struct Event {
     pub kind: u16,
     pub timer: u16,

@@ -2,21 +2,23 @@
 //!
 //! - [`backend_process`]: a backend as the external process that it is;
 //! - [`raw_driver`]: a driver of its own for black-box tests, hostile where that is wanted;
-//! - [`contract`]: the wire contract, by hand, over that driver;
+//! - `contract`: the wire contract, by hand, over that driver;
 //! - [`kvm_data`]: the timer registers that a real KVM/arm64 gave;
 //! - [`race`]: vCPU threads that restore all at once;
 //! - [`watch`]: the count as a guest reads it, and whether it went back;
-//! - [`shadow`]: what a VM must be like, to go by what its frontend was answered;
+//! - `shadow`: what a VM must be like, to go by what its frontend was answered;
 //! - [`model`]: the model check of the backend's time;
 //! - [`mock`]: the program `mock-frontend`, which plays the VMM.
 
 pub mod backend_process;
+#[doc(hidden)]
 pub mod contract;
 pub mod kvm_data;
 pub mod mock;
 pub mod model;
 pub mod race;
 pub mod raw_driver;
+#[doc(hidden)]
 pub mod shadow;
 pub mod watch;
 

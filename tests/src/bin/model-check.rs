@@ -16,7 +16,8 @@ use vhost_user_timer_tests::model::run::{Effort, Verdict, check};
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
-    /// Start from larger limits than these defaults: much slower, and much memory
+    /// Start from larger limits than these defaults: two VMM threads. It takes some minutes and 16 GiB
+    /// of memory
     #[arg(long)]
     large: bool,
 
@@ -152,10 +153,13 @@ fn report(limits: &Limits, verdict: &Verdict) -> ExitCode {
         limits.vcpus,
         verdict.took.as_secs_f64()
     );
+    let mut told: Option<&[String]> = None;
     for failure in &verdict.failures {
         println!("\n{} -- not so:", failure.property);
-        for line in &failure.trace {
-            println!("{line}");
+        if told.replace(&failure.trace) == Some(&failure.trace) {
+            println!("    by the same steps");
+        } else {
+            failure.trace.iter().for_each(|line| println!("{line}"));
         }
     }
     for name in &verdict.never {

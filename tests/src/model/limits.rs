@@ -33,7 +33,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// A size that takes a minute or so.
+    /// A size that takes a minute or so, and 3 GiB of memory.
     pub const DEFAULT: Limits = Limits {
         vcpus: 3,
         vmm_threads: 1,
@@ -49,11 +49,9 @@ impl Limits {
         ..Limits::DEFAULT
     };
 
-    /// A size for an idle machine with much memory.
+    /// A size for an idle machine with 16 GiB of memory and some minutes.
     pub const LARGE: Limits = Limits {
         vmm_threads: 2,
-        ticks: 3,
-        disturbances: 4,
         ..Limits::DEFAULT
     };
 

@@ -10,8 +10,9 @@ pub(super) const HOST: u64 = 1_000;
 pub(super) const TICK: u64 = 4;
 /// The count that the VM has at the beginning.
 pub(super) const COUNT: u64 = 20;
-/// The counts that vCPUs bring to a restore: which one brings which depends on the epoch.
-pub(super) const BROUGHT: [u64; 3] = [COUNT, COUNT + 4, COUNT + 2];
+/// The counts that vCPUs bring to a restore: which one brings which depends on the epoch. In the
+/// first restore it is neither the first vCPU nor the last that brings the largest.
+pub(super) const BROUGHT: [u64; 3] = [COUNT + 4, COUNT + 2, COUNT];
 /// A count that the VMM writes, and that sets time back.
 pub(super) const BACK: u64 = COUNT - 4;
 /// Another, that does not.

@@ -9,7 +9,6 @@ use crate::watch::HOST_FREQUENCY;
 
 /// A request.
 #[derive(Clone, Debug)]
-#[allow(missing_docs)]
 pub enum Ask {
     GetInfo,
     /// Of an arm64 VM at [`HOST_FREQUENCY`].
@@ -44,7 +43,6 @@ pub enum Ask {
 
 /// What it was answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum Answer {
     Done,
     Info(wire::Info),
