@@ -23,12 +23,14 @@
 #[cfg(feature = "frontend")]
 pub mod frontend;
 pub mod op;
+mod ranges;
 pub mod register;
 pub mod request;
 pub mod status;
 pub mod wire;
 
 pub use op::Op;
+pub use ranges::Ranges;
 pub use register::{Abi, Register};
 pub use request::Request;
 pub use status::Status;

@@ -540,7 +540,7 @@ fn a_refusal_says_what_was_refused_and_why() {
         (
             Status::TimedOut,
             4,
-            "ETIMEDOUT (the restore timed out): 4 vCPUs missing",
+            "ETIMEDOUT (the restore timed out): 4 vCPUs missing (missing_vcpus tells which)",
         ),
         (Status::Stale, 0, "ESTALE (the epoch is over)"),
         (Status::Unknown(5), 0, "unknown status 5"),

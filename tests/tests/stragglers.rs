@@ -8,7 +8,7 @@ use vhost_user_timer_protocol::frontend::{
     Call, Options, RequestQueue, RestoreOptions, Run, Ticket, TimerFrontend,
 };
 use vhost_user_timer_protocol::wire::ctl;
-use vhost_user_timer_protocol::{Abi, Phase, Register, Status, wire};
+use vhost_user_timer_protocol::{Abi, Phase, Ranges, Register, Status, wire};
 use vhost_user_timer_tests::backend_process::BackendProcess;
 use vhost_user_timer_tests::watch::HOST_FREQUENCY;
 
@@ -111,7 +111,7 @@ fn realtime_ns() -> u64 {
 }
 
 #[test]
-fn the_log_names_the_missing_vcpus_as_ranges_and_the_error_says_how_many() {
+fn the_missing_vcpus_are_named_as_ranges_by_the_log_and_by_the_library() {
     let served = Served::launch(VCPUS);
     served.begin(VCPUS, options());
     let waits = served.all_but_stragglers_wait();
@@ -122,12 +122,17 @@ fn the_log_names_the_missing_vcpus_as_ranges_and_the_error_says_how_many() {
         "{log}"
     );
 
-    // Late, but not too late.
     let queue = served.queue();
+    let missing = queue.missing_vcpus(LIMIT).unwrap();
+    assert_eq!(missing, MISSING);
+    assert_eq!(Ranges(&missing).to_string(), "7, 12-13");
+
+    // Late, but not too late.
     for (vcpu, remaining) in MISSING.into_iter().zip([2, 1, 0]) {
         assert_eq!(served.phase(), Phase::Restoring);
         assert_eq!(queue.restore_done(vcpu, LIMIT).unwrap(), remaining);
     }
+    assert_eq!(queue.missing_vcpus(LIMIT).unwrap(), [0; 0]);
     let run = queue.wait_run(0, LIMIT).unwrap();
     let late = queue.wait_run(7, LIMIT).unwrap();
     assert_eq!((run.cntvoff, run.cntpoff), (late.cntvoff, late.cntpoff));

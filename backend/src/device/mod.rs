@@ -26,6 +26,8 @@ pub(crate) use session::Session;
 #[doc(hidden)]
 pub use vring::Vring;
 
+use vhost_user_timer_protocol::Ranges;
+
 use crate::counter::{Alarm, Counter};
 use crate::state::file::{Found, StateFile, StateFileError};
 use crate::vm::{Anchor, Effects, Notice, Now, Profile, Vm};
@@ -179,36 +181,5 @@ impl TimerDevice {
 
     fn core(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// vCPU indices in order, as ranges: "7, 12-13".
-struct Ranges<'a>(&'a [u32]);
-
-impl std::fmt::Display for Ranges<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let runs = self.0.chunk_by(|a, b| a.checked_add(1) == Some(*b));
-        for (n, run) in runs.enumerate() {
-            let separator = if n == 0 { "" } else { ", " };
-            match run {
-                [first, .., last] => write!(f, "{separator}{first}-{last}")?,
-                [only] => write!(f, "{separator}{only}")?,
-                [] => {}
-            }
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn missing_vcpus_are_named_as_ranges() {
-        assert_eq!(Ranges(&[7, 12, 13]).to_string(), "7, 12-13");
-        assert_eq!(Ranges(&[0, 1, 2, 3]).to_string(), "0-3");
-        assert_eq!(Ranges(&[u32::MAX]).to_string(), "4294967295");
-        assert_eq!(Ranges(&[]).to_string(), "");
     }
 }

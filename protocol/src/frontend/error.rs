@@ -187,7 +187,7 @@ impl std::fmt::Display for Refusal {
                 _ => write!(f, ": RESTORING, {detail} vCPUs missing"),
             },
             Status::TooBig => write!(f, ": {detail} bytes needed"),
-            Status::TimedOut => write!(f, ": {detail} vCPUs missing"),
+            Status::TimedOut => write!(f, ": {detail} vCPUs missing (missing_vcpus tells which)"),
             _ => Ok(()),
         }
     }

@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::types::{Info, RegIds, RegValues, RestoreOptions, Run, SavedVm, SetRegs, Vm};
 use super::{Call, Deadline, Error, RequestQueue};
-use crate::{Abi, wire};
+use crate::{Abi, Phase, Status, wire};
 
 /// The operations. All of them wait for the answer until the deadline, a `Duration` from now or
 /// an [`Instant`](std::time::Instant) ([`Deadline`]).
@@ -128,6 +128,33 @@ impl RequestQueue {
     pub fn restore_done(&self, vcpu: u32, deadline: impl Into<Deadline>) -> Result<u32, Error> {
         let remaining = self.call(&Call::restore_done(vcpu), deadline)?;
         Ok(remaining.0)
+    }
+
+    /// The vCPUs that are missing in the open restore, in order; none where no restore is open.
+    /// [`Ranges`](crate::Ranges) puts them into words, "7, 12-13".
+    ///
+    /// Changes nothing: a write of no registers is refused with EBUSY for a vCPU that is done. It
+    /// takes a request per vCPU, so it is for when WAIT_RUN has ended in ETIMEDOUT, and not for
+    /// polling.
+    pub fn missing_vcpus(&self, deadline: impl Into<Deadline>) -> Result<Vec<u32>, Error> {
+        let deadline = deadline.into();
+        let info = self.info(deadline)?;
+        let mut missing = Vec::new();
+        if info.phase == Phase::Restoring {
+            for vcpu in 0..info.vcpus {
+                let none = Call::set_regs(vcpu, &[]).in_epoch(info.epoch);
+                match self.call(&none, deadline) {
+                    Ok(_) => missing.push(vcpu),
+                    Err(error) if error.status() == Some(Status::Busy) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        // It may have been completed meanwhile, and then nobody is missing.
+        match self.info(deadline)? {
+            now if now.phase == Phase::Restoring && now.epoch == info.epoch => Ok(missing),
+            _ => Ok(Vec::new()),
+        }
     }
 
     /// RESTORE_ABORT: gives the open restore up; the VM is PAUSED as it was before it.
