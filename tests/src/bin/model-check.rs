@@ -16,8 +16,8 @@ use vhost_user_timer_tests::model::run::{Effort, Verdict, check};
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
-    /// Start from larger limits than these defaults: two VMM threads. It takes some minutes and 16 GiB
-    /// of memory
+    /// Start from larger limits than these defaults: three steps of the host counter. It takes some
+    /// minutes and 5 GiB of memory; one more of anything takes several times that
     #[arg(long)]
     large: bool,
 

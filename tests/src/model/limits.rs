@@ -49,9 +49,9 @@ impl Limits {
         ..Limits::DEFAULT
     };
 
-    /// A size for an idle machine with 16 GiB of memory and some minutes.
+    /// A size that takes some minutes, and 5 GiB of memory.
     pub const LARGE: Limits = Limits {
-        vmm_threads: 2,
+        ticks: 3,
         ..Limits::DEFAULT
     };
 
