@@ -8,7 +8,7 @@ use clap::Parser;
 use vhost_user_timer::args::{Args, CAPABILITIES};
 use vhost_user_timer::counter::Counter;
 use vhost_user_timer::device::TimerDevice;
-use vhost_user_timer::server::{self, Socket};
+use vhost_user_timer::server::{self, Port, Socket};
 use vhost_user_timer::vm::Profile;
 
 fn main() -> ExitCode {
@@ -56,6 +56,6 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         (None, Some(fd)) => Socket::from_fd(fd)?,
         (None, None) => return Err("neither --socket-path nor --fd was given".into()),
     };
-    server::serve(device, socket)?;
+    server::serve(vec![Port::timer(device, socket)])?;
     Ok(())
 }

@@ -3,6 +3,7 @@
 
 use vhost_user_timer_protocol::MAX_MESSAGE;
 use virtio_queue::DescriptorChain;
+use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 /// Device-writable memory of one descriptor.
@@ -18,6 +19,10 @@ pub(super) struct Gathered {
     request: Vec<u8>,
     writable: Vec<Segment>,
     room: usize,
+    /// How many chains were gathered.
+    count: u64,
+    /// How many of them had too little room.
+    complaints: u64,
 }
 
 impl Gathered {
@@ -25,14 +30,15 @@ impl Gathered {
     ///
     /// What cannot be read, or is longer than any request, is taken as no bytes at all, which
     /// no request is. What cannot be written is taken as no room.
-    pub(super) fn gather(
+    pub(super) fn gather<B: Bitmap + 'static>(
         &mut self,
-        mem: &GuestMemoryMmap,
-        chain: DescriptorChain<&GuestMemoryMmap>,
+        mem: &GuestMemoryMmap<B>,
+        chain: DescriptorChain<&GuestMemoryMmap<B>>,
     ) {
         self.request.clear();
         self.writable.clear();
         self.room = 0;
+        self.count += 1;
         let mut readable = true;
         let mut writable = true;
         for descriptor in chain {
@@ -57,7 +63,12 @@ impl Gathered {
         }
     }
 
-    fn read(&mut self, mem: &GuestMemoryMmap, address: GuestAddress, len: usize) -> bool {
+    fn read<B: Bitmap + 'static>(
+        &mut self,
+        mem: &GuestMemoryMmap<B>,
+        address: GuestAddress,
+        len: usize,
+    ) -> bool {
         let start = self.request.len();
         if len > MAX_MESSAGE - start {
             return false;
@@ -75,6 +86,29 @@ impl Gathered {
     /// How many bytes an answer may have.
     pub(super) fn room(&self) -> usize {
         self.room
+    }
+
+    /// How many chains were gathered so far.
+    pub(super) fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Whether an answer may have `needed` bytes. Logs the first, second, fourth, eighth … chain
+    /// that has less.
+    pub(super) fn has_room(&mut self, queue: u16, needed: usize) -> bool {
+        if self.room >= needed {
+            return true;
+        }
+        self.complaints = self.complaints.saturating_add(1);
+        if self.complaints.is_power_of_two() {
+            log::warn!(
+                "A chain on queue {queue} has {} writable bytes and needs {needed}: it is given \
+                 back as it is (such chains so far: {})",
+                self.room,
+                self.complaints
+            );
+        }
+        false
     }
 
     /// Where an answer goes.
@@ -100,7 +134,11 @@ impl Gathered {
 
 /// Writes `bytes` over the segments. Returns how many were written: all, or, where the memory
 /// is gone or too small, none that count.
-pub(super) fn scatter(mem: &GuestMemoryMmap, segments: &[Segment], bytes: &[u8]) -> u32 {
+pub(super) fn scatter<B: Bitmap + 'static>(
+    mem: &GuestMemoryMmap<B>,
+    segments: &[Segment],
+    bytes: &[u8],
+) -> u32 {
     let mut rest = bytes;
     for segment in segments {
         let (now, later) = rest.split_at(segment.len.min(rest.len()));

@@ -1,9 +1,10 @@
-//! The timer device as vhost-user sees it: rings in, model call, rings out.
+//! The devices as vhost-user sees them: rings in, model call, rings out.
 //!
-//! [`TimerDevice`] lives as long as the process and has the VM. A `Session` lives as long as
-//! one connection; `vhost-user-backend` calls it, on the connection's request thread for
-//! control messages and on its one worker thread for everything that becomes readable: kicks,
-//! the alarm, and the session's own wake-up.
+//! A device ([`TimerDevice`]) lives as long as the process. A `Session` lives as long as one
+//! frontend's connection to it; `vhost-user-backend` calls it, on the connection's request thread for
+//! control messages and on its one worker thread for everything that becomes readable: kicks, the
+//! device's alarm, and the connection's own wake-up. What all sessions have is in `link`; a ring while
+//! it is served, in `ring`.
 //!
 //! This is the only place that knows vhost-user, and where the crate's traps are kept from
 //! everyone else: an error or a panic in `handle_event` ends
@@ -12,174 +13,65 @@
 //! is started and enabled; and a ring whose indices make no sense is stopped, not retried.
 
 mod chain;
-mod rings;
-mod session;
+mod link;
+mod ring;
+mod timer;
 mod transfer;
 mod vring;
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
-use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-pub(crate) use session::Session;
+use vhost::vhost_user::message::VhostUserVirtioFeatures;
+use vhost_user_backend::bitmap::BitmapReplace;
+use vhost_user_backend::{VhostUserBackend, VringEpollHandler};
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
+};
+use vm_memory::mmap::NewBitmap;
+use vmm_sys_util::eventfd::EventFd;
+
+pub(crate) use timer::TimerSession;
+pub use timer::{DeviceError, TimerDevice};
+pub(crate) use vring::Memory;
 #[doc(hidden)]
 pub use vring::Vring;
 
-use vhost_user_timer_protocol::Ranges;
+/// What every device offers.
+const VIRTIO_FEATURES: u64 = (1 << VIRTIO_F_VERSION_1)
+    | (1 << VIRTIO_RING_F_INDIRECT_DESC)
+    | (1 << VIRTIO_RING_F_EVENT_IDX)
+    | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
-use crate::counter::{Alarm, Counter};
-use crate::state::file::{Found, StateFile, StateFileError};
-use crate::vm::{Anchor, Effects, Notice, Now, Profile, Vm};
+/// One frontend's connection to a device.
+pub(crate) trait Session:
+    VhostUserBackend<
+        Bitmap: BitmapReplace + NewBitmap + Clone + Send + Sync,
+        Vring: Clone + Send + Sync,
+    > + Sized
+    + 'static
+{
+    /// The device.
+    type Device: Send + Sync;
 
-/// The VM, its clock and its alarm: what outlives every connection.
-#[derive(Debug)]
-pub struct TimerDevice {
-    profile: Profile,
-    /// The alarm's descriptor, for epoll.
-    alarm_fd: RawFd,
-    core: Mutex<Core>,
-}
+    /// A session over the memory that its connection will share. `ended` is written when it can
+    /// serve no more.
+    fn new(
+        device: &Arc<Self::Device>,
+        memory: Memory<Self::Bitmap>,
+        ended: EventFd,
+    ) -> io::Result<Self>;
 
-#[derive(Debug)]
-pub(crate) struct Core {
-    pub(crate) vm: Vm,
-    pub(crate) effects: Effects,
-    alarm: Alarm,
-    counter: Counter,
-    /// The last instant, and what the host counter was then.
-    last: Option<(HostCounter, u64)>,
-    state: Option<StateFile>,
-}
+    /// Lets the worker hear of the device's alarm and of the session's wake-up.
+    fn attach(&self, worker: &VringEpollHandler<Arc<Self>>) -> io::Result<()>;
 
-/// What a host counter is told by: another one may read less.
-type HostCounter = (Option<Anchor>, u64);
+    /// Ends the worker, and whatever waits.
+    fn stop(&self);
 
-impl Core {
-    /// The present instant. The model takes a step back of the host counter for a wrap, so one
-    /// that two CPUs do not agree on stands still instead.
-    pub(crate) fn now(&mut self) -> Now {
-        let mut now = self.counter.now(&self.vm);
-        let counter = (self.vm.anchor(), self.vm.frequency());
-        if let Some((same, last)) = self.last
-            && same == counter
-            && now.host.wrapping_sub(last).cast_signed() < 0
-        {
-            now.host = last;
-        }
-        self.last = Some((counter, now.host));
-        now
-    }
+    /// Whether the worker was told to end.
+    fn stopping(&self) -> bool;
 
-    /// Takes what changed into the state file. Answers may be seen after that, not before.
-    pub(crate) fn persist(&mut self) {
-        match &mut self.state {
-            Some(state) => state.commit(&self.vm, &mut self.effects.changed),
-            None => self.effects.changed.clear(),
-        }
-    }
-
-    /// Sets the alarm for what time brings next.
-    fn follow_time(&mut self) {
-        let now = self.now();
-        if let Err(error) = self.alarm.follow(&self.vm, now) {
-            log::error!("Setting the timerfd for the next deadline failed: {error}");
-        }
-    }
-
-    fn log_notices(&mut self) {
-        for notice in self.effects.notices.drain(..) {
-            match notice {
-                Notice::Phase { from, to, epoch } => {
-                    log::info!("VM {from} -> {to}, epoch {epoch}");
-                }
-                Notice::RestoreTimedOut { missing, vcpus } => log::warn!(
-                    "Restore timed out: {} of {vcpus} vCPUs missing: {}; it stays open",
-                    missing.len(),
-                    Ranges(&missing)
-                ),
-                Notice::RealtimeWentBack { ns } => log::warn!(
-                    "Restore with ELAPSED: the state was saved {} ms after this host's present \
-                     time; nothing is added to the counts",
-                    ns / 1_000_000
-                ),
-            }
-        }
-    }
-}
-
-/// Why a device cannot be made.
-#[derive(Debug, thiserror::Error)]
-pub enum DeviceError {
-    /// The kernel makes no timerfd.
-    #[error("Making a timerfd for the VM's deadlines failed")]
-    Alarm(#[source] io::Error),
-    /// The state file cannot be used.
-    #[error(transparent)]
-    StateFile(#[from] StateFileError),
-}
-
-impl TimerDevice {
-    /// A device whose VM is yet to be configured; or, with a state file in which a former process left
-    /// one, goes on.
-    ///
-    /// # Errors
-    ///
-    /// [`DeviceError`] where the system refuses, or the state file is not to be used.
-    pub fn new(
-        mut profile: Profile,
-        mut counter: Counter,
-        state_file: Option<&Path>,
-    ) -> Result<Self, DeviceError> {
-        let mut vm = Vm::new(profile);
-        let mut state = None;
-        if let Some(path) = state_file {
-            let (file, found) = StateFile::open(path, profile.max_vcpus, |old| {
-                if let Some(old) = old {
-                    counter = counter.at_rate(old.frequency);
-                }
-                counter.id()
-            })?;
-            // A rate that was measured is the VM's for as long as it lives.
-            if !profile.frequency_fixed {
-                profile.frequency = counter.native_frequency();
-            }
-            if let Some(found) = found {
-                let now = |vm: &Vm| counter.now(vm);
-                vm = Vm::from_records(profile, found.vm(), |index| found.vcpu(index), now)
-                    .map_err(|bad| Found::damaged(path, bad))?;
-                log::info!(
-                    "Going on with the VM in {}: {}, epoch {}",
-                    path.display(),
-                    vm.phase(),
-                    vm.epoch()
-                );
-            }
-            state = Some(file);
-        }
-        let alarm = Alarm::new(counter).map_err(DeviceError::Alarm)?;
-        let mut core = Core {
-            vm,
-            effects: Effects::default(),
-            alarm,
-            counter,
-            last: None,
-            state,
-        };
-        core.follow_time();
-        Ok(TimerDevice {
-            profile,
-            alarm_fd: core.alarm.as_raw_fd(),
-            core: Mutex::new(core),
-        })
-    }
-
-    /// How many queues there are: the event queue and the request queues.
-    fn queues(&self) -> usize {
-        1 + usize::from(self.profile.request_queues)
-    }
-
-    fn core(&self) -> MutexGuard<'_, Core> {
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    /// The frontend is gone.
+    fn disconnected(&self);
 }

@@ -8,23 +8,45 @@
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, MutexGuard};
+use std::sync::{Arc, MutexGuard, OnceLock};
 
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::Error;
+use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
-/// The memory that a frontend shares.
-pub(super) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
+/// The memory that a frontend shares; `B` marks what is written to it, for a migration.
+pub(crate) type Memory<B> = GuestMemoryAtomic<GuestMemoryMmap<B>>;
+
+/// What holds a ring back when it is to be enabled.
+type Hold = Box<dyn Fn() + Send + Sync>;
 
 /// See the module.
-#[derive(Clone)]
-pub struct Vring {
-    ring: VringMutex<Memory>,
+pub struct Vring<B: Bitmap + 'static = ()> {
+    ring: VringMutex<Memory<B>>,
     /// A kick descriptor was replaced while epoll watched it. The crate does not take it out, so
     /// it may be readable for ever and is never read.
     orphaned: Arc<AtomicBool>,
+    hold: Arc<OnceLock<Hold>>,
+}
+
+impl<B: Bitmap + 'static> Clone for Vring<B> {
+    fn clone(&self) -> Self {
+        Vring {
+            ring: self.ring.clone(),
+            orphaned: Arc::clone(&self.orphaned),
+            hold: Arc::clone(&self.hold),
+        }
+    }
+}
+
+impl<B: Bitmap + 'static> Vring<B> {
+    /// Whenever the frontend enables the ring, `hold` is called first, on its request thread; the
+    /// acknowledgement comes after.
+    pub(super) fn hold_enabling(&self, hold: impl Fn() + Send + Sync + 'static) {
+        let _ = self.hold.set(Box::new(hold));
+    }
 }
 
 fn nonblocking(file: Option<File>) -> Option<File> {
@@ -46,27 +68,28 @@ fn nonblocking(file: Option<File>) -> Option<File> {
     })
 }
 
-impl<'a> VringStateGuard<'a, Memory> for Vring {
-    type G = MutexGuard<'a, VringState<Memory>>;
+impl<'a, B: Bitmap + 'static> VringStateGuard<'a, Memory<B>> for Vring<B> {
+    type G = MutexGuard<'a, VringState<Memory<B>>>;
 }
 
-impl<'a> VringStateMutGuard<'a, Memory> for Vring {
-    type G = MutexGuard<'a, VringState<Memory>>;
+impl<'a, B: Bitmap + 'static> VringStateMutGuard<'a, Memory<B>> for Vring<B> {
+    type G = MutexGuard<'a, VringState<Memory<B>>>;
 }
 
-impl VringT<Memory> for Vring {
-    fn new(mem: Memory, max_queue_size: u16) -> Result<Self, Error> {
+impl<B: Bitmap + 'static> VringT<Memory<B>> for Vring<B> {
+    fn new(mem: Memory<B>, max_queue_size: u16) -> Result<Self, Error> {
         Ok(Vring {
             ring: VringMutex::new(mem, max_queue_size)?,
             orphaned: Arc::default(),
+            hold: Arc::default(),
         })
     }
 
-    fn get_ref(&self) -> MutexGuard<'_, VringState<Memory>> {
+    fn get_ref(&self) -> MutexGuard<'_, VringState<Memory<B>>> {
         self.ring.get_ref()
     }
 
-    fn get_mut(&self) -> MutexGuard<'_, VringState<Memory>> {
+    fn get_mut(&self) -> MutexGuard<'_, VringState<Memory<B>>> {
         self.ring.get_mut()
     }
 
@@ -91,6 +114,11 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_enabled(&self, enabled: bool) {
+        if let Some(hold) = self.hold.get()
+            && enabled
+        {
+            hold();
+        }
         self.ring.set_enabled(enabled);
     }
 

@@ -5,17 +5,53 @@ use std::os::fd::RawFd;
 
 use epoll::{ControlOptions, Event, Events};
 
-use super::Token;
+/// Something that the loop waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Token {
+    /// SIGTERM or SIGINT.
+    Signal,
+    /// Something at the port of this index.
+    Port(PortEvent, usize),
+}
+
+/// Something that happens at a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum PortEvent {
+    ConnectionEnded = 1,
+    WorkerEnded = 2,
+    Frontend = 3,
+}
+
+const EVENTS: [PortEvent; 3] = [
+    PortEvent::ConnectionEnded,
+    PortEvent::WorkerEnded,
+    PortEvent::Frontend,
+];
+
+impl Token {
+    /// As epoll has it. What comes first has the smaller number.
+    fn data(self) -> u64 {
+        match self {
+            Token::Signal => 0,
+            Token::Port(event, port) => u64::from(event as u8) << 32 | port as u64,
+        }
+    }
+
+    fn of(data: u64) -> Option<Self> {
+        let port = (data & u64::from(u32::MAX)) as usize;
+        match data >> 32 {
+            0 => Some(Token::Signal),
+            event => EVENTS
+                .into_iter()
+                .find(|known| u64::from(*known as u8) == event)
+                .map(|event| Token::Port(event, port)),
+        }
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Poll(RawFd);
-
-const TOKENS: [Token; 4] = [
-    Token::Signal,
-    Token::ConnectionEnded,
-    Token::WorkerEnded,
-    Token::Frontend,
-];
 
 impl Poll {
     pub(super) fn new() -> io::Result<Self> {
@@ -23,11 +59,7 @@ impl Poll {
     }
 
     pub(super) fn add(&self, fd: RawFd, token: Token) -> io::Result<()> {
-        let data = TOKENS
-            .iter()
-            .position(|known| *known == token)
-            .unwrap_or_default();
-        let event = Event::new(Events::EPOLLIN, data as u64);
+        let event = Event::new(Events::EPOLLIN, token.data());
         epoll::ctl(self.0, ControlOptions::EPOLL_CTL_ADD, fd, event)
     }
 
@@ -38,14 +70,13 @@ impl Poll {
 
     /// The next thing that happened. With several, a signal comes before the rest.
     pub(super) fn wait(&self) -> io::Result<Token> {
-        let mut events = [Event::new(Events::empty(), 0); TOKENS.len()];
+        let mut events = [Event::new(Events::empty(), 0); 16];
         loop {
             match epoll::wait(self.0, -1, &mut events) {
                 Ok(n) => {
                     let first = events.iter().take(n).map(|event| event.data).min();
-                    let token = first.and_then(|data| TOKENS.get(data as usize));
-                    if let Some(token) = token {
-                        return Ok(*token);
+                    if let Some(token) = first.and_then(Token::of) {
+                        return Ok(token);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -58,5 +89,20 @@ impl Poll {
 impl Drop for Poll {
     fn drop(&mut self) {
         let _ = epoll::close(self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_its_data_and_a_signal_comes_first() {
+        let ports = EVENTS.map(|event| Token::Port(event, 1));
+        for token in [Token::Signal].into_iter().chain(ports) {
+            assert_eq!(Token::of(token.data()), Some(token));
+            assert!(Token::Signal.data() <= token.data());
+        }
+        assert_eq!(Token::of(4 << 32), None);
     }
 }
