@@ -2,6 +2,7 @@
 //! vCPU at a gate until the last one's timer is restored.
 //!
 //! - [`vm`] is the VM's time, pure: no clock, no descriptor, no thread.
+//! - [`rtc`] is the guest's virtio-rtc device, pure likewise.
 //! - [`counter`] reads the host's clocks for it.
 //! - [`device`] is the vhost-user device around it: rings in, model call, rings out.
 //! - [`server`] accepts frontends, one at a time, until a signal ends the process.
@@ -13,6 +14,7 @@ pub mod counter;
 pub mod device;
 #[doc(hidden)]
 pub mod failpoint;
+pub mod rtc;
 pub mod server;
 pub mod state;
 pub mod vm;
