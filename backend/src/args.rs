@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::num::ParseIntError;
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Parser};
@@ -7,6 +8,7 @@ use log::LevelFilter;
 use vhost_user_timer_protocol::{MAX_REQUEST_QUEUES, MAX_VCPUS};
 
 use crate::counter::Source;
+use crate::device::UtcKind;
 use crate::vm::MAX_FREQUENCY;
 
 /// Keeps a VM's time: owns its counter offset, serves its vCPUs' timer registers over
@@ -15,16 +17,39 @@ use crate::vm::MAX_FREQUENCY;
 /// One process serves one VM and one frontend at a time. SIGTERM and SIGINT end it.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vhost-user-timer", version, max_term_width = 100)]
-#[command(group(ArgGroup::new("socket").required(true).args(["socket_path", "fd"])))]
+#[command(group(ArgGroup::new("socket").required(true).multiple(true)
+    .args(["socket_path", "fd", "rtc_socket_path", "rtc_fd"])))]
 pub struct Args {
     /// Listen on a Unix socket at this path
     #[arg(long, value_name = "PATH")]
     pub socket_path: Option<PathBuf>,
 
     /// Serve on this inherited descriptor: a listening Unix stream socket, or a connected one
-    /// (the process then ends when its frontend disconnects)
-    #[arg(long, value_name = "FDNUM", value_parser = clap::value_parser!(i32).range(0..))]
+    /// (the process ends when the last frontend of its connected ones disconnects)
+    #[arg(long, value_name = "FDNUM", value_parser = clap::value_parser!(i32).range(0..),
+          conflicts_with = "socket_path")]
     pub fd: Option<i32>,
+
+    /// Give the guest a clock: listen at this path for a VMM's virtio-rtc device, beside the timer
+    /// device or alone
+    #[arg(long, value_name = "PATH")]
+    pub rtc_socket_path: Option<PathBuf>,
+
+    /// Likewise, on this inherited descriptor
+    #[arg(long, value_name = "FDNUM", value_parser = clap::value_parser!(i32).range(0..),
+          conflicts_with = "rtc_socket_path")]
+    pub rtc_fd: Option<i32>,
+
+    /// What the host's wall clock does at a leap second, for the guest to know [default: utc where the
+    /// kernel knows TAI, maybe-smeared where not]. Linux guests make an RTC of a smeared one only
+    #[arg(long, value_name = "KIND", value_enum)]
+    pub rtc_clock: Option<UtcKind>,
+
+    /// The guest's counter offset in ticks, for a VM that nobody configures over the timer device: its
+    /// virtual counter is the host counter less this. With it, or with a configured VM, the guest can
+    /// read its counter and a clock at one instant
+    #[arg(long, value_name = "TICKS", value_parser = ticks)]
+    pub rtc_counter_offset: Option<u64>,
 
     /// Print what this program can do as JSON, and exit; all other options are ignored
     #[arg(long)]
@@ -59,6 +84,14 @@ pub struct Args {
     pub log_level: LevelFilter,
 }
 
+/// A number of ticks, decimal or, after 0x, hexadecimal.
+fn ticks(text: &str) -> Result<u64, ParseIntError> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    }
+}
+
 /// What `--print-capabilities` prints (QEMU, docs/interop/vhost-user.rst, "Backend program
 /// conventions"). That document's types have no timer; this one names itself all the same.
 pub const CAPABILITIES: &str = r#"{
@@ -80,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn exactly_one_socket_is_named() {
+    fn each_device_has_one_socket_at_most_and_one_device_is_enough() {
         use clap::error::ErrorKind::*;
         assert!(parse(&["--socket-path=/run/x"]).is_ok());
         assert_eq!(parse(&["--fd", "3"]).unwrap().fd, Some(3));
@@ -89,6 +122,23 @@ mod tests {
             parse(&["--fd=3", "--socket-path=/x"]).unwrap_err(),
             ArgumentConflict
         );
+        assert_eq!(
+            parse(&["--rtc-fd=3", "--rtc-socket-path=/x"]).unwrap_err(),
+            ArgumentConflict
+        );
+        assert!(parse(&["--rtc-socket-path=/x"]).is_ok());
+        assert!(parse(&["--rtc-fd=4", "--socket-path=/x"]).is_ok());
+    }
+
+    #[test]
+    fn a_counter_offset_is_decimal_or_hexadecimal() {
+        let offset = |text| parse(&["--rtc-fd=3", "--rtc-counter-offset", text]);
+        assert_eq!(offset("12").unwrap().rtc_counter_offset, Some(12));
+        let most = offset("0xffffffffffffffff").unwrap().rtc_counter_offset;
+        assert_eq!(most, Some(u64::MAX));
+        for bad in ["", "0x", "-1", "0x1ffffffffffffffff", "f"] {
+            assert!(offset(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

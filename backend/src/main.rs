@@ -1,14 +1,15 @@
 //! The backend process: see `vhost-user-timer --help`.
 
 use std::error::Error;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
 use vhost_user_timer::args::{Args, CAPABILITIES};
 use vhost_user_timer::counter::Counter;
-use vhost_user_timer::device::TimerDevice;
-use vhost_user_timer::server::{self, Port, Socket};
+use vhost_user_timer::device::{ClockConfig, ClockDevice, TimerDevice};
+use vhost_user_timer::server::{self, Port, Socket, SocketError};
 use vhost_user_timer::vm::Profile;
 
 fn main() -> ExitCode {
@@ -51,11 +52,32 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         counter,
         args.state_file.as_deref(),
     )?);
-    let socket = match (&args.socket_path, args.fd) {
-        (Some(path), _) => Socket::bind(path)?,
-        (None, Some(fd)) => Socket::from_fd(fd)?,
-        (None, None) => return Err("neither --socket-path nor --fd was given".into()),
-    };
-    server::serve(vec![Port::timer(device, socket)])?;
+    if args.fd.is_some() && args.fd == args.rtc_fd {
+        return Err("--fd and --rtc-fd name the same descriptor; each device needs its own".into());
+    }
+    let mut ports = Vec::new();
+    if let Some(socket) = socket(args.socket_path.as_deref(), args.fd)? {
+        ports.push(Port::timer(Arc::clone(&device), socket));
+    }
+    if let Some(socket) = socket(args.rtc_socket_path.as_deref(), args.rtc_fd)? {
+        let config = ClockConfig {
+            utc: args.rtc_clock,
+            counter_offset: args.rtc_counter_offset,
+        };
+        ports.push(Port::clock(
+            Arc::new(ClockDevice::new(device, config)?),
+            socket,
+        ));
+    }
+    server::serve(ports)?;
     Ok(())
+}
+
+/// The socket that one device's options name; none where they name none.
+fn socket(path: Option<&Path>, fd: Option<i32>) -> Result<Option<Socket>, SocketError> {
+    match (path, fd) {
+        (Some(path), _) => Socket::bind(path).map(Some),
+        (None, Some(fd)) => Socket::from_fd(fd).map(Some),
+        (None, None) => Ok(None),
+    }
 }

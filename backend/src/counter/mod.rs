@@ -8,10 +8,11 @@ mod alarm;
 mod cntvct;
 #[cfg(target_arch = "x86_64")]
 mod tsc;
+pub mod wall;
 
 pub use alarm::Alarm;
 
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use crate::state::file::CounterId;
 use crate::vm::{Now, Vm};
@@ -166,7 +167,10 @@ impl Counter {
 
 /// A kernel clock in ticks of `frequency` Hz.
 fn clock_ticks(clock: ClockId, frequency: u64) -> u64 {
-    let time = clock_gettime(clock);
+    ticks_of(clock_gettime(clock), frequency)
+}
+
+fn ticks_of(time: Timespec, frequency: u64) -> u64 {
     // Only a wall clock set before 1970 is negative; it is the epoch, then.
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or(0);

@@ -1,6 +1,6 @@
 //! The devices as vhost-user sees them: rings in, model call, rings out.
 //!
-//! A device ([`TimerDevice`]) lives as long as the process. A `Session` lives as long as one
+//! A device ([`TimerDevice`], [`ClockDevice`]) lives as long as the process. A `Session` lives as long as one
 //! frontend's connection to it; `vhost-user-backend` calls it, on the connection's request thread for
 //! control messages and on its one worker thread for everything that becomes readable: kicks, the
 //! device's alarm, and the connection's own wake-up. What all sessions have is in `link`; a ring while
@@ -13,6 +13,7 @@
 //! is started and enabled; and a ring whose indices make no sense is stopped, not retried.
 
 mod chain;
+mod clock;
 mod link;
 mod ring;
 mod timer;
@@ -32,11 +33,25 @@ use virtio_bindings::bindings::virtio_ring::{
 use vm_memory::mmap::NewBitmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::state::file::StateFileError;
+pub(crate) use clock::ClockSession;
+pub use clock::{ClockConfig, ClockDevice, UtcKind};
+pub use timer::TimerDevice;
 pub(crate) use timer::TimerSession;
-pub use timer::{DeviceError, TimerDevice};
 pub(crate) use vring::Memory;
 #[doc(hidden)]
 pub use vring::Vring;
+
+/// Why a device cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The kernel makes no timerfd.
+    #[error("Making a timerfd failed")]
+    Alarm(#[source] io::Error),
+    /// The state file cannot be used.
+    #[error(transparent)]
+    StateFile(#[from] StateFileError),
+}
 
 /// What every device offers.
 const VIRTIO_FEATURES: u64 = (1 << VIRTIO_F_VERSION_1)

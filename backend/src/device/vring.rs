@@ -29,6 +29,8 @@ pub struct Vring<B: Bitmap + 'static = ()> {
     /// it may be readable for ever and is never read.
     orphaned: Arc<AtomicBool>,
     hold: Arc<OnceLock<Hold>>,
+    /// It was set to index 0 since somebody looked.
+    anew: Arc<AtomicBool>,
 }
 
 impl<B: Bitmap + 'static> Clone for Vring<B> {
@@ -37,6 +39,7 @@ impl<B: Bitmap + 'static> Clone for Vring<B> {
             ring: self.ring.clone(),
             orphaned: Arc::clone(&self.orphaned),
             hold: Arc::clone(&self.hold),
+            anew: Arc::clone(&self.anew),
         }
     }
 }
@@ -46,6 +49,12 @@ impl<B: Bitmap + 'static> Vring<B> {
     /// acknowledgement comes after.
     pub(super) fn hold_enabling(&self, hold: impl Fn() + Send + Sync + 'static) {
         let _ = self.hold.set(Box::new(hold));
+    }
+
+    /// Whether the ring was set to begin at index 0 since this was last asked: a ring that is only
+    /// stopped for a while goes on where it was, one of a driver that begins begins there.
+    pub(super) fn begins_anew(&self) -> bool {
+        self.anew.swap(false, Ordering::Relaxed)
     }
 }
 
@@ -82,6 +91,7 @@ impl<B: Bitmap + 'static> VringT<Memory<B>> for Vring<B> {
             ring: VringMutex::new(mem, max_queue_size)?,
             orphaned: Arc::default(),
             hold: Arc::default(),
+            anew: Arc::default(),
         })
     }
 
@@ -132,6 +142,9 @@ impl<B: Bitmap + 'static> VringT<Memory<B>> for Vring<B> {
 
     fn set_queue_next_avail(&self, base: u16) {
         self.ring.set_queue_next_avail(base);
+        if base == 0 {
+            self.anew.store(true, Ordering::Relaxed);
+        }
     }
 
     fn set_queue_next_used(&self, idx: u16) {

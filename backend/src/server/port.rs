@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::socket::Socket;
 use super::{Poll, PortEvent, ServerError, Token};
-use crate::device::{Session, TimerDevice, TimerSession};
+use crate::device::{ClockDevice, ClockSession, Session, TimerDevice, TimerSession};
 
 /// A frontend that is connected.
 struct Connection {
@@ -74,6 +74,11 @@ impl Port {
     /// The timer device's.
     pub fn timer(device: Arc<TimerDevice>, socket: Socket) -> Self {
         Self::new::<TimerSession>("timer", device, socket)
+    }
+
+    /// The clock device's.
+    pub fn clock(device: Arc<ClockDevice>, socket: Socket) -> Self {
+        Self::new::<ClockSession>("clock", device, socket)
     }
 
     fn new<S: Session>(name: &'static str, device: Arc<S::Device>, socket: Socket) -> Self {

@@ -17,10 +17,10 @@ use super::relay;
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// Something that is no socket is in the way.
-    #[error("{} exists and is not a socket; remove it or give another --socket-path", .0.display())]
+    #[error("{} exists and is not a socket; remove it or name another path", .0.display())]
     NotASocket(PathBuf),
     /// Another process listens there.
-    #[error("Another process listens on {}; give another --socket-path", .0.display())]
+    #[error("Another process listens on {}; name another path", .0.display())]
     InUse(PathBuf),
     /// Listening failed.
     #[error("Listening on {} failed", path.display())]
@@ -31,13 +31,13 @@ pub enum SocketError {
         source: io::Error,
     },
     /// The descriptor is not open.
-    #[error("--fd {0}: no such descriptor is open")]
+    #[error("Descriptor {0} was named, and is not open")]
     NotOpen(RawFd),
     /// The descriptor is something else.
-    #[error("--fd {0} is not a Unix stream socket")]
+    #[error("Descriptor {0} was named, and is not a Unix stream socket")]
     NotAUnixStream(RawFd),
     /// A connected descriptor could not be served.
-    #[error("Serving the connected socket --fd {fd} failed")]
+    #[error("Serving the connected socket on descriptor {fd} failed")]
     Adopt {
         /// Which.
         fd: RawFd,

@@ -8,7 +8,8 @@
 //! 0     header: magic, version, counter source, boot id
 //! 64    commit: the generation of the last change that is whole
 //! 128   the VM's record, two slots
-//! 640…  each vCPU's record, two slots
+//! 640   the clock device's record, two slots
+//! 1152… each vCPU's record, two slots
 //! ```
 //!
 //! A change writes each record that it touches to the slot that is not in use: first that slot is
@@ -38,16 +39,19 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use contents::{Mapping, vcpu_slots};
 
 use crate::failpoint::{Point, reached};
-use crate::vm::{BadRecord, Changed, VcpuRecord, Vm, VmRecord};
+use crate::rtc::RtcRecord;
+use crate::vm::{Changed, VcpuRecord, Vm, VmRecord};
 
 const MAGIC: [u8; 8] = *b"vutstate";
 /// The layout of this file and of the records in it.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 const COMMIT: usize = 64;
 const VM_SLOTS: usize = 128;
 const VM_SLOT: usize = 256;
-const VCPU_SLOTS: usize = VM_SLOTS + 2 * VM_SLOT;
+const CLOCK_SLOTS: usize = VM_SLOTS + 2 * VM_SLOT;
+const CLOCK_SLOT: usize = 256;
+const VCPU_SLOTS: usize = CLOCK_SLOTS + 2 * CLOCK_SLOT;
 const VCPU_SLOT: usize = 96;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -85,6 +89,7 @@ const VOID: u64 = u64::MAX;
 const _: () = {
     assert!(size_of::<Header>() == COMMIT);
     assert!(HEAD + size_of::<VmRecord>() <= VM_SLOT);
+    assert!(HEAD + size_of::<RtcRecord>() <= CLOCK_SLOT);
     assert!(HEAD + size_of::<VcpuRecord>() <= VCPU_SLOT);
 };
 
@@ -152,13 +157,17 @@ pub struct CounterId {
 
 /// A state file that this process has locked.
 pub struct StateFile {
+    path: PathBuf,
     region: MmapRegion,
     /// Holds the lock.
     _file: File,
     commit: u64,
     /// Which slot of the VM's record, and of each vCPU's, is in use.
     vm_in_use: usize,
+    clock_in_use: usize,
     vcpu_in_use: Vec<u8>,
+    /// The clock device's record, where one was ever written.
+    clock: Option<RtcRecord>,
 }
 
 impl std::fmt::Debug for StateFile {
@@ -187,14 +196,6 @@ impl Found {
     /// A vCPU's record.
     pub fn vcpu(&self, index: u32) -> VcpuRecord {
         self.vcpus.get(index as usize).copied().unwrap_or_default()
-    }
-
-    /// The error of records that are no VM.
-    pub fn damaged(path: &Path, bad: BadRecord) -> StateFileError {
-        StateFileError::Damaged {
-            path: path.to_owned(),
-            what: bad.to_string(),
-        }
     }
 }
 
@@ -262,11 +263,14 @@ impl StateFile {
         let mut vcpu_in_use = contents.vcpu_in_use;
         vcpu_in_use.resize(vcpu_slots(&region), 0);
         let state = StateFile {
+            path: path.to_owned(),
             region,
             _file: file,
             commit: contents.commit,
             vm_in_use: contents.vm_in_use,
+            clock_in_use: contents.clock_in_use,
             vcpu_in_use,
+            clock: contents.clock,
         };
         // Their generation will be another change's.
         for at in contents.never_whole {
@@ -297,11 +301,14 @@ impl StateFile {
         reached(Point::Sized);
         let region = Self::map(&file, path)?.region;
         let state = StateFile {
+            path: path.to_owned(),
             vcpu_in_use: vec![0; vcpu_slots(&region)],
             region,
             _file: file,
             commit: 0,
             vm_in_use: 0,
+            clock_in_use: 0,
+            clock: None,
         };
         let mut header = Header {
             magic: MAGIC,
@@ -337,11 +344,32 @@ impl StateFile {
         self.region.as_volatile_slice()
     }
 
+    /// The error of a record that is whole and says what cannot be.
+    pub fn damaged(&self, bad: &dyn std::fmt::Display) -> StateFileError {
+        StateFileError::Damaged {
+            path: self.path.clone(),
+            what: bad.to_string(),
+        }
+    }
+
+    /// The clock device's record, as it was taken in last.
+    pub fn clock(&self) -> Option<RtcRecord> {
+        self.clock
+    }
+
     /// Takes a change in. When this returns, it is in the file; until then, the one before is.
     pub fn commit(&mut self, vm: &Vm, changed: &mut Changed) {
-        if !changed.any() {
-            return;
+        if changed.any() {
+            self.commit_all(vm, changed, None);
         }
+    }
+
+    /// Takes the clock device in, and what else has changed.
+    pub fn commit_clock(&mut self, vm: &Vm, changed: &mut Changed, clock: &RtcRecord) {
+        self.commit_all(vm, changed, Some(clock));
+    }
+
+    fn commit_all(&mut self, vm: &Vm, changed: &mut Changed, clock: Option<&RtcRecord>) {
         reached(Point::CommitBegun);
         let generation = self.commit + 1;
         if changed.all {
@@ -357,6 +385,11 @@ impl StateFile {
             let at = VCPU_SLOTS + VCPU_SLOT * (2 * index as usize + free);
             self.write_slot(at, generation, vm.vcpu_record(index).as_bytes());
         }
+        if let Some(clock) = clock {
+            let at = CLOCK_SLOTS + CLOCK_SLOT * (1 - self.clock_in_use);
+            self.write_slot(at, generation, clock.as_bytes());
+        }
+        // With every change, so that it tells whether the last one is whole.
         let at = VM_SLOTS + VM_SLOT * (1 - self.vm_in_use);
         self.write_slot(at, generation, vm.vm_record().as_bytes());
         reached(Point::CommitReady);
@@ -367,6 +400,10 @@ impl StateFile {
         reached(Point::CommitStored);
         self.commit = generation;
         self.vm_in_use = 1 - self.vm_in_use;
+        if let Some(clock) = clock {
+            self.clock_in_use = 1 - self.clock_in_use;
+            self.clock = Some(*clock);
+        }
         changed.vcpus.sort_unstable();
         changed.vcpus.dedup();
         for &index in &changed.vcpus {

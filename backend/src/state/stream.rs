@@ -1,28 +1,20 @@
 //! A saved VM as a stream of bytes.
 //!
-//! ```text
-//! 0   8  magic "vutimer1"
-//! 8   4  CRC-32 (IEEE 802.3) of all that follows, little-endian
-//! 12  …  postcard: the version, and what that version says
-//! ```
-//!
-//! The types here are the stream's own, so that nothing else can change it by accident. A version
-//! that was once written is read for ever; a new one is a new variant of `Versioned`. Nothing in
+//! The types here are the stream's own, so that nothing else can change it by accident. Nothing in
 //! a stream is trusted: [`decode`] gives a VM whose every field has been looked at, or an error.
 
 use serde::{Deserialize, Serialize};
 use vhost_user_timer_protocol::Abi;
 
+use super::envelope::Kind;
+pub use super::envelope::{DecodeError, MAX_STREAM};
 use crate::vm::{Saved, SavedVcpu};
 
-/// The longest stream that is read, bytes. The largest VM needs a twentieth of it.
-pub const MAX_STREAM: usize = 4 * 1024 * 1024;
-
-const MAGIC: [u8; 8] = *b"vutimer1";
-const CRC: std::ops::Range<usize> = MAGIC.len()..MAGIC.len() + 4;
-
-/// The version that is written.
-const VERSION: u8 = 1;
+const KIND: Kind = Kind {
+    magic: *b"vutimer1",
+    device: "timer device",
+    version: 1,
+};
 
 #[derive(Serialize, Deserialize)]
 enum Versioned {
@@ -48,34 +40,6 @@ struct VcpuV1 {
     pcval: u64,
 }
 
-/// Why bytes are no saved VM.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DecodeError {
-    /// Longer than any saved VM.
-    #[error("The stream is longer than {MAX_STREAM} bytes")]
-    TooLong,
-    /// It ends too early.
-    #[error("The stream ends after {0} bytes, in the middle of its head")]
-    Truncated(usize),
-    /// Something else altogether.
-    #[error("The stream is not one of a vhost-user-timer backend")]
-    Foreign,
-    /// Not what was written.
-    #[error("The stream is damaged or cut off: its checksum is {read:#010x}, not {computed:#010x}")]
-    Checksum {
-        /// What the stream says.
-        read: u32,
-        /// What its bytes give.
-        computed: u32,
-    },
-    /// Written by a newer backend.
-    #[error("The stream has version {0}, and this backend reads up to {VERSION}; use a newer one")]
-    Version(u8),
-    /// Nothing that a backend writes.
-    #[error("The stream is malformed: {0}")]
-    Malformed(&'static str),
-}
-
 /// A saved VM as a stream.
 pub fn encode(saved: &Saved) -> Vec<u8> {
     let state = Versioned::V1(V1 {
@@ -95,15 +59,7 @@ pub fn encode(saved: &Saved) -> Vec<u8> {
             })
             .collect(),
     });
-    let mut head = MAGIC.to_vec();
-    head.extend([0; 4]);
-    // Writing to a vector does not fail, and these types have nothing that postcard refuses.
-    let mut bytes = postcard::to_extend(&state, head).unwrap_or_default();
-    let crc = crc32fast::hash(bytes.get(CRC.end..).unwrap_or_default());
-    if let Some(field) = bytes.get_mut(CRC) {
-        field.copy_from_slice(&crc.to_le_bytes());
-    }
-    bytes
+    KIND.seal(&state)
 }
 
 /// The saved VM of a stream.
@@ -113,38 +69,9 @@ pub fn encode(saved: &Saved) -> Vec<u8> {
 /// [`DecodeError`] for everything that [`encode`] does not write. How many vCPUs and which
 /// frequency a backend takes is for the VM to say.
 pub fn decode(bytes: &[u8]) -> Result<Saved, DecodeError> {
-    if bytes.len() > MAX_STREAM {
-        return Err(DecodeError::TooLong);
-    }
-    let truncated = DecodeError::Truncated(bytes.len());
-    let Some(magic) = bytes.first_chunk::<{ MAGIC.len() }>() else {
-        return Err(if MAGIC.starts_with(bytes) {
-            truncated
-        } else {
-            DecodeError::Foreign
-        });
-    };
-    if *magic != MAGIC {
-        return Err(DecodeError::Foreign);
-    }
-    let crc = bytes.get(CRC).and_then(|field| field.try_into().ok());
-    let (Some(crc), Some(payload)) = (crc, bytes.get(CRC.end..)) else {
-        return Err(truncated);
-    };
-    let (read, computed) = (u32::from_le_bytes(crc), crc32fast::hash(payload));
-    if read != computed {
-        return Err(DecodeError::Checksum { read, computed });
-    }
-    match payload.first() {
-        None | Some(0) => return Err(DecodeError::Malformed("no version")),
-        Some(&version) if version > VERSION => return Err(DecodeError::Version(version)),
-        Some(_) => {}
-    }
     let malformed = DecodeError::Malformed;
-    let state = match postcard::take_from_bytes(payload) {
-        Ok((Versioned::V1(state), [])) => state,
-        Ok((Versioned::V1(_), _)) => return Err(malformed("something follows the VM")),
-        _ => return Err(malformed("it ends inside the VM")),
+    let Versioned::V1(state) = KIND.open(bytes)? else {
+        return Err(malformed("no version"));
     };
     Ok(Saved {
         abi: Abi::from_code(state.abi).ok_or(malformed("no such ABI"))?,
@@ -212,25 +139,31 @@ mod tests {
         }
     }
 
-    /// A stream with this payload and the checksum that goes with it.
-    fn sealed(payload: &[u8]) -> Vec<u8> {
-        let crc = crc32fast::hash(payload).to_le_bytes();
-        [&MAGIC[..], &crc, payload].concat()
-    }
-
     #[test]
     fn what_has_a_right_checksum_is_not_trusted_either() {
         let good = encode(&saved(2))[12..].to_vec();
-        assert!(decode(&sealed(&good)).is_ok());
-        assert_eq!(decode(&sealed(&[2])), Err(DecodeError::Version(2)));
-        assert_eq!(decode(&sealed(&[0xff])), Err(DecodeError::Version(0xff)));
+        assert!(decode(&KIND.sealed(&good)).is_ok());
+        assert_eq!(
+            decode(&KIND.sealed(&[2])),
+            Err(DecodeError::Version {
+                version: 2,
+                newest: 1
+            })
+        );
+        assert_eq!(
+            decode(&KIND.sealed(&[0xff])),
+            Err(DecodeError::Version {
+                version: 0xff,
+                newest: 1
+            })
+        );
         let longer = [&good[..], &[0]].concat();
         let mut abi = good.clone();
         abi[1] = 9;
         // A vector of 2^63 vCPUs.
         let huge = [&[1, 0, 1, 1, 1][..], &[0xff; 8], &[0x7f]].concat();
         for bytes in [&[][..], &[0], &longer, &abi, &huge, &good[..good.len() - 1]] {
-            let refused = decode(&sealed(bytes));
+            let refused = decode(&KIND.sealed(bytes));
             assert!(
                 matches!(refused, Err(DecodeError::Malformed(_))),
                 "{refused:?}"

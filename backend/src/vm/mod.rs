@@ -43,6 +43,28 @@ use zerocopy::IntoBytes;
 /// 1 GHz and leaves room above; host counters that stand in for one run up to some 5 GHz.
 pub const MAX_FREQUENCY: u64 = 10_000_000_000;
 
+/// What can be said of the counter that the guest reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestCounter {
+    /// Nobody has configured the VM.
+    Unconfigured,
+    /// The VM does not run.
+    Stopped,
+    /// The virtual count (CNTVCT), now.
+    Running(u64),
+}
+
+/// A restore that is open, for those who may not run before it is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenRestore {
+    /// Its time-out has passed.
+    pub overdue: bool,
+    /// Ticks until that is so; `None` where it never will be, or is.
+    pub ticks_left: Option<u64>,
+    /// How many vCPUs are missing.
+    pub missing: u32,
+}
+
 /// What the backend lets its VM be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Profile {
@@ -248,6 +270,29 @@ impl Vm {
     /// What the VMM said of its host counter; the shell's reading follows it.
     pub fn anchor(&self) -> Option<Anchor> {
         self.machine.as_ref().and_then(|machine| machine.anchor)
+    }
+
+    /// What the guest reads of its virtual counter.
+    pub fn guest_counter(&self, now: Now) -> GuestCounter {
+        match &self.machine {
+            None => GuestCounter::Unconfigured,
+            Some(machine) if machine.phase() == Phase::Running => {
+                GuestCounter::Running(machine.count(ClockId::Virtual, now.host))
+            }
+            Some(_) => GuestCounter::Stopped,
+        }
+    }
+
+    /// The restore that is open, where one is.
+    pub fn open_restore(&self, now: Now) -> Option<OpenRestore> {
+        let restore = self.machine.as_ref().and_then(Machine::restoring)?;
+        Some(OpenRestore {
+            overdue: restore.overdue(now.host),
+            ticks_left: restore
+                .ticks_to_timeout(now.host)
+                .filter(|ticks| *ticks != 0),
+            missing: restore.remaining(),
+        })
     }
 
     /// Whether the next call looks at [`Now::realtime_ns`].

@@ -37,6 +37,8 @@ pub(super) struct Restore {
     pub(super) staged: Vec<Staged>,
     pub(super) terms: Terms,
     done: u32,
+    /// The time-out has passed.
+    overdue: bool,
 }
 
 /// What was asked of a restore when it was begun.
@@ -63,6 +65,7 @@ impl Restore {
             terms,
             done: staged.iter().filter(|staged| staged.done).count() as u32,
             staged,
+            overdue: false,
         }
     }
 
@@ -131,11 +134,17 @@ impl Restore {
             .map(|timeout| timeout.saturating_sub(passed))
     }
 
+    /// Whether the time-out has passed.
+    pub(super) fn overdue(&self, host: u64) -> bool {
+        self.overdue || self.ticks_to_timeout(host) == Some(0)
+    }
+
     /// True once, when the time-out has passed.
     pub(super) fn take_timeout(&mut self, host: u64) -> bool {
         let passed = self.ticks_to_timeout(host) == Some(0);
         if passed {
             self.terms.timeout = None;
+            self.overdue = true;
         }
         passed
     }

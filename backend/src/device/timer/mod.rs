@@ -6,18 +6,24 @@
 mod rings;
 mod session;
 
-use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 pub(crate) use session::TimerSession;
 
 use vhost_user_timer_protocol::Ranges;
 
-use crate::counter::{Alarm, Counter};
-use crate::state::file::{Found, StateFile, StateFileError};
-use crate::vm::{Anchor, Effects, Notice, Now, Profile, Vm};
+use super::DeviceError;
+use crate::counter::{Alarm, Counter, wall};
+use crate::rtc::{BadRecord, Counter as ClockCounter, RtcRecord, Sample};
+use crate::state::file::StateFile;
+use crate::vm::{Anchor, Effects, GuestCounter, Notice, Now, Profile, Vm, ns_of_ticks};
+
+/// For how long a restore without a time-out holds the clock device's frontend back.
+const LONGEST_HOLD: Duration = Duration::from_secs(60);
 
 /// The VM, its clock and its alarm: what outlives every connection.
 #[derive(Debug)]
@@ -100,17 +106,6 @@ impl Core {
     }
 }
 
-/// Why a device cannot be made.
-#[derive(Debug, thiserror::Error)]
-pub enum DeviceError {
-    /// The kernel makes no timerfd.
-    #[error("Making a timerfd for the VM's deadlines failed")]
-    Alarm(#[source] io::Error),
-    /// The state file cannot be used.
-    #[error(transparent)]
-    StateFile(#[from] StateFileError),
-}
-
 impl TimerDevice {
     /// A device whose VM is yet to be configured; or, with a state file in which a former process left
     /// one, goes on.
@@ -139,7 +134,7 @@ impl TimerDevice {
             if let Some(found) = found {
                 let now = |vm: &Vm| counter.now(vm);
                 vm = Vm::from_records(profile, found.vm(), |index| found.vcpu(index), now)
-                    .map_err(|bad| Found::damaged(path, bad))?;
+                    .map_err(|bad| file.damaged(&bad))?;
                 log::info!(
                     "Going on with the VM in {}: {}, epoch {}",
                     path.display(),
@@ -170,6 +165,98 @@ impl TimerDevice {
     /// How many queues there are: the event queue and the request queues.
     fn queues(&self) -> u16 {
         1 + self.profile.request_queues
+    }
+
+    /// What the host's clocks read, and the guest's virtual counter at the same instant. A VM that
+    /// nobody configured has the counter offset that it was `told` to have, or none.
+    pub(super) fn sample_with_counter(&self, tai: bool, told: Option<u64>) -> Sample {
+        let mut core = self.core();
+        let (sample, host, _) = wall::sample_with(tai, || core.now().host);
+        let counter = match core.vm.guest_counter(Now::at(host)) {
+            GuestCounter::Running(count) => ClockCounter::At(count),
+            GuestCounter::Stopped => ClockCounter::Withheld,
+            GuestCounter::Unconfigured => told.map_or(ClockCounter::Unknown, |offset| {
+                ClockCounter::At(host.wrapping_sub(offset))
+            }),
+        };
+        Sample { counter, ..sample }
+    }
+
+    /// What `make` makes of the clock device that the state file has, where it has one.
+    pub(super) fn former_clocks<T>(
+        &self,
+        make: impl FnOnce(&RtcRecord) -> Result<T, BadRecord>,
+    ) -> Result<Option<T>, DeviceError> {
+        let core = self.core();
+        let Some((state, record)) = core.state.as_ref().and_then(|s| Some((s, s.clock()?))) else {
+            return Ok(None);
+        };
+        let made = make(&record).map_err(|bad| state.damaged(&bad))?;
+        Ok(Some(made))
+    }
+
+    /// Takes the clock device into the state file.
+    pub(super) fn persist_clock(&self, record: &RtcRecord) {
+        let mut core = self.core();
+        let Core {
+            vm, state, effects, ..
+        } = &mut *core;
+        if let Some(state) = state {
+            state.commit_clock(vm, &mut effects.changed, record);
+        }
+    }
+
+    /// Waits for as long as a restore is open, so that nobody runs before it is over: until it is,
+    /// its time-out has passed, or `given_up` is told. A restore without a time-out is waited for
+    /// [`LONGEST_HOLD`].
+    pub(super) fn hold_while_restoring(&self, given_up: &AtomicBool) {
+        let mut core = self.core();
+        let began = Instant::now();
+        let mut said = false;
+        while !given_up.load(Ordering::Acquire) {
+            let now = core.now();
+            let Some(restore) = core.vm.open_restore(now) else {
+                break;
+            };
+            if !std::mem::replace(&mut said, true) {
+                log::info!(
+                    "Holding the clock device's frontend back: a restore is open, and {} vCPUs are \
+                     missing",
+                    restore.missing
+                );
+            }
+            let patience = restore.ticks_left.map_or(LONGEST_HOLD, |ticks| {
+                Duration::from_nanos(ns_of_ticks(ticks, core.vm.frequency()))
+            });
+            let left = match restore.ticks_left {
+                None => patience.saturating_sub(began.elapsed()),
+                Some(_) => patience,
+            };
+            if restore.overdue || left.is_zero() {
+                log::error!(
+                    "The clock device's frontend is let go on, though a restore is open after {} ms \
+                     and {} vCPUs are missing: they may see another time than those that run",
+                    began.elapsed().as_millis(),
+                    restore.missing
+                );
+                return;
+            }
+            let waited = self.phase_changed.wait_timeout(core, left);
+            core = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if said {
+            log::info!(
+                "The clock device's frontend was held back for {} ms",
+                began.elapsed().as_millis()
+            );
+        }
+    }
+
+    /// Tells whoever holds back to look again.
+    pub(super) fn look_again(&self) {
+        // Whoever is about to wait has the lock.
+        drop(self.core());
+        self.phase_changed.notify_all();
     }
 
     fn core(&self) -> MutexGuard<'_, Core> {

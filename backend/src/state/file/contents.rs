@@ -5,7 +5,11 @@ use std::sync::atomic::Ordering;
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{COMMIT, HEAD, SlotHead, VCPU_SLOT, VCPU_SLOTS, VM_SLOT, VM_SLOTS, VOID, checksum};
+use super::{
+    CLOCK_SLOT, CLOCK_SLOTS, COMMIT, HEAD, SlotHead, VCPU_SLOT, VCPU_SLOTS, VM_SLOT, VM_SLOTS,
+    VOID, checksum,
+};
+use crate::rtc::RtcRecord;
 use crate::vm::{VcpuRecord, VmRecord};
 
 /// All of a file that may be one.
@@ -18,6 +22,8 @@ pub(super) struct Contents {
     pub(super) commit: u64,
     pub(super) vm: VmRecord,
     pub(super) vm_in_use: usize,
+    pub(super) clock: Option<RtcRecord>,
+    pub(super) clock_in_use: usize,
     pub(super) vcpus: Vec<VcpuRecord>,
     pub(super) vcpu_in_use: Vec<u8>,
     /// Slots of a change that never became whole.
@@ -48,6 +54,8 @@ impl Mapping {
             commit: load.map_err(|error| error.to_string())?,
             vm: VmRecord::default(),
             vm_in_use: 0,
+            clock: None,
+            clock_in_use: 0,
             vcpus: Vec::new(),
             vcpu_in_use: Vec::new(),
             never_whole: Vec::new(),
@@ -59,6 +67,10 @@ impl Mapping {
             return Err("the VM's record is not of the last change".to_owned());
         }
         (contents.vm, contents.vm_in_use) = (newest.record, newest.slot);
+        let slots = [CLOCK_SLOTS, CLOCK_SLOTS + CLOCK_SLOT];
+        let newest = self.newest(slots, &mut contents, "the clock device's record")?;
+        contents.clock = (newest.generation != 0).then_some(newest.record);
+        contents.clock_in_use = newest.slot;
         for index in 0..vcpu_slots(&self.region) {
             let first = VCPU_SLOTS + 2 * VCPU_SLOT * index;
             let slots = [first, first + VCPU_SLOT];

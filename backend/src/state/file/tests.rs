@@ -152,11 +152,71 @@ fn whatever_was_committed_is_what_the_next_process_finds() {
 /// Where slots begin, and their lengths.
 fn slots(len: usize) -> impl Iterator<Item = (usize, usize)> {
     let vm = (0..2).map(|slot| (VM_SLOTS + VM_SLOT * slot, VM_SLOT));
-    vm.chain(
+    let clock = (0..2).map(|slot| (CLOCK_SLOTS + CLOCK_SLOT * slot, CLOCK_SLOT));
+    vm.chain(clock).chain(
         (VCPU_SLOTS..len)
             .step_by(VCPU_SLOT)
             .map(|at| (at, VCPU_SLOT)),
     )
+}
+
+/// What a file may be after a kill in the middle of a commit, at any instruction but the last.
+fn cut_short(before: &[u8], after: &[u8], random: &mut impl FnMut(u64) -> u64) -> Vec<u8> {
+    let mut torn = before.to_vec();
+    for (at, len) in slots(torn.len()) {
+        let slot = at..at + len;
+        if before[slot.clone()] == after[slot.clone()] {
+            continue;
+        }
+        match random(3) {
+            0 => {}
+            1 => torn[slot.clone()].copy_from_slice(&after[slot]),
+            _ => {
+                // Void, and any of its bytes may have been written.
+                for at in slot {
+                    if random(2) == 0 {
+                        torn[at] = after[at];
+                    }
+                }
+                torn[at..at + 8].copy_from_slice(&VOID.to_le_bytes());
+            }
+        }
+    }
+    torn
+}
+
+#[test]
+fn the_clock_devices_record_is_kept_with_the_vm_and_as_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, torn_path) = (folder.path().join("state"), folder.path().join("torn"));
+    let mut random = generator(11);
+    let mut kept = Kept::new(&path);
+    kept.configure(4);
+    assert_eq!(kept.file.clock(), None);
+    let reopen = |path: &Path| {
+        let (file, found) = StateFile::open(path, PROFILE.max_vcpus, |_| COUNTER).unwrap();
+        assert_eq!(found.unwrap().vm().vcpus(), 4);
+        file.clock()
+    };
+    for round in 0..100 {
+        let before = (std::fs::read(&path).unwrap(), kept.file.clock());
+        let mut record = RtcRecord::default();
+        record.as_mut_bytes().fill_with(|| random(256) as u8);
+        kept.perform_random(&mut random);
+        let Kept {
+            vm, effects, file, ..
+        } = &mut kept;
+        file.commit_clock(vm, &mut effects.changed, &record);
+        let after = std::fs::read(&path).unwrap();
+        std::fs::write(&torn_path, cut_short(&before.0, &after, &mut random)).unwrap();
+        assert_eq!(reopen(&torn_path), before.1, "round {round}");
+        std::fs::write(&torn_path, &after).unwrap();
+        assert_eq!(reopen(&torn_path), Some(record), "round {round}");
+        // What else changes leaves it alone.
+        kept.perform_random(&mut random);
+        kept.commit();
+        assert_eq!(kept.file.clock(), Some(record));
+    }
 }
 
 #[test]
@@ -172,26 +232,7 @@ fn a_commit_cut_short_anywhere_leaves_the_vm_from_before_it() {
         kept.commit();
         let after = std::fs::read(&path).unwrap();
         for _ in 0..3 {
-            let mut torn = before.0.clone();
-            for (at, len) in slots(torn.len()) {
-                let slot = at..at + len;
-                if before.0[slot.clone()] == after[slot.clone()] {
-                    continue;
-                }
-                match random(3) {
-                    0 => {}
-                    1 => torn[slot.clone()].copy_from_slice(&after[slot]),
-                    _ => {
-                        // Void, and any of its bytes may have been written.
-                        for at in slot {
-                            if random(2) == 0 {
-                                torn[at] = after[at];
-                            }
-                        }
-                        torn[at..at + 8].copy_from_slice(&VOID.to_le_bytes());
-                    }
-                }
-            }
+            let torn = cut_short(&before.0, &after, &mut random);
             std::fs::write(&torn_path, &torn).unwrap();
             let vm = reopened(&torn_path, kept.host);
             assert_eq!(records(&vm), before.1, "round {round}");

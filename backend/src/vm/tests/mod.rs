@@ -13,6 +13,7 @@
 
 mod ask;
 mod check_order;
+mod clock_device;
 mod conditions;
 mod kvm_vectors;
 mod life;

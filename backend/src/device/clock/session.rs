@@ -1,0 +1,278 @@
+//! One frontend's connection to the clock device: what `vhost-user-backend` calls.
+
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures,
+    VhostUserVirtioFeatures,
+};
+use vhost_user_backend::bitmap::BitmapMmapRegion;
+use vhost_user_backend::{VhostUserBackend, VringEpollHandler};
+use vm_memory::GuestAddressSpace;
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EventFd;
+use zerocopy::IntoBytes;
+
+use super::super::chain::Gathered;
+use super::super::link::{BATCH, LOADING, Link, Serve, Served, refuse};
+use super::super::ring::Ring;
+use super::super::vring::{Memory, Vring};
+use super::super::{Session, VIRTIO_FEATURES};
+use super::{ClockDevice, Core};
+use crate::rtc::Rtc;
+use crate::rtc::wire;
+use crate::state::clock_stream;
+
+/// The requestq (virtio 1.4 §5.23.2).
+const REQUEST_QUEUE: u16 = 0;
+/// The alarmq.
+const ALARM_QUEUE: u16 = 1;
+const QUEUES: u16 = 2;
+
+/// As QEMU's device has them.
+const MAX_QUEUE_SIZE: usize = 1024;
+
+const HEAD: usize = size_of::<wire::RespHead>();
+const NOTIFICATION: usize = size_of::<wire::NotifAlarm>();
+
+const FEATURES: u64 =
+    VIRTIO_FEATURES | (1 << wire::F_ALARM) | VhostUserVirtioFeatures::LOG_ALL.bits();
+
+const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
+    .union(VhostUserProtocolFeatures::LOG_SHMFD)
+    .union(VhostUserProtocolFeatures::REPLY_ACK)
+    .union(VhostUserProtocolFeatures::RESET_DEVICE)
+    .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+    .union(VhostUserProtocolFeatures::DEVICE_STATE);
+
+/// What is written to the guest's memory is marked for a migration.
+type Marks = BitmapMmapRegion;
+
+/// See the module.
+pub(crate) struct ClockSession {
+    device: Arc<ClockDevice>,
+    link: Link<Marks>,
+    gathered: Mutex<Gathered>,
+    /// Nobody is to be held back any more.
+    let_go: Arc<AtomicBool>,
+}
+
+impl ClockSession {
+    fn gathered(&self) -> MutexGuard<'_, Gathered> {
+        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves requests of the requestq until there is a reason to stop.
+    fn serve_requests(&self, core: &mut Core, gathered: &mut Gathered) -> Served {
+        let Some(vring) = self.link.vring(REQUEST_QUEUE) else {
+            return Served::All;
+        };
+        let mem = self.link.memory.memory();
+        let Some(mut ring) = Ring::usable(vring, REQUEST_QUEUE, &mem) else {
+            return Served::All;
+        };
+        if vring.begins_anew() {
+            let now = self.device.sample();
+            core.rtc.driver_started(&now, &mut core.effects);
+        }
+        for _ in 0..BATCH {
+            let Some(head) = ring.next_chain(gathered) else {
+                return Served::All;
+            };
+            if !gathered.has_room(REQUEST_QUEUE, HEAD) {
+                ring.give_back(head, 0);
+                continue;
+            }
+            let request = gathered.request();
+            // After the chain became available, and for each in turn: the readings are in order.
+            let now = self.device.sample_for(Rtc::wants(request));
+            let Core { rtc, effects, .. } = &mut *core;
+            rtc.handle(request, gathered.room(), &now, effects);
+            self.device.persist(core);
+            let len = ring.write(gathered.writable(), &core.effects.response);
+            ring.give_back(head, len);
+        }
+        Served::ToBatch
+    }
+
+    /// Tells the driver of alarms that have expired, in the buffers that it posted for that.
+    fn tell_alarms(&self, core: &mut Core, gathered: &mut Gathered) -> Served {
+        let Some(vring) = self.link.vring(ALARM_QUEUE) else {
+            return Served::All;
+        };
+        let mem = self.link.memory.memory();
+        let Some(mut ring) = Ring::usable(vring, ALARM_QUEUE, &mem) else {
+            return Served::All;
+        };
+        for _ in 0..BATCH {
+            if !core.rtc.has_notification() {
+                return Served::All;
+            }
+            let Some(head) = ring.next_chain(gathered) else {
+                return Served::All;
+            };
+            if !gathered.has_room(ALARM_QUEUE, NOTIFICATION) {
+                ring.give_back(head, 0);
+                continue;
+            }
+            let Some(notification) = core.rtc.next_notification(&mut core.effects) else {
+                ring.put_back();
+                return Served::All;
+            };
+            let len = ring.write(gathered.writable(), notification.as_bytes());
+            ring.give_back(head, len);
+            // After it can be seen: past a crash in between it is told twice, and not never.
+            self.device.persist(core);
+        }
+        Served::ToBatch
+    }
+
+    /// Tells alarms and sets the timerfd.
+    fn carry_out(&self, core: &mut Core, gathered: &mut Gathered) {
+        self.device.follow_time(core);
+        if core.rtc.has_notification() && self.tell_alarms(core, gathered) == Served::ToBatch {
+            self.link.go_on_later(ALARM_QUEUE);
+        }
+    }
+}
+
+impl Serve for ClockSession {
+    fn serve(&self, queue: u16) {
+        let mut core = self.device.core();
+        let mut gathered = self.gathered();
+        if queue == REQUEST_QUEUE && self.serve_requests(&mut core, &mut gathered) != Served::All {
+            self.link.go_on_later(queue);
+        }
+        self.carry_out(&mut core, &mut gathered);
+    }
+
+    fn time_passed(&self) {
+        let mut core = self.device.core();
+        core.alarm.went_off();
+        core.astray = true;
+        self.carry_out(&mut core, &mut self.gathered());
+    }
+
+    fn taken(&self) -> u64 {
+        self.gathered().count()
+    }
+}
+
+impl Session for ClockSession {
+    type Device = ClockDevice;
+
+    fn new(device: &Arc<ClockDevice>, memory: Memory<Marks>, ended: EventFd) -> io::Result<Self> {
+        Ok(ClockSession {
+            link: Link::new(QUEUES, memory, ended)?,
+            device: Arc::clone(device),
+            gathered: Mutex::default(),
+            let_go: Arc::default(),
+        })
+    }
+
+    fn attach(&self, worker: &VringEpollHandler<Arc<Self>>) -> io::Result<()> {
+        self.link.attach(worker, self.device.alarm_fd)?;
+        for vring in self.link.vrings() {
+            let (timer, let_go) = (Arc::clone(&self.device.timer), Arc::clone(&self.let_go));
+            vring.hold_enabling(move || timer.hold_while_restoring(&let_go));
+        }
+        Ok(())
+    }
+
+    fn stop(&self) {
+        self.let_go.store(true, Ordering::Release);
+        self.device.timer.look_again();
+        self.link.stop();
+    }
+
+    fn stopping(&self) -> bool {
+        self.link.stopping()
+    }
+
+    fn disconnected(&self) {}
+}
+
+impl VhostUserBackend for ClockSession {
+    type Bitmap = Marks;
+    type Vring = Vring<Marks>;
+
+    fn num_queues(&self) -> usize {
+        QUEUES.into()
+    }
+
+    fn max_queue_size(&self) -> usize {
+        MAX_QUEUE_SIZE
+    }
+
+    fn features(&self) -> u64 {
+        FEATURES
+    }
+
+    fn acked_features(&self, features: u64) {
+        let alarms = features & (1 << wire::F_ALARM) != 0;
+        self.device.core().rtc.set_features(alarms);
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        PROTOCOL_FEATURES
+    }
+
+    fn reset_device(&self) {
+        let mut core = self.device.core();
+        let now = self.device.sample();
+        let Core { rtc, effects, .. } = &mut *core;
+        rtc.reset(&now, effects);
+        self.device.follow_time(&mut core);
+        log::info!("The clock device was reset; its alarms are kept");
+    }
+
+    fn set_event_idx(&self, _enabled: bool) {}
+
+    fn update_memory(&self, _memory: Memory<Marks>) -> io::Result<()> {
+        self.link.check_memory()
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        self.link.queues_per_thread()
+    }
+
+    fn set_device_state_fd(
+        &self,
+        direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        file: File,
+    ) -> io::Result<Option<File>> {
+        self.link.start_transfer(direction, file, || {
+            let saved = self.device.core().rtc.save(&self.device.sample());
+            log::info!("Saving the clock device's state");
+            Ok(clock_stream::encode(&saved))
+        })?;
+        Ok(None)
+    }
+
+    fn check_device_state(&self) -> io::Result<()> {
+        self.link.finish_transfer(|bytes| {
+            let saved = clock_stream::decode(bytes).map_err(refuse(LOADING))?;
+            let mut core = self.device.core();
+            let now = self.device.sample();
+            let Core { rtc, effects, .. } = &mut *core;
+            rtc.load(&saved, &now, effects).map_err(refuse(LOADING))?;
+            log::info!("Loaded the clock device's state: {} bytes", bytes.len());
+            self.carry_out(&mut core, &mut self.gathered());
+            Ok(())
+        })
+    }
+
+    fn handle_event(
+        &self,
+        event: u16,
+        _evset: EventSet,
+        vrings: &[Vring<Marks>],
+        _thread_id: usize,
+    ) -> io::Result<()> {
+        self.link.handle_event(event, vrings, self)
+    }
+}
