@@ -394,8 +394,8 @@ impl Rtc {
         })
     }
 
-    /// A driver begins anew, with rings at index 0: it was told of no capability and given no
-    /// counter, and since a device reset came before, kept alarms that are past expire.
+    /// A driver begins anew, with both rings at index 0: it was told of no capability and given
+    /// no counter, and since a device reset came before, kept alarms that are past expire.
     pub fn driver_started(&mut self, now: &Sample, effects: &mut Effects) {
         self.with_cross(effects, |cross| *cross = Cross::default());
         for id in 0..self.clocks.len() {

@@ -67,6 +67,16 @@ fn a_counter_that_wraps_goes_on() {
 }
 
 #[test]
+fn a_count_is_after_another_within_half_the_counter() {
+    for (ahead, is_after) in [(1 << 62, true), (u64::MAX >> 1, true), (1 << 63, false)] {
+        let mut rig = Rig::new();
+        assert!(rig.cross(UTC).is_ok());
+        rig.now.counter = Counter::At(7_000 + ahead);
+        assert_eq!(rig.cross(UTC).is_ok(), is_after);
+    }
+}
+
+#[test]
 fn a_count_that_was_given_must_be_known_after_a_crash() {
     let mut rig = Rig::new();
     assert!(rig.cross(UTC).is_ok());
