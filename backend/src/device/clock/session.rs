@@ -132,6 +132,8 @@ impl ClockSession {
 
     /// Tells alarms and sets the timerfd.
     fn carry_out(&self, core: &mut Core, gathered: &mut Gathered) {
+        // Whoever is told of an alarm is told by the clocks of now.
+        core.astray |= core.rtc.has_notification();
         self.device.follow_time(core);
         if core.rtc.has_notification() && self.tell_alarms(core, gathered) == Served::ToBatch {
             self.link.go_on_later(ALARM_QUEUE);
