@@ -1,0 +1,253 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2154 # namespace, cache, source and here are set in `environment`
+# The steps of `environment`, in order. Each fills the directory that it is given, and may read
+# what the steps before it made. No version is written here: all are what Debian has today.
+
+suite=trixie
+keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+# The flavour with the fewest drivers: the smallest image, and the first to boot.
+flavour=cloud-arm64
+cross=aarch64-linux-gnu-
+
+# Where the host gets Debian from.
+mirror() {
+    local mirror=${VHOST_USER_TIMER_MIRROR:-}
+    if [[ -z $mirror ]]; then
+        # shellcheck disable=SC2016 # apt expands it
+        mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | sed 1q) || true
+    fi
+    [[ -n $mirror ]] || {
+        echo 'No Debian mirror is known to apt here: set VHOST_USER_TIMER_MIRROR to the address of one.'
+        return 1
+    }
+    printf '%s\n' "$mirror"
+}
+
+# debian FORMAT-AND-OTHER-OPTIONS… -- DIRECTORY: a Debian root with backports. Packages are
+# taken from backports wherever they are there: kernel, QEMU and rustc must be.
+debian() {
+    local options=() mirror proxy line pins="Package: *\nPin: release n=$suite-backports\nPin-Priority: 500\n"
+    while [[ $1 != -- ]]; do
+        options+=("$1")
+        shift
+    done
+    mirror=$(mirror)
+    proxy=$(apt-config dump --format '%f "%v";%n' Acquire::http::Proxy Acquire::https::Proxy 2>/dev/null) || true
+    if [[ -n $proxy ]]; then
+        while read -r line; do options+=("--aptopt=$line"); done <<<"$proxy"
+    fi
+    options+=(
+        --keyring="$keyring"
+        --aptopt='APT::Install-Recommends "false"'
+        # The root is used in a namespace with one user, and there is no other to change to.
+        --aptopt='APT::Sandbox::User "root"'
+        --setup-hook="printf '$pins' >\"\$1/etc/apt/preferences.d/backports\""
+        --dpkgopt='path-exclude=/usr/share/doc/*'
+        --dpkgopt='path-exclude=/usr/share/man/*'
+        --dpkgopt='path-exclude=/usr/share/locale/*'
+    )
+    local sources=("deb $mirror $suite main" "deb $mirror $suite-backports main")
+    if ((EUID == 0)); then
+        # In a mount namespace: a killed mmdebstrap leaves no mounts.
+        unshare --mount mmdebstrap --mode=root --format=directory "${options[@]}" "$suite" "$2" "${sources[@]}"
+    else
+        # By way of an archive, so that all files are the user's own and rm removes them.
+        mmdebstrap --mode=unshare --format=tar "${options[@]}" "$suite" - "${sources[@]}" |
+            tar -x -C "$2" --exclude='./dev/*' --no-same-owner
+    fi
+}
+
+# in_tools FROM:TO… -- COMMAND…: runs it in the tools' root, with FROM seen at TO. The mounts
+# are in a namespace of their own, and are gone with it.
+in_tools() {
+    # shellcheck disable=SC2016 # expanded inside
+    unshare "${namespace[@]}" --mount bash -euc '
+        root=$1; shift
+        touch "$root/etc/resolv.conf"
+        mkdir -p "$root/proc" "$root/dev"
+        mount --bind "$(realpath /etc/resolv.conf)" "$root/etc/resolv.conf"
+        mount --rbind /proc "$root/proc"
+        mount --rbind /dev "$root/dev"
+        while [[ $1 != -- ]]; do
+            mkdir -p "$root/${1#*:}"
+            mount --bind "${1%%:*}" "$root/${1#*:}"
+            shift
+        done
+        shift
+        exec env -u TMPDIR -u RUSTUP_TOOLCHAIN -u CARGO -u RUSTC PATH=/usr/sbin:/usr/bin HOME=/root \
+            LC_ALL=C DEBIAN_FRONTEND=noninteractive chroot "$root" "$@"
+    ' in_tools "$cache/tools" "$@"
+}
+
+make_tools() {
+    debian --variant=apt --architectures=amd64,arm64 \
+        --include=qemu-system-arm,gcc-aarch64-linux-gnu,make,pahole,kmod,cpio,xz-utils \
+        --include=rustc,cargo,libstd-rust-dev:arm64,libc6-dev:arm64 \
+        -- "$1"
+    local version
+    version=$(run_qemu "$1" --version | sed -n 's/^QEMU emulator version \([0-9.]*\).*/\1/p')
+    printf '11.1\n%s\n' "$version" | sort -V -C || {
+        echo "QEMU 11.1 or newer is needed, for vhost-user-rtc, and this is $version."
+        return 1
+    }
+}
+
+# run_qemu ROOT …: the QEMU in that root, with its own loader and libraries, outside of it.
+run_qemu() {
+    local root=$1
+    shift
+    "$root/lib64/ld-linux-x86-64.so.2" --library-path "$root/usr/lib/x86_64-linux-gnu" \
+        "$root/usr/bin/qemu-system-aarch64" -L "$root/usr/share/qemu" "$@"
+}
+
+# Extracted and not installed: nothing for arm64 has to run here.
+make_userland() {
+    debian --variant=extract --architectures=arm64 --include=busybox-static,chrony -- "$1"
+}
+
+make_kernel() {
+    # shellcheck disable=SC2016 # expanded inside
+    in_tools "$1:/mnt" -- bash -euo pipefail -c '
+        flavour=$1
+        cd /mnt
+        apt-get -q update
+        dependency() { apt-cache depends "$1" | sed -n "s/^ *Depends: \($2[^:]*\)\(:.*\)\?$/\1/p" | sed 1q; }
+        version() { apt-cache show --no-all-versions "$1" | sed -n "s/^Version: //p"; }
+
+        release=$(dependency "linux-image-$flavour:arm64" linux-image-)
+        release=${release#linux-image-}
+        abi=${release%-"$flavour"}
+        version=$(version "linux-image-$flavour:arm64")
+        source=$(dependency linux-source linux-source-)
+        [[ -n $release && $(version linux-source) == "$version" ]] || {
+            echo "The kernel is $version and the kernel source $(version linux-source): they must be the same."
+            exit 1
+        }
+        echo "kernel $release, version $version"
+
+        mkdir packages
+        (cd packages && apt-get -q download \
+            "linux-binary-$release:arm64=$version" "linux-modules-$release:arm64=$version" \
+            "linux-headers-$release:arm64=$version" "linux-headers-$abi-common=$version" \
+            "linux-kbuild-$abi:amd64=$version" "$source=$version")
+        for package in packages/*.deb; do dpkg-deb -x "$package" .; done
+        tar -xf "usr/src/$source.tar.xz" --strip-components=3 --wildcards "*/drivers/virtio/virtio_rtc*" || {
+            echo "There is no virtio_rtc in Linux $version: it came with 6.16."
+            exit 1
+        }
+        echo "$release" >release
+        rm -r packages "usr/src/$source.tar.xz"
+        apt-get clean
+        rm -rf /var/lib/apt/lists/*
+    ' bash "$flavour"
+}
+
+# Any warning is an error, from the compiler (-Werror) as from what looks for missing symbols.
+make_module() {
+    local release
+    release=$(<"$cache/kernel/release")
+    cp "$cache"/kernel/virtio_rtc* "$1"
+    cat >"$1/Kbuild" <<'KBUILD'
+obj-m := virtio_rtc.o
+virtio_rtc-y := virtio_rtc_driver.o virtio_rtc_ptp.o virtio_rtc_arm.o virtio_rtc_class.o
+ccflags-y := -DCONFIG_VIRTIO_RTC_PTP=1 -DCONFIG_VIRTIO_RTC_ARM=1 -DCONFIG_VIRTIO_RTC_CLASS=1 -Werror
+KBUILD
+    in_tools "$1:/mnt" "$cache/kernel/usr/src:/usr/src" \
+        "$cache/kernel/usr/lib/linux-kbuild-${release%-"$flavour"}:/usr/lib/linux-kbuild-${release%-"$flavour"}" -- \
+        make -C "/usr/src/linux-headers-$release" M=/mnt ARCH=arm64 CROSS_COMPILE="$cross" modules 2>&1 |
+        tee "$1/build.log"
+    if grep -i warning "$1/build.log"; then
+        echo 'A warning is an error here.'
+        return 1
+    fi
+    [[ -s $1/virtio_rtc.ko ]]
+}
+
+# With Debian's compiler, and the crates as cargo has them on the host.
+make_program() {
+    local home=${CARGO_HOME:-$HOME/.cargo}
+    cargo fetch --locked --manifest-path "$source/Cargo.toml"
+    mkdir "$1/target"
+    in_tools "$source:/mnt/source" "$1/target:/mnt/target" "$home/registry:/mnt/cargo/registry" -- env \
+        CARGO_HOME=/mnt/cargo CARGO_TARGET_DIR=/mnt/target \
+        CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER="${cross}gcc" \
+        CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS='-C target-feature=+crt-static' \
+        cargo build --offline --locked --release --target aarch64-unknown-linux-gnu \
+        --manifest-path /mnt/source/Cargo.toml --package vhost-user-timer-guest
+    mv "$1/target/aarch64-unknown-linux-gnu/release/vhost-user-timer-guest" "$1/guest"
+    rm -r "$1/target"
+}
+
+make_image() {
+    local release tree=$1/tree module modules
+    release=$(<"$cache/kernel/release")
+    modules=lib/modules/$release
+    cp "$cache/kernel/usr/lib/modules/$release/vmlinuz" "$1/Image"
+
+    # Uncompressed, as TCG is slow and disks are not.
+    mkdir -p "$tree"/{bin,dev,proc,sys,run,tmp,"$modules"}
+    cp "$here/initramfs/init" "$tree/init"
+    cp "$cache/userland/usr/bin/busybox" "$tree/bin/busybox"
+    cp "$cache/program/guest" "$tree/bin/guest"
+    chmod 755 "$tree/init" "$tree"/bin/*
+    for module in virtio_mmio rng-core virtio-rng; do
+        find "$cache/kernel/usr/lib/modules/$release" -name "$module.ko.xz" -exec cp -t "$tree/$modules" {} +
+    done
+    find "$tree/$modules" -name '*.xz' -exec xz -d {} +
+    cp "$cache/module/virtio_rtc.ko" "$tree/$modules"
+    in_tools "$1:/mnt" -- depmod -b /mnt/tree "$release"
+    archive "$1" tree guest.cpio
+
+    mkdir -p "$1/chrony/bin"
+    cp "$cache"/userland/usr/sbin/chronyd "$cache"/userland/usr/bin/chronyc "$1/chrony/bin"
+    local file
+    for file in chronyd chronyc; do add_libraries "$1/chrony" "$1/chrony/bin/$file"; done
+    archive "$1" chrony guest-chrony.cpio
+
+    cat >"$1/qemu-system-aarch64" <<WRAPPER
+#!/bin/sh
+root='$cache/tools'
+QEMU_MODULE_DIR=\$root/usr/lib/x86_64-linux-gnu/qemu
+export QEMU_MODULE_DIR
+exec "\$root/lib64/ld-linux-x86-64.so.2" --library-path "\$root/usr/lib/x86_64-linux-gnu" \\
+    "\$root/usr/bin/qemu-system-aarch64" -L "\$root/usr/share/qemu" "\$@"
+WRAPPER
+    chmod 755 "$1/qemu-system-aarch64"
+    local devices device
+    devices=$("$1/qemu-system-aarch64" -device help)
+    for device in vhost-user-rtc vhost-user-rtc-pci vhost-user-test-device; do
+        grep -q "^name \"$device\"" <<<"$devices" || {
+            echo "This QEMU has no device $device."
+            return 1
+        }
+    done
+}
+
+# archive DIRECTORY TREE NAME: DIRECTORY/TREE as the initramfs DIRECTORY/NAME.
+archive() {
+    # shellcheck disable=SC2016 # expanded inside
+    in_tools "$1:/mnt" -- bash -euo pipefail -c '
+        cd "/mnt/$1"
+        find . -print0 | sort -z | cpio --null --create --format=newc --owner=0:0 --quiet >"/mnt/$2"
+    ' bash "$2" "$3"
+    rm -r "${1:?}/$2"
+}
+
+# add_libraries TREE FILE: puts what FILE needs to be loaded into TREE, and what that needs.
+add_libraries() {
+    local name from to
+    for name in $("$cache/tools/lib64/ld-linux-x86-64.so.2" --library-path "$cache/tools/usr/lib/x86_64-linux-gnu" \
+        "$cache/tools/usr/bin/${cross}readelf" -dl "$2" |
+        sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p; s/.*program interpreter: .*\/\(.*\)\]/\1/p'); do
+        to=$1/lib/$name
+        [[ ! -e $to ]] || continue
+        from=$cache/userland/usr/lib/aarch64-linux-gnu/$name
+        [[ -e $from ]] || {
+            echo "$2 needs $name, which is not in $(dirname "$from")."
+            return 1
+        }
+        mkdir -p "$1/lib"
+        cp -L "$from" "$to"
+        add_libraries "$1" "$to"
+    done
+}
