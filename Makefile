@@ -8,12 +8,13 @@ BACKEND := target/release/vhost-user-timer
 MOCK := target/release/mock-frontend
 MODEL := target/release/model-check
 
-.PHONY: help demo check fmt clippy doc test model build clean
+.PHONY: help demo check fmt clippy doc test model build clean qemu-environment clean-cache
 
 help:
 	@echo 'make demo   eight vCPUs saved by one backend and restored by another, step by step'
 	@echo 'make check  everything that must hold: format, lints, docs, tests, model check, demos'
 	@echo 'make model  the model check alone; MODEL_ARGS=--large for a longer one'
+	@echo 'make qemu-environment  what the tests with a real guest need, made once; clean-cache removes it'
 	@echo 'make build  the backend and the mock frontend, as released, in target/release'
 
 build:
@@ -25,6 +26,12 @@ demo: build
 check: fmt clippy doc test model
 	$(MOCK) demo --backend $(BACKEND) --via device-state --kill
 	$(MOCK) demo --backend $(BACKEND)
+	@tests/qemu/environment --report
+
+# Where it cannot be made (77), the tests that need it are skipped, and `make check` ends with
+# saying so; but not in CI.
+qemu-environment:
+	@tests/qemu/environment >/dev/null || { status=$$?; [ $$status -eq 77 ] && [ -z "$$CI" ]; }
 
 fmt:
 	$(CARGO) fmt --all --check
@@ -37,7 +44,7 @@ doc:
 	$(CARGO) doc --locked --workspace --all-features --no-deps
 
 # The black-box tests run the backend as it is released: without the feature for failpoints.
-test: build
+test: build qemu-environment
 	$(CARGO) test --locked --workspace --all-features
 
 # Every interleaving, within limits; about a minute.
@@ -46,3 +53,6 @@ model: build
 
 clean:
 	$(CARGO) clean
+
+clean-cache:
+	tests/qemu/environment --remove

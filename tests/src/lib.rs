@@ -4,6 +4,7 @@
 //! - [`raw_driver`]: a driver of its own for black-box tests, hostile where that is wanted;
 //! - `contract`: the wire contract, by hand, over that driver;
 //! - [`kvm_data`]: the timer registers that a real KVM/arm64 gave;
+//! - [`qemu`]: a real guest, under QEMU;
 //! - [`race`]: vCPU threads that restore all at once;
 //! - [`watch`]: the count as a guest reads it, and whether it went back;
 //! - `shadow`: what a VM must be like, to go by what its frontend was answered;
@@ -16,6 +17,7 @@ pub mod contract;
 pub mod kvm_data;
 pub mod mock;
 pub mod model;
+pub mod qemu;
 pub mod race;
 pub mod raw_driver;
 #[doc(hidden)]

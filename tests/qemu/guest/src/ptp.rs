@@ -64,7 +64,7 @@ impl Clock {
     /// A reading, in ns.
     pub(crate) fn read(&self) -> Result<i128> {
         let time = clock_gettime_dynamic(DynamicClockId::Dynamic(self.0.as_fd()))
-            .map_err(|error| format!("clock_gettime: {error:?}"))?;
+            .map_err(|error| format!("clock_gettime: {error}"))?;
         Ok(i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec))
     }
 
@@ -98,7 +98,7 @@ impl Clock {
         let request = unsafe { Updater::<PTP_SYS_OFFSET_EXTENDED, _>::new(&mut value) };
         // SAFETY: the kernel reads and fills that value.
         unsafe { ioctl(&self.0, request) }
-            .map_err(|error| format!("PTP_SYS_OFFSET_EXTENDED: {error:?}"))?;
+            .map_err(|error| format!("PTP_SYS_OFFSET_EXTENDED: {error}"))?;
         let samples = value.times.iter().take(count);
         Ok(samples
             .map(|sample| sample.map(ClockTime::nanoseconds))

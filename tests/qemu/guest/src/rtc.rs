@@ -68,7 +68,7 @@ impl Rtc {
         // SAFETY: the kernel fills the request's own value.
         let time = unsafe { ioctl(&self.0, request) };
         Ok(seconds(
-            time.map_err(|error| format!("RTC_RD_TIME: {error:?}"))?,
+            time.map_err(|error| format!("RTC_RD_TIME: {error}"))?,
         ))
     }
 
@@ -93,8 +93,7 @@ impl Rtc {
         // SAFETY: the opcode and the type are those of RTC_WKALM_SET.
         let request = unsafe { Setter::<RTC_WKALM_SET, _>::new(alarm) };
         // SAFETY: the kernel reads the request's own value.
-        unsafe { ioctl(&self.0, request) }
-            .map_err(|error| format!("RTC_WKALM_SET: {error:?}").into())
+        unsafe { ioctl(&self.0, request) }.map_err(|error| format!("RTC_WKALM_SET: {error}").into())
     }
 
     /// The alarm that is set.
@@ -102,8 +101,8 @@ impl Rtc {
         // SAFETY: the opcode and the type are those of RTC_WKALM_RD.
         let request = unsafe { Getter::<RTC_WKALM_RD, WakeAlarm>::new() };
         // SAFETY: the kernel fills the request's own value.
-        let alarm = unsafe { ioctl(&self.0, request) }
-            .map_err(|error| format!("RTC_WKALM_RD: {error:?}"))?;
+        let alarm =
+            unsafe { ioctl(&self.0, request) }.map_err(|error| format!("RTC_WKALM_RD: {error}"))?;
         Ok(Alarm {
             at: seconds(alarm.time),
             enabled: alarm.enabled,

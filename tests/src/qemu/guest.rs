@@ -1,0 +1,252 @@
+//! A running guest, and what can be asked of it.
+
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use super::bracket::{Bracket, HostClock};
+use super::channel::{Channel, Deadline, listen};
+use super::process::Process;
+use super::{Environment, Error, Options, Qmp};
+
+/// How long QEMU may take to connect, and to answer a command of QMP.
+const QEMU_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long a command in the guest may take, unless its caller says.
+const COMMAND_LIMIT: Duration = Duration::from_secs(30);
+
+/// What begins the line at the end of each command's output; a number follows.
+const MARK: &str = "end-of-command-";
+
+/// What a command printed, to stdout and stderr, and its exit status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// 0 where it succeeded.
+    pub status: u8,
+    /// What it printed.
+    pub text: String,
+}
+
+/// A guest that takes commands. Dropping it kills it.
+#[derive(Debug)]
+pub struct Guest {
+    // In the order in which they are dropped: QEMU first, while its sockets are there.
+    process: Process,
+    commands: Channel,
+    qmp: Qmp,
+    boot_limit: Duration,
+    /// How many commands it has got, to tell the ends of their outputs apart.
+    count: u64,
+}
+
+impl Guest {
+    /// Starts QEMU, and returns when the guest takes commands.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Boot`], with the logs, where it does not come up.
+    pub fn boot(environment: &Environment, options: &Options) -> Result<Self, Error> {
+        let mut guest = Self::start(environment, options)?;
+        match guest.await_ready() {
+            Ok(()) => Ok(guest),
+            Err(source) => Err(boot_error(source, &guest.process)),
+        }
+    }
+
+    /// Starts QEMU, and returns as soon as [`qmp`](Self::qmp) can be used: for a guest that is
+    /// not to run yet.
+    ///
+    /// # Errors
+    ///
+    /// As [`boot`](Self::boot).
+    pub fn start(environment: &Environment, options: &Options) -> Result<Self, Error> {
+        let directory = tempfile::Builder::new()
+            .prefix("guest-")
+            .tempdir()
+            .map_err(Error::system("make a directory for QEMU"))?;
+        let commands = listen(&directory.path().join("commands"))?;
+        let qmp = listen(&directory.path().join("qmp"))?;
+        let process = Process::start(environment, options, directory)?;
+        let connect = || {
+            let qmp = Qmp::new(Channel::accept(&qmp, QEMU_LIMIT)?, QEMU_LIMIT)?;
+            Ok((qmp, Channel::accept(&commands, QEMU_LIMIT)?))
+        };
+        match connect() {
+            Ok((qmp, commands)) => Ok(Guest {
+                process,
+                commands,
+                qmp,
+                boot_limit: options.boot_limit,
+                count: 0,
+            }),
+            Err(source) => Err(boot_error(source, &process)),
+        }
+    }
+
+    /// Waits until the guest has booted: the first time, or again after a reset, where whatever
+    /// it had still to say before is lost.
+    ///
+    /// # Errors
+    ///
+    /// Where it is not ready within its limit.
+    pub fn await_ready(&mut self) -> Result<(), Error> {
+        let deadline = Deadline::after(self.boot_limit);
+        // What was cut off by a reset has no end of line.
+        while !self
+            .commands
+            .line(&deadline, "guest's `ready`")?
+            .ends_with("ready")
+        {}
+        Ok(())
+    }
+
+    /// Runs a line of shell in the guest, which has to succeed, and gives what it printed,
+    /// without white space around.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Failed`] where it does not succeed; otherwise as [`run_within`](Self::run_within).
+    pub fn run(&mut self, command: &str) -> Result<String, Error> {
+        let Output { status, text } = self.run_within(COMMAND_LIMIT, command)?;
+        let text = text.trim().to_owned();
+        if status == 0 {
+            return Ok(text);
+        }
+        Err(Error::Failed {
+            command: command.to_owned(),
+            status,
+            text,
+        })
+    }
+
+    /// Runs a line of shell in the guest, which may fail, and gives its output.
+    ///
+    /// # Errors
+    ///
+    /// Where it has not ended within the limit, or QEMU has ended.
+    pub fn run_within(&mut self, limit: Duration, command: &str) -> Result<Output, Error> {
+        let mark = self.begin(command)?;
+        self.finish(&mark, limit, command)
+    }
+
+    /// Sends a command whose end is not awaited, as `reboot -f`.
+    ///
+    /// # Errors
+    ///
+    /// Where QEMU does not take it.
+    pub fn send(&mut self, command: &str) -> Result<(), Error> {
+        self.begin(command).map(drop)
+    }
+
+    /// Reads a clock of the guest's, as `ptp0`, so many times, each between two readings of the
+    /// host's. A round trip is some 100 µs.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    pub fn exchange(
+        &mut self,
+        clock: &str,
+        host: HostClock,
+        count: usize,
+    ) -> Result<Vec<Bracket>, Error> {
+        let command = format!("guest exchange {clock}");
+        let mark = self.begin(&command)?;
+        let mut brackets = Vec::with_capacity(count);
+        for _ in 0..count {
+            let deadline = Deadline::after(COMMAND_LIMIT);
+            let before = host.now();
+            self.commands.send("")?;
+            let line = self.commands.line(&deadline, "reading")?;
+            let after = host.now();
+            let Ok(reading) = line.parse() else {
+                // The program's last words; its end follows.
+                let Output { status, text } = self.finish(&mark, COMMAND_LIMIT, &command)?;
+                let text = format!("{line}\n{text}").trim().to_owned();
+                return Err(Error::Failed {
+                    command,
+                    status,
+                    text,
+                });
+            };
+            brackets.push(Bracket {
+                before,
+                reading,
+                after,
+            });
+        }
+        self.commands.send("q")?;
+        let Output { status, text } = self.finish(&mark, COMMAND_LIMIT, &command)?;
+        if status == 0 {
+            return Ok(brackets);
+        }
+        Err(Error::Failed {
+            command,
+            status,
+            text,
+        })
+    }
+
+    fn begin(&mut self, command: &str) -> Result<String, Error> {
+        self.count += 1;
+        let mark = format!("{MARK}{}", self.count);
+        self.commands.send(format_args!("{mark} {command}"))?;
+        Ok(mark)
+    }
+
+    fn finish(&mut self, mark: &str, limit: Duration, command: &str) -> Result<Output, Error> {
+        let deadline = Deadline::after(limit);
+        let what = format!("end of `{command}`");
+        let mut text = String::new();
+        loop {
+            let line = self.commands.line(&deadline, &what)?;
+            let (word, status) = line.split_once(' ').unwrap_or((&line, ""));
+            if word == mark {
+                // The mark has a line of its own, whatever came before.
+                text.pop();
+                let status = status.parse().map_err(|_| Error::Malformed {
+                    what: "an exit status",
+                    text: line.clone(),
+                })?;
+                return Ok(Output { status, text });
+            }
+            if word.starts_with(MARK) {
+                // All that was another command's, which was late.
+                text.clear();
+                continue;
+            }
+            text.push_str(&line);
+            text.push('\n');
+        }
+    }
+
+    /// QEMU's control channel.
+    pub fn qmp(&mut self) -> &mut Qmp {
+        &mut self.qmp
+    }
+
+    /// QEMU's process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// What the guest's kernel has said on its console so far.
+    pub fn kernel_log(&self) -> String {
+        self.process.kernel_log()
+    }
+
+    /// Waits until QEMU has ended by itself.
+    ///
+    /// # Errors
+    ///
+    /// Where it has not within the limit.
+    pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus, Error> {
+        self.process.wait(limit)
+    }
+}
+
+fn boot_error(source: Error, process: &Process) -> Error {
+    Error::Boot {
+        source: Box::new(source),
+        log: process.tails(),
+    }
+}

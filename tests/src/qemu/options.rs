@@ -1,0 +1,141 @@
+//! What kind of machine a guest gets.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::Duration;
+
+/// How the guest reaches a virtio device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// As a PCI device.
+    Pci,
+    /// By virtio-mmio.
+    Mmio,
+}
+
+impl Transport {
+    /// Both, for tests that hold over each.
+    pub const ALL: [Self; 2] = [Transport::Pci, Transport::Mmio];
+
+    /// The name of QEMU's device for it: `virtio-rng-pci` or `virtio-rng-device`.
+    pub fn device(self, name: &str) -> String {
+        match self {
+            Transport::Pci => format!("{name}-pci"),
+            // The vhost-user devices have no suffix there.
+            Transport::Mmio if name.starts_with("vhost-user-") => name.to_owned(),
+            Transport::Mmio => format!("{name}-device"),
+        }
+    }
+}
+
+/// The machine that a [`Guest`](super::Guest) gets, by default with no device but its console.
+///
+/// Two vCPUs of a kind that TCG emulates fast (`max` takes almost twice as long to boot, for its
+/// pointer authentication), and memory that a backend can share.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub(super) args: Vec<OsString>,
+    pub(super) kernel_args: Vec<String>,
+    pub(super) machine: String,
+    pub(super) cpu: String,
+    pub(super) vcpus: u32,
+    pub(super) memory: u32,
+    pub(super) chrony: bool,
+    pub(super) boot_limit: Duration,
+    pub(super) life_limit: Duration,
+    rtcs: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            args: Vec::new(),
+            kernel_args: Vec::new(),
+            machine: "virt".to_owned(),
+            cpu: "cortex-a72".to_owned(),
+            vcpus: 2,
+            memory: 256,
+            chrony: false,
+            boot_limit: Duration::from_secs(120),
+            life_limit: Duration::from_secs(300),
+            rtcs: 0,
+        }
+    }
+}
+
+impl Options {
+    /// With a virtio-rtc device whose backend listens at that path.
+    #[must_use]
+    pub fn rtc(mut self, transport: Transport, socket: &Path) -> Self {
+        let id = format!("rtc{}", self.rtcs);
+        self.rtcs += 1;
+        let mut chardev = OsString::from(format!("socket,id={id},path="));
+        chardev.push(socket);
+        let device = transport.device("vhost-user-rtc");
+        self.args.extend(["-chardev".into(), chardev]);
+        self.arg("-device").arg(format!("{device},chardev={id}"))
+    }
+
+    /// With a device that QEMU has itself, as `virtio-rng`.
+    #[must_use]
+    pub fn device(self, transport: Transport, name: &str) -> Self {
+        self.arg("-device").arg(transport.device(name))
+    }
+
+    /// With one more argument for QEMU.
+    #[must_use]
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// With one more argument for the guest's kernel.
+    #[must_use]
+    pub fn kernel_arg(mut self, arg: impl Into<String>) -> Self {
+        self.kernel_args.push(arg.into());
+        self
+    }
+
+    /// With another kind of machine, as `virt,virtualization=on`.
+    #[must_use]
+    pub fn machine(mut self, machine: impl Into<String>) -> Self {
+        self.machine = machine.into();
+        self
+    }
+
+    /// With other vCPUs: their kind and number.
+    #[must_use]
+    pub fn vcpus(mut self, kind: impl Into<String>, number: u32) -> Self {
+        self.cpu = kind.into();
+        self.vcpus = number;
+        self
+    }
+
+    /// With so much memory, in MiB.
+    #[must_use]
+    pub fn memory(mut self, mebibytes: u32) -> Self {
+        self.memory = mebibytes;
+        self
+    }
+
+    /// With chronyd and chronyc.
+    #[must_use]
+    pub fn chrony(mut self) -> Self {
+        self.chrony = true;
+        self
+    }
+
+    /// With another limit to come up.
+    #[must_use]
+    pub fn boot_limit(mut self, limit: Duration) -> Self {
+        self.boot_limit = limit;
+        self
+    }
+
+    /// With another limit to its whole life, after which it is killed.
+    #[must_use]
+    pub fn life_limit(mut self, limit: Duration) -> Self {
+        self.life_limit = limit;
+        self
+    }
+}

@@ -1,0 +1,194 @@
+//! QEMU as the process that it is: watched, and never left behind.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tempfile::TempDir;
+
+use super::{Environment, Error, Options};
+
+/// How much of each log is shown.
+const TAIL: usize = 30;
+
+/// A running QEMU. Dropping it kills it and reaps it.
+#[derive(Debug)]
+pub(super) struct Process {
+    /// Dropping it ends the watch: first, as the watch is over the child.
+    _watch: Sender<()>,
+    child: Child,
+    directory: TempDir,
+}
+
+impl Process {
+    /// Starts it with its channels in that directory.
+    pub(super) fn start(
+        environment: &Environment,
+        options: &Options,
+        directory: TempDir,
+    ) -> Result<Self, Error> {
+        let stderr = directory.path().join("stderr");
+        let stderr = File::create(&stderr).map_err(Error::system("make QEMU's log"))?;
+        let mut command = command(environment, options, directory.path())?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .map_err(Error::system(format!(
+                "start {}",
+                environment.qemu().display()
+            )))?;
+        let mut process = Process {
+            _watch: channel().0,
+            child,
+            directory,
+        };
+        process._watch = process.watch(options.life_limit)?;
+        Ok(process)
+    }
+
+    /// Has it killed after that time. By a descriptor: the id may be another process's then.
+    fn watch(&self, limit: Duration) -> Result<Sender<()>, Error> {
+        let pid = Pid::from_child(&self.child);
+        let pidfd = pidfd_open(pid, PidfdFlags::empty())
+            .map_err(|error| Error::system("watch QEMU")(error.into()))?;
+        let (sender, receiver) = channel();
+        std::thread::spawn(move || {
+            if receiver.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("QEMU is killed: its guest has not ended within {limit:?}");
+                let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+            }
+        });
+        Ok(sender)
+    }
+
+    /// Its process id.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until it has ended.
+    pub(super) fn wait(&mut self, limit: Duration) -> Result<ExitStatus, Error> {
+        let pidfd = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty())
+            .map_err(|error| Error::system("watch QEMU")(error.into()))?;
+        let timeout = Timespec::try_from(limit).ok();
+        let mut descriptors = [PollFd::new(&pidfd, PollFlags::IN)];
+        match poll(&mut descriptors, timeout.as_ref()) {
+            Ok(0) => Err(Error::Late {
+                what: "end of QEMU".to_owned(),
+                limit,
+            }),
+            Ok(_) => self.child.wait().map_err(Error::system("reap QEMU")),
+            Err(error) => Err(Error::system("wait for QEMU")(error.into())),
+        }
+    }
+
+    /// What the guest's kernel has written to its log.
+    pub(super) fn kernel_log(&self) -> String {
+        read(&self.directory.path().join("kernel"))
+    }
+
+    /// The ends of the kernel's log and of what QEMU said.
+    pub(super) fn tails(&self) -> String {
+        let kernel = self.kernel_log();
+        let qemu = read(&self.directory.path().join("stderr"));
+        format!(
+            "--- the guest's kernel\n{}\n--- QEMU\n{}",
+            tail(&kernel),
+            tail(&qemu)
+        )
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both fail only where it has been reaped.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("{}", self.tails());
+        }
+    }
+}
+
+/// The command line. The kernel's log has the serial port to itself; what the test and the
+/// guest say to each other goes by virtio-serial, which is faster and adds nothing to it.
+fn command(
+    environment: &Environment,
+    options: &Options,
+    directory: &Path,
+) -> Result<Command, Error> {
+    let at = |name: &str| directory.join(name).display().to_string();
+    let memory = options.memory;
+    let mut command = Command::new(environment.qemu());
+    command
+        .args(["-nodefaults", "-no-user-config", "-display", "none"])
+        .args([
+            "-machine",
+            &format!("{},memory-backend=mem", options.machine),
+        ])
+        .args(["-accel", "tcg,thread=multi", "-cpu", &options.cpu])
+        .args([
+            "-smp",
+            &options.vcpus.to_string(),
+            "-m",
+            &format!("{memory}M"),
+        ])
+        .args([
+            "-object",
+            &format!("memory-backend-memfd,id=mem,size={memory}M,share=on"),
+        ])
+        .arg("-kernel")
+        .arg(environment.kernel())
+        .arg("-initrd")
+        .arg(initrd(environment, options, directory)?)
+        .args([
+            "-append",
+            &format!("console=ttyAMA0 panic=-1 {}", options.kernel_args.join(" ")),
+        ])
+        .args(["-serial", &format!("file:{}", at("kernel"))])
+        .args(["-chardev", &format!("socket,id=qmp,path={}", at("qmp"))])
+        .args(["-mon", "chardev=qmp,mode=control"])
+        .args([
+            "-chardev",
+            &format!("socket,id=commands,path={}", at("commands")),
+        ])
+        .args(["-device", "virtio-serial-pci"])
+        .args(["-device", "virtserialport,chardev=commands,name=commands"])
+        .args(&options.args);
+    Ok(command)
+}
+
+/// The initramfs; with chrony, both archives in one file, as the kernel takes them.
+fn initrd(
+    environment: &Environment,
+    options: &Options,
+    directory: &Path,
+) -> Result<PathBuf, Error> {
+    if !options.chrony {
+        return Ok(environment.initramfs());
+    }
+    let path = directory.join("initrd");
+    let mut bytes = Vec::new();
+    for archive in [environment.initramfs(), environment.chrony()] {
+        let what = format!("read {}", archive.display());
+        bytes.append(&mut fs::read(archive).map_err(Error::system(what))?);
+    }
+    fs::write(&path, bytes).map_err(Error::system("write the initramfs"))?;
+    Ok(path)
+}
+
+fn read(path: &Path) -> String {
+    let bytes = fs::read(path).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn tail(text: &str) -> String {
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(TAIL)..].join("\n")
+}
