@@ -138,7 +138,8 @@ impl Guest {
     }
 
     /// Reads a clock of the guest's, as `ptp0`, so many times, each between two readings of the
-    /// host's. A round trip is some 100 µs.
+    /// host's. A round trip is about half a
+    /// millisecond.
     ///
     /// # Errors
     ///
