@@ -74,8 +74,10 @@ in_tools() {
             shift
         done
         shift
-        exec env -u TMPDIR -u RUSTUP_TOOLCHAIN -u CARGO -u RUSTC PATH=/usr/sbin:/usr/bin HOME=/root \
-            LC_ALL=C DEBIAN_FRONTEND=noninteractive chroot "$root" "$@"
+        # Nothing of what make, cargo and their user have set for themselves.
+        exec env -i PATH=/usr/sbin:/usr/bin HOME=/root LC_ALL=C DEBIAN_FRONTEND=noninteractive \
+            ${http_proxy:+http_proxy="$http_proxy"} ${https_proxy:+https_proxy="$https_proxy"} \
+            chroot "$root" "$@"
     ' in_tools "$cache/tools" "$@"
 }
 
@@ -198,7 +200,11 @@ make_image() {
     in_tools "$1:/mnt" -- depmod -b /mnt/tree "$release"
     archive "$1" tree guest.cpio
 
-    mkdir -p "$1/chrony/bin"
+    mkdir -p "$1"/chrony/{bin,etc,run/chrony,var/lib/chrony}
+    # As chronyd wants it.
+    chmod 750 "$1/chrony/run/chrony"
+    ln -s /run "$1/chrony/var/run"
+    echo 'root:x:0:0::/:/bin/sh' >"$1/chrony/etc/passwd"
     cp "$cache"/userland/usr/sbin/chronyd "$cache"/userland/usr/bin/chronyc "$1/chrony/bin"
     local file
     for file in chronyd chronyc; do add_libraries "$1/chrony" "$1/chrony/bin/$file"; done

@@ -153,7 +153,7 @@ fn command(
         ])
         .args(["-serial", &format!("file:{}", at("kernel"))])
         .args(["-chardev", &format!("socket,id=qmp,path={}", at("qmp"))])
-        .args(["-mon", "chardev=qmp,mode=control"])
+        .args(["-object", "monitor-qmp,id=monitor,chardev=qmp"])
         .args([
             "-chardev",
             &format!("socket,id=commands,path={}", at("commands")),
