@@ -13,6 +13,7 @@
 
 mod bracket;
 mod channel;
+mod clock_vm;
 mod error;
 mod guest;
 mod options;
@@ -23,6 +24,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 pub use bracket::{Bracket, HostClock};
+pub use clock_vm::ClockVm;
 pub use error::Error;
 pub use guest::{Guest, Output};
 pub use options::{Options, Transport};
