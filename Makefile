@@ -7,11 +7,13 @@ export RUSTDOCFLAGS := -D warnings
 BACKEND := target/release/vhost-user-timer
 MOCK := target/release/mock-frontend
 MODEL := target/release/model-check
+QEMU_DEMO := target/release/demo-qemu
 
-.PHONY: help demo check fmt clippy doc test model build clean qemu-environment clean-cache
+.PHONY: help demo demo-qemu check fmt clippy doc test model build clean qemu-environment clean-cache
 
 help:
 	@echo 'make demo   eight vCPUs saved by one backend and restored by another, step by step'
+	@echo 'make demo-qemu  a Linux guest under a stock QEMU, with its clock from the backend'
 	@echo 'make check  everything that must hold: format, lints, docs, tests, model check, demos'
 	@echo 'make model  the model check alone; MODEL_ARGS=--large for a longer one'
 	@echo 'make qemu-environment  what the tests with a real guest need, made once; clean-cache removes it'
@@ -22,6 +24,9 @@ build:
 
 demo: build
 	$(MOCK) demo --backend $(BACKEND) $(DEMO_ARGS)
+
+demo-qemu: build qemu-environment
+	$(QEMU_DEMO)
 
 check: fmt clippy doc test model
 	$(MOCK) demo --backend $(BACKEND) --via device-state --kill

@@ -14,6 +14,7 @@
 mod bracket;
 mod channel;
 mod clock_vm;
+pub mod demo;
 mod error;
 mod guest;
 mod options;
