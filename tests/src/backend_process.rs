@@ -27,6 +27,10 @@ pub const BACKEND_VARIABLE: &str = "VHOST_USER_TIMER";
 /// The backend program's file name.
 const PROGRAM: &str = "vhost-user-timer";
 
+/// The sockets' file names.
+const TIMER_SOCKET: &str = "timer.sock";
+const CLOCK_SOCKET: &str = "clock.sock";
+
 /// The backend program: what the environment variable `VHOST_USER_TIMER` names, or else the
 /// nearest `vhost-user-timer` in the directory of this executable or one above it. For a test
 /// that is the build's own directory, `target/<profile>`.
@@ -55,10 +59,37 @@ pub fn find_program() -> io::Result<PathBuf> {
         })
 }
 
+/// Which devices a backend that binds its own sockets has one for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Devices {
+    /// The timer device alone.
+    Timer,
+    /// The guest's clock device alone.
+    Clock,
+    /// Both.
+    TimerAndClock,
+}
+
+impl Devices {
+    /// Each one's option and the name of its socket.
+    fn sockets(self) -> &'static [(&'static str, &'static str)] {
+        const BOTH: [(&str, &str); 2] = [
+            ("--socket-path", TIMER_SOCKET),
+            ("--rtc-socket-path", CLOCK_SOCKET),
+        ];
+        match self {
+            Devices::Timer => &BOTH[..1],
+            Devices::Clock => &BOTH[1..],
+            Devices::TimerAndClock => &BOTH,
+        }
+    }
+}
+
 /// A running backend. Dropping it kills it and reaps it.
 #[derive(Debug)]
 pub struct BackendProcess {
     child: Child,
+    devices: Devices,
     socket_path: PathBuf,
     log_path: PathBuf,
     directory: TempDir,
@@ -92,8 +123,8 @@ impl BackendProcess {
     /// As [`launch`](Self::launch).
     pub fn launch_command<A: AsRef<OsStr>>(command: Command, extra_args: &[A]) -> io::Result<Self> {
         let directory = private_directory()?;
-        let socket = UnixListener::bind(directory.path().join("timer.sock"))?;
-        Self::launch_on(command, socket.into(), directory, extra_args)
+        let socket = UnixListener::bind(directory.path().join(TIMER_SOCKET))?;
+        Self::launch_on(command, Some(socket.into()), None, directory, extra_args)
     }
 
     /// Starts the backend with one connected socket, of which the caller gets the other end. The
@@ -106,8 +137,22 @@ impl BackendProcess {
         let (ours, theirs) = UnixStream::pair()?;
         let directory = private_directory()?;
         let command = Command::new(find_program()?);
-        let backend = Self::launch_on(command, theirs.into(), directory, extra_args)?;
+        let backend = Self::launch_on(command, Some(theirs.into()), None, directory, extra_args)?;
         Ok((backend, ours))
+    }
+
+    /// Starts the backend with these sockets for its devices, each of them listening or connected.
+    ///
+    /// # Errors
+    ///
+    /// As [`launch`](Self::launch).
+    pub fn launch_on_sockets<A: AsRef<OsStr>>(
+        timer: Option<OwnedFd>,
+        clock: Option<OwnedFd>,
+        extra_args: &[A],
+    ) -> io::Result<Self> {
+        let command = Command::new(find_program()?);
+        Self::launch_on(command, timer, clock, private_directory()?, extra_args)
     }
 
     /// Starts the backend so that it binds its socket itself, by `--socket-path`, and waits until
@@ -117,8 +162,21 @@ impl BackendProcess {
     ///
     /// As [`launch`](Self::launch), or where the program ends without ever being ready.
     pub fn launch_binding<A: AsRef<OsStr>>(extra_args: &[A]) -> io::Result<Self> {
-        let directory = private_directory()?;
-        Self::launch_binding_in(&find_program()?, directory, extra_args)
+        Self::launch_devices(&find_program()?, Devices::Timer, extra_args)
+    }
+
+    /// As [`launch_binding`](Self::launch_binding), with this program and a socket for each of
+    /// these devices.
+    ///
+    /// # Errors
+    ///
+    /// As [`launch_binding`](Self::launch_binding).
+    pub fn launch_devices<A: AsRef<OsStr>>(
+        program: &Path,
+        devices: Devices,
+        extra_args: &[A],
+    ) -> io::Result<Self> {
+        Self::launch_binding_in(program, private_directory()?, devices, extra_args)
     }
 
     /// Starts this program so that it binds its socket itself and keeps its VM in a state file,
@@ -131,12 +189,25 @@ impl BackendProcess {
         program: &Path,
         extra_args: &[A],
     ) -> io::Result<Self> {
-        let directory = private_directory()?;
-        let args = with_state_file(directory.path(), extra_args);
-        Self::launch_binding_in(program, directory, &args)
+        Self::launch_devices_with_state(program, Devices::Timer, extra_args)
     }
 
-    /// Starts another backend at the same socket path and on the same state file, where this one
+    /// As [`launch_with_state`](Self::launch_with_state), with a socket for each of these devices.
+    ///
+    /// # Errors
+    ///
+    /// As [`launch_binding`](Self::launch_binding).
+    pub fn launch_devices_with_state<A: AsRef<OsStr>>(
+        program: &Path,
+        devices: Devices,
+        extra_args: &[A],
+    ) -> io::Result<Self> {
+        let directory = private_directory()?;
+        let args = with_state_file(directory.path(), extra_args);
+        Self::launch_binding_in(program, directory, devices, &args)
+    }
+
+    /// Starts another backend at the same socket paths and on the same state file, where this one
     /// was killed, and returns when it is ready. This value is the new one then; its log follows
     /// the old one's.
     ///
@@ -149,19 +220,20 @@ impl BackendProcess {
         extra_args: &[A],
     ) -> io::Result<()> {
         let args = with_state_file(self.directory(), extra_args);
-        self.child = spawn_binding(program, &self.socket_path, &args)?;
+        self.child = spawn_binding(program, self.directory(), self.devices, &args)?;
         self.until_ready()
     }
 
     fn launch_binding_in<A: AsRef<OsStr>>(
         program: &Path,
         directory: TempDir,
+        devices: Devices,
         extra_args: &[A],
     ) -> io::Result<Self> {
-        let socket_path = directory.path().join("timer.sock");
         let mut backend = BackendProcess {
-            child: spawn_binding(program, &socket_path, extra_args)?,
-            socket_path,
+            child: spawn_binding(program, directory.path(), devices, extra_args)?,
+            devices,
+            socket_path: directory.path().join(TIMER_SOCKET),
             log_path: directory.path().join("log"),
             directory,
         };
@@ -169,14 +241,15 @@ impl BackendProcess {
         Ok(backend)
     }
 
-    /// Reads the log until it says so, and has the rest of it written to the log file.
+    /// Reads the log until it says so of each device, and has the rest of it written to the log file.
     fn until_ready(&mut self) -> io::Result<()> {
         let stderr = self.child.stderr.take();
         let mut lines = BufReader::new(stderr.ok_or(io::ErrorKind::BrokenPipe)?);
         let mut options = File::options();
         let mut log = options.append(true).create(true).open(&self.log_path)?;
         let mut said = String::new();
-        loop {
+        let mut ready = 0;
+        while ready < self.devices.sockets().len() {
             let start = said.len();
             if lines.read_line(&mut said)? == 0 {
                 let words: Vec<_> = said.split_whitespace().collect();
@@ -184,9 +257,7 @@ impl BackendProcess {
                 return Err(io::Error::other(text));
             }
             io::Write::write_all(&mut log, &said.as_bytes()[start..])?;
-            if said[start..].contains("Ready for a frontend") {
-                break;
-            }
+            ready += usize::from(said[start..].contains("Ready for a frontend"));
         }
         std::thread::Builder::new()
             .name("backend log".to_owned())
@@ -196,19 +267,32 @@ impl BackendProcess {
 
     fn launch_on<A: AsRef<OsStr>>(
         mut command: Command,
-        socket: OwnedFd,
+        timer: Option<OwnedFd>,
+        clock: Option<OwnedFd>,
         directory: TempDir,
         extra_args: &[A],
     ) -> io::Result<Self> {
         let log_path = directory.path().join("log");
         let log = File::create(&log_path)?;
-        // As descriptor 0, which goes to this child and, unlike one without FD_CLOEXEC, to no
+        let devices = match (&timer, &clock) {
+            (_, None) => Devices::Timer,
+            (None, Some(_)) => Devices::Clock,
+            (Some(_), Some(_)) => Devices::TimerAndClock,
+        };
+        // As descriptors 0 and 1, which go to this child and, unlike ones without FD_CLOEXEC, to no
         // other that another thread may be starting.
+        let mut pass = |option, fd, socket: Option<OwnedFd>| match socket {
+            Some(socket) => {
+                command.args([option, fd]);
+                Stdio::from(socket)
+            }
+            None => Stdio::null(),
+        };
+        let (stdin, stdout) = (pass("--fd", "0", timer), pass("--rtc-fd", "1", clock));
         let child = command
-            .args(["--fd", "0"])
             .args(extra_args)
-            .stdin(socket)
-            .stdout(Stdio::null())
+            .stdin(stdin)
+            .stdout(stdout)
             .stderr(log)
             .spawn()
             .map_err(|error| {
@@ -218,7 +302,8 @@ impl BackendProcess {
             })?;
         Ok(BackendProcess {
             child,
-            socket_path: directory.path().join("timer.sock"),
+            devices,
+            socket_path: directory.path().join(TIMER_SOCKET),
             log_path,
             directory,
         })
@@ -229,7 +314,12 @@ impl BackendProcess {
         &self.socket_path
     }
 
-    /// The private directory of the socket and the log. It is removed with this value.
+    /// Where frontends of the clock device connect, if the backend was launched with one.
+    pub fn clock_path(&self) -> PathBuf {
+        self.directory().join(CLOCK_SOCKET)
+    }
+
+    /// The private directory of the sockets and the log. It is removed with this value.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
@@ -333,11 +423,14 @@ impl Drop for BackendProcess {
 
 fn spawn_binding<A: AsRef<OsStr>>(
     program: &Path,
-    socket_path: &Path,
+    directory: &Path,
+    devices: Devices,
     extra_args: &[A],
 ) -> io::Result<Child> {
     let mut command = Command::new(program);
-    command.arg("--socket-path").arg(socket_path);
+    for (option, name) in devices.sockets() {
+        command.arg(option).arg(directory.join(name));
+    }
     command.args(extra_args);
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let child = command.stderr(Stdio::piped()).spawn();
@@ -384,6 +477,19 @@ mod tests {
         let frontend = TimerFrontend::connect(backend.socket_path(), Options::default());
         assert_eq!(phase(frontend), Phase::New);
         assert!(backend.terminate().success(), "{}", backend.log());
+    }
+
+    #[test]
+    fn a_backend_is_ready_when_each_of_its_sockets_is() {
+        for devices in [Devices::Clock, Devices::TimerAndClock] {
+            let program = find_program().unwrap();
+            let mut backend =
+                BackendProcess::launch_devices(&program, devices, &["--max-vcpus=1"]).unwrap();
+            assert!(backend.clock_path().exists());
+            let timer = backend.socket_path().exists();
+            assert_eq!(timer, devices == Devices::TimerAndClock);
+            assert!(backend.terminate().success(), "{}", backend.log());
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! - [`backend_process`]: a backend as the external process that it is;
 //! - [`raw_driver`]: a driver of its own for black-box tests, hostile where that is wanted;
 //! - `contract`: the wire contract, by hand, over that driver;
+//! - [`clock_driver`]: a guest's driver of the clock device, by hand likewise;
 //! - [`kvm_data`]: the timer registers that a real KVM/arm64 gave;
 //! - [`qemu`]: a real guest, under QEMU;
 //! - [`race`]: vCPU threads that restore all at once;
@@ -12,6 +13,7 @@
 //! - [`mock`]: the program `mock-frontend`, which plays the VMM.
 
 pub mod backend_process;
+pub mod clock_driver;
 #[doc(hidden)]
 pub mod contract;
 pub mod kvm_data;

@@ -1,21 +1,25 @@
-//! A driver of the timer device that shares no code with the project, for the black-box tests.
+//! A driver that shares no code with the project, for the black-box tests.
 //!
 //! The control channel is `vhost`'s `Frontend`; the rings are written here, after virtio 1.2
 //! §2.7, and can be had in any layout the standard allows and in many that it does not.
 //! Nothing waits for ever: what does not come within [`PATIENCE`] fails the test, and a
 //! [`Rig`] kills a backend that leaves its test hanging.
 
+mod dirty;
 mod hostile;
 mod layout;
 mod memory;
 mod rig;
 mod ring;
+mod state;
 
-pub use hostile::{Control, header};
+pub use dirty::{DirtyLog, pages};
+pub use hostile::{Control, header, pair, readable};
 pub use layout::{Cut, Layout};
 pub use memory::{Memory, REGION_GPA, REGION_SIZE, REGION_VA};
 pub use rig::{Rig, Usage, release_program, seed};
-pub use ring::{Descriptor, INDIRECT, NEXT, POISON, Ring, Used, WRITE, fd_of};
+pub use ring::{Buffer, Descriptor, INDIRECT, NEXT, POISON, Ring, Used, WRITE, fd_of};
+pub use state::{load, save, start_load, start_save};
 
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -49,6 +53,8 @@ pub struct Setup {
     pub event_idx: bool,
     /// Whether it shares its memory by ADD_MEM_REG instead of SET_MEM_TABLE.
     pub add_mem_reg: bool,
+    /// What it negotiates besides what every driver does.
+    pub features: u64,
 }
 
 impl Default for Setup {
@@ -58,7 +64,17 @@ impl Default for Setup {
             size: 128,
             event_idx: true,
             add_mem_reg: false,
+            features: 0,
         }
+    }
+}
+
+impl Setup {
+    /// All that it negotiates.
+    pub fn features(&self) -> u64 {
+        let common = VERSION_1 | RING_INDIRECT | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        let event_idx = if self.event_idx { RING_EVENT_IDX } else { 0 };
+        common | event_idx | self.features
     }
 }
 
@@ -122,12 +138,12 @@ impl Driver {
     ///
     /// Where anything is refused.
     pub fn sharing(stream: UnixStream, setup: Setup, memory: Memory) -> Self {
-        let mut features =
-            VERSION_1 | RING_INDIRECT | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        if setup.event_idx {
-            features |= RING_EVENT_IDX;
-        }
-        let mut control = negotiate(stream, features);
+        let control = Self::control_with(stream, setup, &memory);
+        Self::starting(control, memory, setup, true)
+    }
+
+    fn control_with(stream: UnixStream, setup: Setup, memory: &Memory) -> Frontend {
+        let mut control = negotiate(stream, setup.features());
         control.get_queue_num().expect("GET_QUEUE_NUM");
         let region = memory.region();
         if setup.add_mem_reg {
@@ -135,7 +151,44 @@ impl Driver {
         } else {
             control.set_mem_table(&[region]).expect("SET_MEM_TABLE");
         }
-        Self::starting(control, memory, setup, true)
+        control
+    }
+
+    /// The same driver, which knows of nothing, at another backend or on another connection. Its rings
+    /// are stopped where they were, if that backend lives, and go on, as QEMU has it, after the last
+    /// chain that was given back. `prepare` is called before they are started.
+    ///
+    /// # Panics
+    ///
+    /// Where anything is refused.
+    #[must_use]
+    pub fn moved_to(self, stream: UnixStream, prepare: impl FnOnce(&mut Frontend)) -> Self {
+        let Driver {
+            control: former,
+            memory,
+            rings,
+            setup,
+            ..
+        } = self;
+        for queue in 0..setup.queues {
+            // Where it is dead there is nothing to stop.
+            let _ = former.get_vring_base(queue.into());
+        }
+        drop(former);
+        let mut control = Self::control_with(stream, setup, &memory);
+        prepare(&mut control);
+        let mut driver = Driver {
+            control,
+            memory,
+            rings,
+            setup,
+            enabling: true,
+        };
+        for queue in 0..setup.queues {
+            let base = driver.rings[usize::from(queue)].used_index(&driver.memory);
+            driver.start_at(queue, base);
+        }
+        driver
     }
 
     /// Starts two rings on a control channel on which neither EVENT_IDX nor the protocol

@@ -1,8 +1,6 @@
 //! The vhost-user connection (SPEC.md, "Connection"), with `vhost`'s frontend at the other end.
 
 use std::collections::BTreeSet;
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 
 use vhost::VhostBackend;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
@@ -12,7 +10,7 @@ use vhost_user_timer_tests::contract::{
 };
 use vhost_user_timer_tests::raw_driver::{
     Control, Driver, Layout, POISON, RING_EVENT_IDX, RING_INDIRECT, Rig, Setup, VERSION_1,
-    negotiate,
+    negotiate, readable,
 };
 
 const PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -383,16 +381,6 @@ fn a_second_frontend_waits_until_the_first_is_gone() {
     assert_eq!(waiting.reply().unwrap().0, GET_FEATURES);
     let mut second = Client::over(second);
     assert_eq!(second.info().vcpus, 1);
-}
-
-fn readable(stream: &UnixStream) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    let fd = stream.as_fd();
-    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&now)).unwrap() != 0
 }
 
 #[test]

@@ -1,21 +1,21 @@
 //! Device state (SPEC.md, "Device state") by way of `vhost`'s `Frontend`: a VM saved here and
 //! loaded there, whatever happens to the pipe on the way.
 
-use std::io::{ErrorKind, PipeReader, PipeWriter, Read, Write, pipe};
+use std::io::{ErrorKind, Read, Write, pipe};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection as Direction, VhostTransferStatePhase as Phase,
 };
-use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost_user_timer_tests::contract::{
     CNT, CTL, CVAL, Client, PCNT, PCTL, PCVAL, VM, VmState, configure_body, info_flag, op, phase,
     request, restore, status,
 };
-use vhost_user_timer_tests::raw_driver::{Layout, Rig};
+use vhost_user_timer_tests::raw_driver::{Layout, Rig, load, save, start_load, start_save};
 
 /// CHECK_DEVICE_STATE waits this long for a transfer that does not end.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -49,48 +49,6 @@ fn saved() -> Vec<u8> {
     let rig = Rig::launch(&[]);
     let client = configured(&rig, 3);
     save(&client.driver.control)
-}
-
-/// Starts a save. Returns the end to read.
-fn start_save(control: &Frontend) -> PipeReader {
-    let (reader, writer) = pipe().expect("a pipe");
-    let returned = control.set_device_state_fd(Direction::SAVE, Phase::STOPPED, writer.into());
-    assert!(
-        returned.expect("SET_DEVICE_STATE_FD").is_none(),
-        "our own pipe is used"
-    );
-    reader
-}
-
-/// Starts a load. Returns the end to write.
-fn start_load(control: &Frontend) -> PipeWriter {
-    let (reader, writer) = pipe().expect("a pipe");
-    let returned = control.set_device_state_fd(Direction::LOAD, Phase::STOPPED, reader.into());
-    assert!(
-        returned.expect("SET_DEVICE_STATE_FD").is_none(),
-        "our own pipe is used"
-    );
-    writer
-}
-
-fn save(control: &Frontend) -> Vec<u8> {
-    let mut stream = Vec::new();
-    start_save(control)
-        .read_to_end(&mut stream)
-        .expect("the stream");
-    control.check_device_state().expect("CHECK_DEVICE_STATE");
-    stream
-}
-
-/// Loads these bytes. Returns whether that was fine.
-fn load(control: &Frontend, bytes: &[u8]) -> bool {
-    let mut writer = start_load(control);
-    match writer.write_all(bytes) {
-        Ok(()) => {}
-        Err(error) => assert_eq!(error.kind(), ErrorKind::BrokenPipe),
-    }
-    drop(writer);
-    control.check_device_state().is_ok()
 }
 
 /// What a VM at rest is.

@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 /// Version 1, and the sender wants an acknowledgement.
@@ -19,6 +20,22 @@ pub fn header(code: u32, need_reply: bool, size: u32) -> [u8; 12] {
     bytes[4..8].copy_from_slice(&flags.to_le_bytes());
     bytes[8..].copy_from_slice(&size.to_le_bytes());
     bytes
+}
+
+/// Whether there is something to read on a socket, or its end.
+///
+/// # Panics
+///
+/// Where polling fails.
+pub fn readable(stream: &UnixStream) -> bool {
+    let now = Timespec::default();
+    let mut fds = [PollFd::new(stream, PollFlags::IN)];
+    poll(&mut fds, Some(&now)).expect("a socket can be polled") != 0
+}
+
+/// Two 32-bit halves, as SET_VRING_NUM and the like have them.
+pub fn pair(index: u32, value: u32) -> u64 {
+    u64::from(index) | u64::from(value) << 32
 }
 
 /// A control channel on which anything can be said.
@@ -36,6 +53,43 @@ impl Control {
             .set_read_timeout(Some(super::PATIENCE))
             .expect("a time-out");
         Control(stream)
+    }
+
+    /// As [`over`](Self::over), with these features and all the protocol features that are offered
+    /// negotiated, and nothing else.
+    ///
+    /// # Panics
+    ///
+    /// Where any of it is refused.
+    pub fn negotiated(stream: UnixStream, features: u64) -> Self {
+        const GET_FEATURES: u32 = 1;
+        const SET_FEATURES: u32 = 2;
+        const SET_OWNER: u32 = 3;
+        const GET_PROTOCOL_FEATURES: u32 = 15;
+        const SET_PROTOCOL_FEATURES: u32 = 16;
+        let mut control = Self::over(stream);
+        let say = |control: &Self, code, body: &[u8]| {
+            let sent = control.message(code, false, body, &[]);
+            sent.expect("the backend listens");
+        };
+        say(&control, SET_OWNER, &[]);
+        say(&control, GET_FEATURES, &[]);
+        control.reply().expect("the features");
+        say(&control, GET_PROTOCOL_FEATURES, &[]);
+        let (_, offered) = control.reply().expect("the protocol features");
+        say(&control, SET_PROTOCOL_FEATURES, &offered);
+        let taken = control.ask(SET_FEATURES, &[features], &[]);
+        assert_eq!(taken.expect("an answer"), 0, "SET_FEATURES");
+        control
+    }
+
+    /// Whether there is something to read, or the end.
+    ///
+    /// # Panics
+    ///
+    /// Where polling fails.
+    pub fn is_readable(&self) -> bool {
+        readable(&self.0)
     }
 
     /// Sends bytes and descriptors as they are, in one go.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Driver, Setup};
-use crate::backend_process::{BACKEND_VARIABLE, BackendProcess, find_program};
+use crate::backend_process::{BACKEND_VARIABLE, BackendProcess, Devices, find_program};
 
 /// After this the backend is killed, and with it whatever waits for it.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -42,6 +42,45 @@ impl Rig {
     pub fn launch_release(args: &[&str]) -> Self {
         let (program, _) = release_program().expect("a backend program");
         let backend = BackendProcess::launch_program(&program, args).expect("a backend");
+        Self::watch(backend)
+    }
+
+    /// Starts the backend, the release build where there is one, with a socket for each of these
+    /// devices, and waits until it is ready.
+    ///
+    /// # Panics
+    ///
+    /// Where it does not start.
+    pub fn launch_devices(devices: Devices, args: &[&str]) -> Self {
+        let (program, _) = release_program().expect("a backend program");
+        let backend = BackendProcess::launch_devices(&program, devices, args);
+        Self::watch(backend.expect("a backend"))
+    }
+
+    /// As [`launch_devices`](Self::launch_devices), with a state file; see
+    /// [`die_and_go_on`](Self::die_and_go_on).
+    ///
+    /// # Panics
+    ///
+    /// Where it does not start.
+    pub fn launch_devices_with_state(devices: Devices, args: &[&str]) -> Self {
+        let (program, _) = release_program().expect("a backend program");
+        let backend = BackendProcess::launch_devices_with_state(&program, devices, args);
+        Self::watch(backend.expect("a backend"))
+    }
+
+    /// Kills the backend, does this, and starts another one on its state file.
+    ///
+    /// # Panics
+    ///
+    /// Where the other does not start.
+    pub fn die_and_go_on(self, meanwhile: impl FnOnce(), args: &[&str]) -> Self {
+        let Rig { mut backend, .. } = self;
+        backend.kill();
+        meanwhile();
+        let (program, _) = release_program().expect("a backend program");
+        let relaunched = backend.relaunch_with_state(&program, args);
+        relaunched.expect("another backend");
         Self::watch(backend)
     }
 
@@ -88,6 +127,49 @@ impl Rig {
     /// Where nobody listens.
     pub fn stream(&self) -> UnixStream {
         UnixStream::connect(self.backend.socket_path()).expect("the backend listens")
+    }
+
+    /// A fresh connection to the clock device and nothing on it.
+    ///
+    /// # Panics
+    ///
+    /// Where nobody listens.
+    pub fn clock_stream(&self) -> UnixStream {
+        UnixStream::connect(self.backend.clock_path()).expect("the backend listens")
+    }
+
+    /// Waits until the log says this, and returns it. What a backend wrote to it is read from a
+    /// pipe, so it may come after what it did.
+    ///
+    /// # Panics
+    ///
+    /// Where it does not.
+    #[track_caller]
+    pub fn log_with(&self, text: &str) -> String {
+        self.log_with_times(text, 1)
+    }
+
+    /// How often the log has said this so far.
+    pub fn said(&self, text: &str) -> usize {
+        self.backend.log().matches(text).count()
+    }
+
+    /// As [`log_with`](Self::log_with), this many times at least.
+    ///
+    /// # Panics
+    ///
+    /// Where it does not.
+    #[track_caller]
+    pub fn log_with_times(&self, text: &str, times: usize) -> String {
+        let deadline = Instant::now() + super::PATIENCE;
+        loop {
+            let log = self.backend.log();
+            if log.matches(text).count() >= times {
+                return log;
+            }
+            assert!(Instant::now() < deadline, "{text:?} is not in: {log}");
+            std::thread::yield_now();
+        }
     }
 
     /// What the process uses now.

@@ -77,7 +77,7 @@ impl Used {
 }
 
 /// A buffer: address and length.
-type Buffer = (u64, usize);
+pub type Buffer = (u64, usize);
 
 #[derive(Debug)]
 struct Chain {
@@ -377,14 +377,22 @@ impl Ring {
         })
     }
 
+    /// Where the device-writable bytes of a chain are that the device has: addresses and lengths.
+    ///
+    /// # Panics
+    ///
+    /// Where the device does not have it.
+    pub fn writable(&self, head: u16) -> &[Buffer] {
+        &self.held[&head].writable
+    }
+
     /// The device-writable bytes of a chain that the device has, as they are now.
     ///
     /// # Panics
     ///
     /// Where the device does not have it.
     pub fn peek(&self, memory: &Memory, head: u16) -> Vec<u8> {
-        let buffers = &self.held[&head].writable;
-        buffers
+        self.writable(head)
             .iter()
             .flat_map(|(at, len)| memory.read(*at, *len))
             .collect()

@@ -28,7 +28,7 @@ use vhost_user_timer_tests::contract::{
 };
 use vhost_user_timer_tests::raw_driver::{
     Control, Descriptor, Driver, INDIRECT, Layout, Memory, NEXT, PATIENCE, REGION_GPA, REGION_SIZE,
-    REGION_VA, Rig, Ring, Setup, Usage, WRITE, fd_of, header, release_program, seed,
+    REGION_VA, Rig, Ring, Setup, Usage, WRITE, fd_of, header, pair, release_program, seed,
 };
 
 // Message codes of the control channel.
@@ -41,7 +41,6 @@ const SET_VRING_ADDR: u32 = 9;
 const SET_VRING_BASE: u32 = 10;
 const SET_VRING_KICK: u32 = 12;
 const SET_VRING_CALL: u32 = 13;
-const GET_PROTOCOL_FEATURES: u32 = 15;
 const SET_PROTOCOL_FEATURES: u32 = 16;
 const SET_VRING_ENABLE: u32 = 18;
 const RESET_DEVICE: u32 = 34;
@@ -94,20 +93,7 @@ impl Victim {
 
     /// A connection on which features are negotiated and nothing else.
     fn negotiated(&self) -> Control {
-        let mut control = self.control();
-        control.message(SET_OWNER, false, &[], &[]).unwrap();
-        control.message(GET_FEATURES, false, &[], &[]).unwrap();
-        control.reply().unwrap();
-        let code = GET_PROTOCOL_FEATURES;
-        control.message(code, false, &[], &[]).unwrap();
-        let (_, offered) = control.reply().unwrap();
-        let code = SET_PROTOCOL_FEATURES;
-        control.message(code, false, &offered, &[]).unwrap();
-        assert_eq!(
-            control.ask(SET_FEATURES, &[VIRTIO_FEATURES], &[]).unwrap(),
-            0
-        );
-        control
+        Control::negotiated(self.rig.stream(), VIRTIO_FEATURES)
     }
 
     /// The process lives and serves, and its VM is as it was.
@@ -136,11 +122,6 @@ fn memfd(len: u64) -> File {
 
 fn words(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
-/// Two 32-bit halves, as SET_VRING_NUM and the like have them.
-fn pair(index: u32, value: u32) -> u64 {
-    u64::from(index) | u64::from(value) << 32
 }
 
 /// A queue of the connection works as it should.
