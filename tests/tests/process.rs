@@ -81,6 +81,10 @@ fn version_and_help_are_told_on_stdout() {
     for option in [
         "--socket-path",
         "--fd",
+        "--rtc-socket-path",
+        "--rtc-fd",
+        "--rtc-clock",
+        "--rtc-counter-offset",
         "--print-capabilities",
         "--max-vcpus",
         "--request-queues",
@@ -115,6 +119,13 @@ fn a_wrong_command_line_is_2_and_a_message_that_names_the_option() {
             "--counter-source",
         ),
         (&["--socket-path=/tmp/x", "--log-level=loud"], "--log-level"),
+        (&["--rtc-socket-path=/tmp/x", "--rtc-fd=0"], "--rtc-fd"),
+        (&["--rtc-fd=-1"], "--rtc-fd"),
+        (&["--rtc-fd=0", "--rtc-clock=sundial"], "--rtc-clock"),
+        (
+            &["--rtc-fd=0", "--rtc-counter-offset=-1"],
+            "--rtc-counter-offset",
+        ),
         (&["--fd=-1"], "--fd"),
         (&["--fd=three"], "--fd"),
         (&["--no-such-option"], "--no-such-option"),
@@ -392,7 +403,7 @@ fn a_descriptor_that_is_not_a_unix_stream_socket_is_1_and_says_so() {
     fails(
         &["--fd=77"],
         Stdio::null(),
-        "--fd 77: no such descriptor is open",
+        "Descriptor 77 was named, and is not open",
     );
     let not = "not a Unix stream socket";
     fails(&["--fd=0"], Stdio::null(), not);
@@ -402,6 +413,16 @@ fn a_descriptor_that_is_not_a_unix_stream_socket_is_1_and_says_so() {
     fails(&["--fd=0"], OwnedFd::from(datagram).into(), not);
     let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     fails(&["--fd=0"], OwnedFd::from(tcp).into(), not);
+}
+
+#[test]
+fn both_devices_on_one_descriptor_is_1_and_says_so() {
+    let (socket, _peer) = UnixStream::pair().unwrap();
+    fails(
+        &["--fd=0", "--rtc-fd=0"],
+        OwnedFd::from(socket).into(),
+        "--fd and --rtc-fd name the same descriptor",
+    );
 }
 
 #[test]
