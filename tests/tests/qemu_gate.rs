@@ -30,9 +30,11 @@ impl Restorer {
     }
 
     fn begin(&self, timeout: Option<Duration>) {
-        let mut options = RestoreOptions::default();
-        options.autorun = true;
-        options.timeout = timeout;
+        let options = RestoreOptions {
+            autorun: true,
+            timeout,
+            ..Default::default()
+        };
         self.queue()
             .restore_begin(2, options, SECOND)
             .expect("RESTORE_BEGIN");
