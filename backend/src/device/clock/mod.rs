@@ -6,6 +6,7 @@
 //! SET_VRING_ENABLE is held back. QEMU waits for it before it starts its vCPUs, so a QEMU that knows
 //! nothing of the timer device runs none before the gate opens.
 
+mod marks;
 mod session;
 
 use std::os::fd::{AsRawFd, RawFd};

@@ -9,7 +9,6 @@ use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures,
     VhostUserVirtioFeatures,
 };
-use vhost_user_backend::bitmap::BitmapMmapRegion;
 use vhost_user_backend::{VhostUserBackend, VringEpollHandler};
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
@@ -21,6 +20,7 @@ use super::super::link::{BATCH, LOADING, Link, Serve, Served, refuse};
 use super::super::ring::Ring;
 use super::super::vring::{Memory, Vring};
 use super::super::{Session, VIRTIO_FEATURES};
+use super::marks::{Marks, keep_marking};
 use super::{ClockDevice, Core};
 use crate::rtc::Rtc;
 use crate::rtc::wire;
@@ -47,9 +47,6 @@ const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::
     .union(VhostUserProtocolFeatures::RESET_DEVICE)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
     .union(VhostUserProtocolFeatures::DEVICE_STATE);
-
-/// What is written to the guest's memory is marked for a migration.
-type Marks = BitmapMmapRegion;
 
 /// See the module.
 pub(crate) struct ClockSession {
@@ -234,6 +231,7 @@ impl VhostUserBackend for ClockSession {
     fn set_event_idx(&self, _enabled: bool) {}
 
     fn update_memory(&self, _memory: Memory<Marks>) -> io::Result<()> {
+        keep_marking(&self.link.memory.memory());
         self.link.check_memory()
     }
 
