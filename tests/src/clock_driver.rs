@@ -7,9 +7,8 @@
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use vhost::vhost_user::Frontend;
-
 use rustix::time::{ClockId, DynamicClockId, Timespec, clock_gettime, clock_gettime_dynamic};
+use vhost::vhost_user::Frontend;
 
 use crate::contract::{u16_at, u64_at};
 use crate::raw_driver::{Driver, Layout, Rig, Setup, Used};

@@ -433,6 +433,26 @@ fn alarms_and_monotonic_survive_many_kills() {
     }
 }
 
+#[test]
+fn alarms_are_kept_by_a_backend_that_has_no_clock_meanwhile() {
+    let (rig, mut guest) = mortal();
+    guest.set_alarm(UTC, 1, true);
+    told_once(&mut guest, UTC);
+    guest.set_alarm(MONOTONIC, u64::MAX - 9, true);
+    let file = rig.backend.directory().join("state");
+    let meanwhile = || {
+        let option = format!("--state-file={}", file.display());
+        let rig = Rig::launch(&[&option]);
+        Client::connect(&rig).configure(3);
+    };
+    let rig = rig.die_and_go_on(meanwhile, &[]);
+    let mut guest = guest.moved_to(rig.clock_stream(), |_| {});
+    guest.no_notification();
+    assert_eq!(guest.read_alarm(UTC), Ok((1, true)));
+    assert_eq!(guest.read_alarm(MONOTONIC), Ok((u64::MAX - 9, true)));
+    assert_eq!(Client::connect(&rig).info().vcpus, 3);
+}
+
 /// Moves the guest to a backend by device state.
 fn migrated(guest: ClockDriver, to: &Rig) -> ClockDriver {
     let stream = save(&guest.driver.control);

@@ -1,6 +1,9 @@
 //! Cross-timestamps (virtio 1.4 §5.23.6.5): a clock and the guest's own counter at one instant, as
 //! far as the counter is known, and never one before another.
 
+use std::time::Instant;
+
+use vhost::vhost_user::VhostUserFrontend;
 use vhost_user_timer_tests::backend_process::Devices;
 use vhost_user_timer_tests::clock_driver::{
     ClockDriver, Cross, MONOTONIC, MS, SECOND, UTC, counter::ARM_VCT, host, rtc_status,
@@ -8,10 +11,6 @@ use vhost_user_timer_tests::clock_driver::{
 use vhost_user_timer_tests::contract::{CNT, Client, phase, restore};
 use vhost_user_timer_tests::raw_driver::{PATIENCE, Rig, load, save};
 use vhost_user_timer_tests::watch::host_count;
-
-use std::time::Instant;
-
-use vhost::vhost_user::VhostUserFrontend;
 
 const READINGS: u32 = 2_000;
 

@@ -94,12 +94,14 @@ fn the_last_restore_done_lets_it_go_on() {
 
 #[test]
 fn an_abort_lets_it_go_on() {
-    let rig = both();
-    let mut timer = restoring(&rig, 0, Duration::ZERO);
-    let held = Held::at(&rig);
-    held.is_held(&mut timer);
-    timer.vm(op::RESTORE_ABORT, &[]).ok(0);
-    held.goes_on();
+    for timeout in [0, 3_600_000_000_000, u64::MAX] {
+        let rig = both();
+        let mut timer = restoring(&rig, 0, Duration::from_nanos(timeout));
+        let held = Held::at(&rig);
+        held.is_held(&mut timer);
+        timer.vm(op::RESTORE_ABORT, &[]).ok(0);
+        held.goes_on();
+    }
 }
 
 #[test]

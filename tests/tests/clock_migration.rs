@@ -2,7 +2,10 @@
 //! (vhost-user, "Migration"), and nothing else is.
 
 use std::collections::BTreeSet;
+use std::thread;
 
+use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
 use vhost_user_timer_tests::backend_process::Devices;
 use vhost_user_timer_tests::clock_driver::{
     ALARMQ, ClockDriver, F_ALARM, F_LOG_ALL, MONOTONIC, MS, REQUESTQ, UTC, host, msg, proper,
@@ -132,6 +135,70 @@ fn a_buffer_that_is_too_short_marks_the_used_ring_alone() {
     assert_eq!(used.len, 0);
     assert!(rig.comes_to_rest());
     assert_eq!(log.taken(), of_used_ring(&guest, REQUESTQ, n, setup));
+}
+
+#[test]
+fn memory_that_comes_during_the_migration_is_marked_as_well() {
+    for (add_mem_reg, size) in [(false, 128), (true, 128), (false, 1_024)] {
+        let rig = launch();
+        let setup = Setup {
+            add_mem_reg,
+            size,
+            ..Setup::default()
+        };
+        let (mut guest, log) = migrating(&rig, setup);
+        for _ in 0..3 {
+            // As where the guest moves a BAR, or is given more memory.
+            let region = guest.driver.memory.region();
+            let control = &mut guest.driver.control;
+            if add_mem_reg {
+                control.remove_mem_region(&region).expect("REM_MEM_REG");
+                control.add_mem_region(&region).expect("ADD_MEM_REG");
+            } else {
+                control.set_mem_table(&[region]).expect("SET_MEM_TABLE");
+            }
+            let n = guest.driver.rings[0].next_avail();
+            let head = guest
+                .driver
+                .add(REQUESTQ, &proper(msg::READ, UTC), 16, &Layout::plain());
+            let (at, _) = guest.driver.rings[0].writable(head)[0];
+            guest.driver.rings[0].kick(&guest.driver.memory);
+            guest.driver.used(REQUESTQ);
+            assert!(rig.comes_to_rest());
+            let mut expected = of_used_ring(&guest, REQUESTQ, n, setup);
+            expected.extend(pages(at, 16));
+            assert_eq!(log.taken(), expected, "{add_mem_reg}");
+        }
+    }
+}
+
+#[test]
+fn what_is_written_while_the_memory_changes_is_marked_as_well() {
+    let rig = launch();
+    let setup = Setup::default();
+    let (mut guest, log) = migrating(&rig, setup);
+    let region = guest.driver.memory.region();
+    for _ in 0..30 {
+        let control = guest.driver.control.clone();
+        let changes = thread::spawn(move || {
+            for _ in 0..5 {
+                control.set_mem_table(&[region]).expect("SET_MEM_TABLE");
+            }
+        });
+        let mut expected = BTreeSet::new();
+        while expected.is_empty() || !changes.is_finished() {
+            let n = guest.driver.rings[0].next_avail();
+            let read = proper(msg::READ, UTC);
+            let head = guest.driver.add(REQUESTQ, &read, 16, &Layout::plain());
+            expected.extend(pages(guest.driver.rings[0].writable(head)[0].0, 16));
+            guest.driver.rings[0].kick(&guest.driver.memory);
+            guest.driver.used(REQUESTQ);
+            expected.extend(of_used_ring(&guest, REQUESTQ, n, setup));
+        }
+        changes.join().expect("the memory tables");
+        assert!(rig.comes_to_rest());
+        assert_eq!(log.taken(), expected);
+    }
 }
 
 #[test]
