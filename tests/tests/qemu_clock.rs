@@ -123,11 +123,11 @@ fn a_smeared_clock_is_an_rtc_whose_alarms_wake_whoever_waits() {
                 .contains("enabled=0")
         );
         vm.run(&format!(
-            "guest alarm-set {rtc} 1; guest alarm-cancel {rtc}"
+            "guest alarm-set {rtc} 4; guest alarm-cancel {rtc}"
         ));
         let error = vm
             .guest
-            .run(&format!("guest alarm-wait {rtc} 2"))
+            .run(&format!("guest alarm-wait {rtc} 5"))
             .unwrap_err();
         assert!(error.to_string().contains("no interrupt"), "{error}");
     });

@@ -95,7 +95,7 @@ fn a_driver_that_is_unbound_and_bound_or_loaded_anew_finds_its_clocks() {
              guest read ptp0 >/dev/null || exit 1; done"
         );
         for command in [rebind, reload] {
-            let output = vm.guest.run_within(120 * SECOND, &command).unwrap();
+            let output = vm.guest.run_within(300 * SECOND, &command).unwrap();
             assert_eq!(output.status, 0, "{}", output.text);
         }
         vm.rtc();
