@@ -9,12 +9,19 @@ keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 flavour=cloud-arm64
 cross=aarch64-linux-gnu-
 
+# Where the host's apt, as far as its lists tell, gets Debian from.
+apts_mirror() {
+    # shellcheck disable=SC2016 # apt expands it
+    apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | sed 1q
+}
+
 # Where the host gets Debian from.
 mirror() {
     local mirror=${VHOST_USER_TIMER_MIRROR:-}
-    if [[ -z $mirror ]]; then
-        # shellcheck disable=SC2016 # apt expands it
-        mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | sed 1q) || true
+    [[ -n $mirror ]] || mirror=$(apts_mirror) || true
+    # A machine that was only just made may have no lists yet.
+    if [[ -z $mirror && $EUID -eq 0 ]] && apt-get -q update >&2; then
+        mirror=$(apts_mirror) || true
     fi
     [[ -n $mirror ]] || {
         echo 'No Debian mirror is known to apt here: set VHOST_USER_TIMER_MIRROR to the address of one.'
