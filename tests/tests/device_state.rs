@@ -224,6 +224,8 @@ fn what_is_loaded_in_paused_takes_the_former_vms_place_until_it_is_aborted() {
     let mut client = configured(&rig, 5);
     let (state, _, epoch) = at_rest(&mut client);
     let older = client.wait_run(1, 4);
+    // The two channels are served by two threads: it waits before the load comes.
+    client.settle();
     assert!(load(&client.driver.control, &stream));
     assert_eq!(client.released(1, older).status, status::ESTALE);
     let info = client.info();
