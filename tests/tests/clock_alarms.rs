@@ -9,7 +9,9 @@ use vhost_user_timer_tests::clock_driver::{
     ALARMQ, ClockDriver, F_ALARM, MONOTONIC, MS, REQUESTQ, SECOND, UTC, host, msg, proper,
 };
 use vhost_user_timer_tests::contract::Client;
-use vhost_user_timer_tests::raw_driver::{Cut, Layout, POISON, Rig, Setup, load, save, start_save};
+use vhost_user_timer_tests::raw_driver::{
+    Cut, Driver, Layout, POISON, Rig, Setup, load, save, start_save,
+};
 
 /// Soon enough to wait for, and long enough to do something before on most machines.
 const SOON: u64 = 60 * MS;
@@ -359,6 +361,33 @@ fn an_alarm_that_falls_due_between_connections_is_told_on_the_next() {
     host::wait_until(MONOTONIC, host::boottime() + SOON + MS);
     let mut guest = listening(&rig);
     told_once(&mut guest, MONOTONIC);
+}
+
+#[test]
+fn a_new_driver_is_told_once_of_a_kept_alarm_though_its_alarmq_is_served_first() {
+    let rig = launch();
+    let mut guest = ClockDriver::connect(&rig);
+    guest.set_alarm(UTC, 1, true);
+    drop(guest);
+    let mut guest = ClockDriver::connect(&rig);
+    for queue in [REQUESTQ, ALARMQ] {
+        assert_eq!(guest.driver.stop(queue), 0);
+    }
+    for _ in 0..2 {
+        guest.driver.add(ALARMQ, &[], 16, &Layout::plain());
+    }
+    // The requestq is where it begins, and all but started, when the alarmq is.
+    let index = usize::from(REQUESTQ);
+    guest.driver.control.set_vring_base(index, 0).expect("BASE");
+    guest.driver.start_at(ALARMQ, 0);
+    assert_eq!(guest.notified(), UTC);
+    let Driver { control, rings, .. } = &mut guest.driver;
+    let ring = &rings[index];
+    control.set_vring_addr(index, &ring.config()).expect("ADDR");
+    control.set_vring_call(index, ring.call()).expect("CALL");
+    control.set_vring_kick(index, ring.kick_fd()).expect("KICK");
+    control.set_vring_enable(index, true).expect("ENABLE");
+    guest.no_notification();
 }
 
 /// A backend with a state file, and a guest that listens.

@@ -62,6 +62,19 @@ impl ClockSession {
         self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A driver that begins anew is seen before it is told or answered anything: whichever queue is
+    /// served first, a kept alarm that is past is told to it once.
+    fn see_new_driver(&self, core: &mut Core) {
+        if self
+            .link
+            .vring(REQUEST_QUEUE)
+            .is_some_and(Vring::begins_anew)
+        {
+            let now = self.device.sample();
+            core.rtc.driver_started(&now, &mut core.effects);
+        }
+    }
+
     /// Serves requests of the requestq until there is a reason to stop.
     fn serve_requests(&self, core: &mut Core, gathered: &mut Gathered) -> Served {
         let Some(vring) = self.link.vring(REQUEST_QUEUE) else {
@@ -71,10 +84,7 @@ impl ClockSession {
         let Some(mut ring) = Ring::usable(vring, REQUEST_QUEUE, &mem) else {
             return Served::All;
         };
-        if vring.begins_anew() {
-            let now = self.device.sample();
-            core.rtc.driver_started(&now, &mut core.effects);
-        }
+        self.see_new_driver(core);
         for _ in 0..BATCH {
             let Some(head) = ring.next_chain(gathered) else {
                 return Served::All;
@@ -129,6 +139,7 @@ impl ClockSession {
 
     /// Tells alarms and sets the timerfd.
     fn carry_out(&self, core: &mut Core, gathered: &mut Gathered) {
+        self.see_new_driver(core);
         // Whoever is told of an alarm is told by the clocks of now.
         core.astray |= core.rtc.has_notification();
         self.device.follow_time(core);
