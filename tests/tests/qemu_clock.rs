@@ -3,9 +3,7 @@
 
 use std::time::Duration;
 
-use vhost_user_timer_tests::qemu::{
-    Bracket, ClockVm, Environment, HostClock, Transport, environment,
-};
+use vhost_user_timer_tests::qemu::{Bracket, ClockVm, HostClock, Transport, environment};
 
 /// What the kernel's driver calls the clocks (Linux, drivers/virtio/virtio_rtc_ptp.c).
 fn ptp_name(kind: u8) -> String {
@@ -17,12 +15,17 @@ const MONOTONIC: u8 = 2;
 const SMEARED: u8 = 3;
 const MAYBE_SMEARED: u8 = 4;
 
-/// Both transports, each with one guest.
+/// A guest on each transport.
 fn on_each_transport(args: &[&str], test: impl Fn(&mut ClockVm)) {
+    on(&Transport::ALL, args, test);
+}
+
+/// A guest on each of these transports.
+fn on(transports: &[Transport], args: &[&str], test: impl Fn(&mut ClockVm)) {
     let Some(environment) = environment() else {
         return;
     };
-    for transport in Transport::ALL {
+    for &transport in transports {
         let mut vm = ClockVm::boot(&environment, transport, args);
         test(&mut vm);
         vm.assert_no_complaint();
@@ -133,18 +136,9 @@ fn a_smeared_clock_is_an_rtc_whose_alarms_wake_whoever_waits() {
     });
 }
 
-/// The environment, with which a test is not interested in a transport.
-fn on_pci(args: &[&str], test: impl FnOnce(&Environment, &mut ClockVm)) {
-    if let Some(environment) = environment() {
-        let mut vm = ClockVm::boot(&environment, Transport::Pci, args);
-        test(&environment, &mut vm);
-        vm.assert_no_complaint();
-    }
-}
-
 #[test]
 fn an_alarm_is_kept_while_the_driver_is_away() {
-    on_pci(&["--rtc-clock=smeared"], |_, vm| {
+    on(&[Transport::Pci], &["--rtc-clock=smeared"], |vm| {
         let rtc = vm.rtc();
         vm.run(&format!("guest alarm-set {rtc} 1000"));
         let alarm = vm.run(&format!("guest alarm-read {rtc}"));

@@ -225,12 +225,9 @@ impl TimerDevice {
                     restore.missing
                 );
             }
-            let patience = restore.ticks_left.map_or(LONGEST_HOLD, |ticks| {
-                Duration::from_nanos(ns_of_ticks(ticks, core.vm.frequency()))
-            });
             let left = match restore.ticks_left {
-                None => patience.saturating_sub(began.elapsed()),
-                Some(_) => patience,
+                None => LONGEST_HOLD.saturating_sub(began.elapsed()),
+                Some(ticks) => Duration::from_nanos(ns_of_ticks(ticks, core.vm.frequency())),
             };
             if restore.overdue || left.is_zero() {
                 log::error!(
