@@ -10,6 +10,7 @@
 //!   parsing never panics and never allocates.
 //! - [`status`]: the errno-valued status of an answer.
 //! - [`register`]: the six timer registers of each ABI, name ↔ id both ways.
+//! - [`counter`]: the host counter as it follows from a clock.
 //!
 //! All of that is `no_std` and does no I/O. Feature `frontend` adds the library a
 //! VMM links, module `frontend`.
@@ -20,6 +21,7 @@
 
 #![cfg_attr(not(feature = "frontend"), no_std)]
 
+pub mod counter;
 #[cfg(feature = "frontend")]
 pub mod frontend;
 pub mod op;

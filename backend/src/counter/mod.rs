@@ -13,11 +13,12 @@ pub mod wall;
 pub use alarm::Alarm;
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use vhost_user_timer_protocol::counter::scale;
+use vhost_user_timer_protocol::counter::{self, NS_PER_SEC};
 
 use crate::state::file::CounterId;
 use crate::vm::{Now, Vm};
-
-const NS_PER_SEC: u64 = 1_000_000_000;
 
 /// What the host counter is derived from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -135,8 +136,7 @@ impl Counter {
         }
     }
 
-    /// The source in ticks of `frequency` Hz. Exact: whole seconds and the rest are scaled
-    /// apart, so no error accumulates.
+    /// The source in ticks of `frequency` Hz.
     fn ticks(&self, frequency: u64) -> u64 {
         match self.0 {
             Reader::Monotonic => clock_ticks(ClockId::Monotonic, frequency),
@@ -174,38 +174,13 @@ fn ticks_of(time: Timespec, frequency: u64) -> u64 {
     // Only a wall clock set before 1970 is negative; it is the epoch, then.
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or(0);
-    seconds
-        .wrapping_mul(frequency)
-        .wrapping_add(scale(nanoseconds, NS_PER_SEC, frequency))
-}
-
-/// `value` ticks of `from` Hz in whole ticks of `to` Hz, modulo 2^64.
-fn scale(value: u64, from: u64, to: u64) -> u64 {
-    if from == to {
-        return value;
-    }
-    let rest = u128::from(value % from) * u128::from(to) / u128::from(from);
-    (value / from).wrapping_mul(to).wrapping_add(rest as u64)
+    counter::ticks(seconds, nanoseconds, frequency)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::{MAX_FREQUENCY, Profile};
-
-    #[test]
-    fn scaling_is_exact_at_every_frequency_and_age() {
-        for to in [1, 24_000_000, 62_500_000, 1_000_000_007, MAX_FREQUENCY] {
-            for value in [0, 1, 999_999_999, 1_000_000_000, 3_155_760_000_123_456_789] {
-                let exact = u128::from(value) * u128::from(to) / u128::from(NS_PER_SEC);
-                assert_eq!(
-                    scale(value, NS_PER_SEC, to),
-                    exact as u64,
-                    "{value} at {to}"
-                );
-            }
-        }
-    }
+    use crate::vm::Profile;
 
     #[test]
     fn a_counter_never_goes_back_and_runs_at_the_vms_frequency() {

@@ -2,6 +2,8 @@
 //!
 //! All arithmetic is modulo 2^64, as the architecture's counters are (Arm ARM D12.1.2).
 
+use vhost_user_timer_protocol::counter::NS_PER_SEC;
+
 /// One instant, as the shell around the model read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
@@ -77,27 +79,6 @@ impl Clock {
     }
 }
 
-/// What the VMM said of its host counter (SET_COUNTER_ANCHOR).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Anchor {
-    /// CLOCK_MONOTONIC, ns, when the host counter read `count`.
-    pub monotonic_ns: u64,
-    /// The host counter then.
-    pub count: u64,
-}
-
-impl Anchor {
-    /// The host counter at `monotonic_ns` of CLOCK_MONOTONIC, before the anchor or after.
-    pub fn host(self, monotonic_ns: u64, frequency: u64) -> u64 {
-        let ns = i128::from(monotonic_ns) - i128::from(self.monotonic_ns);
-        let ticks = (ns * i128::from(frequency)).div_euclid(i128::from(NS_PER_SEC));
-        // Modulo 2^64, like all counter arithmetic.
-        self.count.wrapping_add(ticks as u64)
-    }
-}
-
-const NS_PER_SEC: u64 = 1_000_000_000;
-
 /// The whole ticks in `ns` nanoseconds; `u64::MAX` where they are more.
 ///
 /// Exact: the product is taken in 128 bits, so nothing accumulates over years.
@@ -141,20 +122,6 @@ mod tests {
         let clock = Clock::Counting { offset: 10 };
         assert_eq!(clock.count(3), u64::MAX - 6);
         assert_eq!(clock.offset(3), 10);
-    }
-
-    #[test]
-    fn an_anchor_reads_the_host_counter_on_both_sides_of_it() {
-        let anchor = Anchor {
-            monotonic_ns: 1_000,
-            count: 50,
-        };
-        assert_eq!(anchor.host(1_000, 1_000_000_000), 50);
-        assert_eq!(anchor.host(1_010, 1_000_000_000), 60);
-        assert_eq!(anchor.host(990, 1_000_000_000), 40);
-        assert_eq!(anchor.host(0, 1_000_000_000), 50u64.wrapping_sub(1_000));
-        // Half a tick before is in the tick before.
-        assert_eq!(anchor.host(999, 500_000_000), 49);
     }
 
     #[test]

@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
+use vhost_user_timer_protocol::counter::Anchor;
 use vhost_user_timer_protocol::wire::{self, LINE_PHYSICAL, LINE_VIRTUAL};
 use vhost_user_timer_protocol::{Abi, Phase, Register};
 use zerocopy::little_endian::U64;
 
 use super::Refusal;
-use super::clock::{Anchor, Clock, ClockId, Now, ticks_of_ns, ticks_to_pass};
+use super::clock::{Clock, ClockId, Now, ticks_of_ns, ticks_to_pass};
 use super::restore::{Restore, Staged, Terms};
 use super::saved::SavedVcpu;
 use super::schedule::{Schedule, Timers};

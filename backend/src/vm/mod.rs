@@ -28,9 +28,10 @@ mod timer;
 #[cfg(test)]
 mod tests;
 
-pub use clock::{Anchor, ClockId, Now, ns_of_ticks, ticks_of_ns};
+pub use clock::{ClockId, Now, ns_of_ticks, ticks_of_ns};
 pub use record::{BadRecord, VcpuRecord, VmRecord};
 pub use saved::{LoadError, SaveError, Saved, SavedVcpu};
+pub use vhost_user_timer_protocol::counter::Anchor;
 
 use machine::{Machine, State};
 use ops::{Answer, HEADER};

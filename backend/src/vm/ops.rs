@@ -1,12 +1,13 @@
 //! The operations: each checks, and then does what it says or nothing at all.
 
+use vhost_user_timer_protocol::counter::Anchor;
 use vhost_user_timer_protocol::request::{Body, VcpuOp};
 use vhost_user_timer_protocol::wire;
 use vhost_user_timer_protocol::{Abi, Phase, Register, Request, Status};
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
 
-use super::clock::{Anchor, ClockId, Now};
+use super::clock::{ClockId, Now};
 use super::machine::{Machine, State};
 use super::{Changed, Effects, Handled, Notice, Refusal, Token, Vm};
 

@@ -5,9 +5,10 @@
 //! told, and which counts vCPUs were told.
 
 use vhost_user_timer_protocol::Abi;
+use vhost_user_timer_protocol::counter::Anchor;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::clock::{Anchor, Clock, Now};
+use super::clock::{Clock, Now};
 use super::machine::{Machine, State, Vcpu};
 use super::restore::{Restore, Staged, Terms};
 use super::schedule::Timers;
