@@ -272,6 +272,30 @@ wire! {
         8 length: U64,
     }
 
+    /// What the backend writes to the time page.
+    Page, 64 {
+        /// Odd while the rest changes; other than before once it has changed.
+        0 seq: U32,
+        /// [`Phase`].
+        4 phase: U32,
+        /// The epoch.
+        8 epoch: U64,
+        /// Host count − virtual count; 0 where that clock is frozen.
+        16 cntvoff: U64,
+        /// Host count − physical count; 0 where that clock is frozen.
+        24 cntpoff: U64,
+        /// Counter frequency, Hz.
+        32 frequency: U64,
+        /// The virtual count, where it is frozen; else 0.
+        40 virt_count: U64,
+        /// The physical count, where it is frozen; else 0.
+        48 phys_count: U64,
+        /// A futex: grows at every change of phase.
+        56 wake: U32,
+        /// [`page_flags`].
+        60 flags: U32,
+    }
+
     /// What the backend writes to a buffer of the event queue.
     Event, 32 {
         /// [`EVENT_TIMER_ASSERTED`] or [`EVENT_PHASE_CHANGED`].
@@ -287,6 +311,14 @@ wire! {
         /// The epoch.
         24 epoch: U64,
     }
+}
+
+/// Bits of [`Page::flags`].
+pub mod page_flags {
+    /// The virtual clock stands still.
+    pub const VIRT_FROZEN: u32 = 1 << 0;
+    /// The physical clock stands still.
+    pub const PHYS_FROZEN: u32 = 1 << 1;
 }
 
 /// Bits of [`Info::flags`].

@@ -315,9 +315,6 @@ fn epoch_0_means_the_current_one_and_any_other_must_be_it() {
     let mut client = in_phase(&rig, phase::RESTORING);
     assert_eq!(client.info().epoch, 2);
     for (op, about_a_vcpu, _) in op::ALL {
-        if op == op::SET_TIME_PAGE {
-            continue;
-        }
         for epoch in [1, 3, u64::MAX] {
             let answer = client.ask(op, vcpu_of(about_a_vcpu), epoch, &good_body(op));
             assert_eq!(answer.outcome(), (status::ESTALE, 0), "{op:#x} {epoch}");
@@ -490,19 +487,6 @@ fn the_current_epoch_survives_reset_device() {
     assert!(info.epoch >= epoch);
     client.configure(1);
     assert!(client.restore_begin(1, 0) > epoch);
-}
-
-#[test]
-fn set_time_page_is_not_supported_yet() {
-    let rig = Rig::launch(&[]);
-    for wanted in PHASES {
-        let mut client = in_phase(&rig, wanted);
-        for body in [words(&[0x4000_0000, 64]), words(&[0, 0])] {
-            let answer = client.vm(op::SET_TIME_PAGE, &body);
-            assert_eq!(answer.outcome(), (status::EOPNOTSUPP, 0));
-        }
-        client.reset_and_leave();
-    }
 }
 
 #[test]

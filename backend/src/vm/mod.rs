@@ -13,12 +13,13 @@
 //! - a due timer is never lost; a masked or disabled one never fires.
 //!
 //! Where does time stand still? In `clock`. Who waits for whom? In `restore`. When does a
-//! timer fire? In `schedule`, over `deadlines`.
+//! timer fire? In `schedule`, over `deadlines`. What does the time page say? In `page`.
 
 mod clock;
 mod deadlines;
 mod machine;
 mod ops;
+mod page;
 mod record;
 mod restore;
 mod saved;
@@ -29,6 +30,7 @@ mod timer;
 mod tests;
 
 pub use clock::{ClockId, Now, ns_of_ticks, ticks_of_ns};
+pub use page::PageOrder;
 pub use record::{BadRecord, VcpuRecord, VmRecord};
 pub use saved::{LoadError, SaveError, Saved, SavedVcpu};
 pub use vhost_user_timer_protocol::counter::Anchor;
@@ -191,6 +193,9 @@ pub struct Effects {
     pub notices: Vec<Notice>,
     /// What changed; the shell clears it.
     pub changed: Changed,
+    /// What SET_TIME_PAGE wants; the shell takes it out, and does it or has it refused
+    /// ([`Vm::refuse`]).
+    pub page: Option<PageOrder>,
 }
 
 /// Why a request is refused.
@@ -358,6 +363,14 @@ impl Vm {
         out[..HEADER].copy_from_slice(self.header(refusal).as_bytes());
         effects.response = out;
         handled
+    }
+
+    /// Refuses the request that was handled last after all, for what only the shell can know. It
+    /// must have changed nothing.
+    pub fn refuse(&self, status: Status, effects: &mut Effects) {
+        effects.response.clear();
+        let header = self.header(status.into());
+        effects.response.extend_from_slice(header.as_bytes());
     }
 
     fn header(&self, Refusal { status, detail }: Refusal) -> wire::ResponseHeader {

@@ -9,6 +9,7 @@ use zerocopy::little_endian::{U32, U64};
 
 use super::clock::{ClockId, Now};
 use super::machine::{Machine, State};
+use super::page::PageOrder;
 use super::{Changed, Effects, Handled, Notice, Refusal, Token, Vm};
 
 /// Where an answer's body goes, once it is sure to fit.
@@ -56,9 +57,6 @@ impl Vm {
         answer: &mut Answer<'_>,
         effects: &mut Effects,
     ) -> Result<Handled, Refusal> {
-        if let Body::SetTimePage(_) = request.body {
-            return Err(Status::Unsupported.into());
-        }
         if let Body::Vcpu { vcpu, .. } = request.body
             && let Some(machine) = &self.machine
             && vcpu >= machine.vcpus()
@@ -72,7 +70,7 @@ impl Vm {
         match request.body {
             Body::GetInfo => answer.give(&self.info(now))?,
             Body::ConfigureVm(configure) => self.configure(configure)?,
-            Body::SetTimePage(_) => return Err(Status::Unsupported.into()),
+            Body::SetTimePage(page) => effects.page = Some(PageOrder::parse(page)?),
             Body::GetVm(range) => self.get_vm(now, range, answer)?,
             Body::SetVm(vcpus) => self.set_vm(vcpus)?,
             Body::SetCounterOffset(offset) => self

@@ -3,6 +3,7 @@
 //! [`TimerDevice`] lives as long as the process and has the VM. A `TimerSession` lives as long as one
 //! connection.
 
+mod page;
 mod rings;
 mod session;
 
@@ -14,13 +15,16 @@ use std::time::{Duration, Instant};
 
 pub(crate) use session::TimerSession;
 
-use vhost_user_timer_protocol::Ranges;
+use vhost_user_timer_protocol::{Ranges, Status};
+
+use page::Page;
 
 use super::DeviceError;
+use super::vring::Memory;
 use crate::counter::{Alarm, Counter, wall};
 use crate::rtc::{BadRecord, Counter as ClockCounter, RtcRecord, Sample};
 use crate::state::file::StateFile;
-use crate::vm::{Anchor, Effects, GuestCounter, Notice, Now, Profile, Vm, ns_of_ticks};
+use crate::vm::{Anchor, Effects, GuestCounter, Notice, Now, PageOrder, Profile, Vm, ns_of_ticks};
 
 /// For how long a restore without a time-out holds the clock device's frontend back.
 const LONGEST_HOLD: Duration = Duration::from_secs(60);
@@ -45,6 +49,8 @@ struct Core {
     /// The last instant, and what the host counter was then.
     last: Option<(HostCounter, u64)>,
     state: Option<StateFile>,
+    /// The time page of the present connection.
+    page: Page,
 }
 
 /// What a host counter is told by: another one may read less.
@@ -66,11 +72,28 @@ impl Core {
         now
     }
 
-    /// Takes what changed into the state file. Answers may be seen after that, not before.
-    fn persist(&mut self) {
+    /// Takes what changed into the state file, and then into the time page, which can be seen at
+    /// once. Answers may be seen after that, not before.
+    fn persist(&mut self, memory: &Memory<()>) {
+        if !self.effects.changed.any() && !self.page.is_open() {
+            return;
+        }
         match &mut self.state {
             Some(state) => state.commit(&self.vm, &mut self.effects.changed),
             None => self.effects.changed.clear(),
+        }
+        self.page.follow(&self.vm, memory);
+    }
+
+    /// Does what SET_TIME_PAGE asks for, or has it refused.
+    fn turn_page(&mut self, order: PageOrder, memory: &Memory<()>) {
+        match order {
+            PageOrder::Stop => self.page.stop(),
+            PageOrder::WriteAt { address, length } => {
+                if !self.page.start(address, length, &self.vm, memory) {
+                    self.vm.refuse(Status::Invalid, &mut self.effects);
+                }
+            }
         }
     }
 
@@ -152,6 +175,7 @@ impl TimerDevice {
             counter,
             last: None,
             state,
+            page: Page::new(),
         };
         core.follow_time();
         Ok(TimerDevice {

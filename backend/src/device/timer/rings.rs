@@ -60,7 +60,7 @@ impl Rings {
                 ring.stop(&format_args!("chain {head} is made available twice"));
                 return Served::All;
             }
-            self.serve_one(core, &mut ring, token);
+            self.serve_one(core, &mut ring, token, memory);
             if !core.effects.released.is_empty() || !core.effects.notices.is_empty() {
                 return Served::ToEffects;
             }
@@ -68,7 +68,13 @@ impl Rings {
         Served::ToBatch
     }
 
-    fn serve_one(&mut self, core: &mut Core, ring: &mut Ring<'_, ()>, token: Token) {
+    fn serve_one(
+        &mut self,
+        core: &mut Core,
+        ring: &mut Ring<'_, ()>,
+        token: Token,
+        memory: &Memory<()>,
+    ) {
         if !self.gathered.has_room(token.queue, HEADER) {
             ring.give_back(token.head, 0);
             return;
@@ -78,9 +84,15 @@ impl Rings {
             room: self.gathered.room(),
             token,
         };
+        if call.may_freeze() {
+            core.page.open(memory);
+        }
         let now = core.now();
         let handled = core.vm.handle(now, &call, &mut core.effects);
-        core.persist();
+        if let Some(order) = core.effects.page.take() {
+            core.turn_page(order, memory);
+        }
+        core.persist(memory);
         reached(Point::AnswerReady);
         match handled {
             Handled::Answered => {

@@ -45,7 +45,7 @@ impl TimerSession {
 
     /// Answers waiters, tells events, sets the alarm, and last logs: nobody waits for that.
     fn carry_out(&self, core: &mut Core, rings: &mut Rings) {
-        core.persist();
+        core.persist(&self.link.memory);
         while let Some(released) = core.effects.released.pop() {
             rings.release(&released, self.link.vrings(), &self.link.memory);
         }
@@ -126,6 +126,7 @@ impl Session for TimerSession {
         let mut core = self.device.core();
         let now = core.now();
         core.vm.disconnect(now);
+        core.page.stop();
         core.follow_time();
     }
 }
@@ -155,7 +156,9 @@ impl VhostUserBackend for TimerSession {
         let from = core.vm.phase();
         let Core { vm, effects, .. } = &mut *core;
         vm.reset(effects);
-        core.persist();
+        core.persist(&self.link.memory);
+        // A driver that resets a device wants it to let its memory be.
+        core.page.stop();
         core.follow_time();
         self.rings().clear();
         self.device.phase_changed.notify_all();
@@ -187,7 +190,14 @@ impl VhostUserBackend for TimerSession {
     }
 
     fn update_memory(&self, _memory: Memory<()>) -> io::Result<()> {
-        self.link.check_memory()
+        let checked = self.link.check_memory();
+        let page = &mut self.device.core().page;
+        match &checked {
+            Ok(()) => page.remapped(&self.link.memory),
+            // To touch it could be fatal.
+            Err(_) => page.stop(),
+        }
+        checked
     }
 
     fn queues_per_thread(&self) -> Vec<u64> {
@@ -215,9 +225,12 @@ impl VhostUserBackend for TimerSession {
         self.link.finish_transfer(|bytes| {
             let saved = stream::decode(bytes).map_err(refuse(LOADING))?;
             let mut core = self.device.core();
+            core.page.open(&self.link.memory);
             let now = core.now();
             let Core { vm, effects, .. } = &mut *core;
-            vm.load(now, &saved, effects).map_err(refuse(LOADING))?;
+            let loaded = vm.load(now, &saved, effects).map_err(refuse(LOADING));
+            core.persist(&self.link.memory);
+            loaded?;
             log::info!(
                 "Loaded the device state: {} vCPUs, {} bytes; each vCPU has its registers to take",
                 saved.vcpus.len(),

@@ -177,8 +177,15 @@ impl Ask {
         Ask::of_vm(Op::RestoreAbort, &[0u8; 0])
     }
 
+    pub(super) fn time_page(address: u64, length: u64) -> Self {
+        let body = wire::TimePage {
+            address: address.into(),
+            length: length.into(),
+        };
+        Ask::of_vm(Op::SetTimePage, &body)
+    }
+
     /// One request of each operation, right for a VM of `vcpus` vCPUs wherever the phase is.
-    /// SET_TIME_PAGE is not the model's.
     pub(super) fn one_of_each(vcpus: u32) -> Vec<Ask> {
         vec![
             Ask::get_info(),
@@ -198,6 +205,7 @@ impl Ask {
             Ask::restore_done(0),
             Ask::wait_run(0),
             Ask::abort(),
+            Ask::time_page(0x1000, 64),
         ]
     }
 }

@@ -27,6 +27,7 @@ mod wire_bulk;
 mod wire_counters;
 mod wire_events;
 mod wire_offsets;
+mod wire_page;
 mod wire_phases;
 mod wire_registers;
 mod wire_requests;

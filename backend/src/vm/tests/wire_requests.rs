@@ -204,15 +204,6 @@ fn an_unknown_operation_is_eopnotsupp_whatever_its_body() {
 }
 
 #[test]
-fn set_time_page_is_reserved_for_a_later_version() {
-    for phase in PHASES {
-        let mut rig = Rig::in_phase(phase, 2);
-        let ask = Ask::new(Op::SetTimePage, VM_WIDE, &[0_u8; 16]);
-        assert_eq!(rig.refused(&ask), (Status::Unsupported, 0));
-    }
-}
-
-#[test]
 fn ebusys_detail_is_the_phase_or_while_restoring_the_vcpus_missing() {
     let mut rig = Rig::new();
     assert_eq!(rig.refused(&Ask::resume()), (Status::Busy, 0));
