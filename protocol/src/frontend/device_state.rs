@@ -142,6 +142,8 @@ impl TimerFrontend {
     }
 
     fn check(&self, connection: &Connection, deadline: Deadline) -> Result<(), Error> {
+        // A load may take the anchor with it.
+        self.session.history.counter_changes();
         connection.check_device_state(deadline.or(self.session.timeout))
     }
 

@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU32};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use vhost::VhostUserMemoryRegionInfo;
@@ -88,6 +88,13 @@ impl SharedMemory {
 
     /// An index or flag that both sides use.
     pub(super) fn atomic(&self, offset: usize) -> &AtomicU16 {
+        self.region
+            .get_atomic_ref(offset)
+            .expect("the layout's offsets lie inside the region, aligned")
+    }
+
+    /// A part of what the backend writes at any time.
+    pub(super) fn atomic_u64(&self, offset: usize) -> &AtomicU64 {
         self.region
             .get_atomic_ref(offset)
             .expect("the layout's offsets lie inside the region, aligned")

@@ -85,7 +85,8 @@
 //!   [`Error::Uncertain`], which takes two threads that contradict each other.
 //! - Requests and events of the outage wait for its end: submitting does not fail.
 //! - Events come at least once, and may be told again.
-//! - The time page stands still in the outage.
+//! - The time page stands still in the outage, and cannot be read from its end until the new backend has
+//!   written it. Who [waits by it](RequestQueue::wait_run_by_page) is in `wait_run` as well.
 //! - A device state's save is done anew, a load if it was not done; the parts of which a VMM
 //!   makes its own fail with [`Error::Disconnected`].
 //!
@@ -100,6 +101,26 @@
 //! let options = Options::default().reconnect(Reconnect::default().patience(patience));
 //! let frontend = TimerFrontend::connect("/run/vm1/timer.sock", options)?;
 //! # Ok(frontend)
+//! # }
+//! ```
+//!
+//! # The clock without a request
+//!
+//! ```no_run
+//! # use std::time::Duration;
+//! # use vhost_user_timer_protocol::frontend::{Error, HostClock, TimerFrontend};
+//! # const SECOND: Duration = Duration::from_secs(1);
+//! # fn by_page(frontend: &TimerFrontend, vcpu: u32) -> Result<(), Error> {
+//! let queue = frontend.queue_of(vcpu);
+//! frontend.time_page().start(queue, SECOND)?;
+//! // Of a backend with `--counter-source monotonic`.
+//! let clock = queue.guest_clock(HostClock::Monotonic, SECOND)?;
+//! let offsets = queue.wait_run_by_page(vcpu, 10 * SECOND)?;
+//! println!("running with cntvoff {:#x}", offsets.cntvoff);
+//! if let Some(counts) = clock.counts() {
+//!     println!("CNTVCT {}, CNTPCT {}", counts.virt_count, counts.phys_count);
+//! }
+//! # Ok(())
 //! # }
 //! ```
 //!
@@ -150,7 +171,7 @@ pub use error::{Error, Fault, Refusal, RingFault};
 pub use events::{Event, EventStream};
 pub use options::{Options, Reconnect};
 pub use queue::{RequestQueue, Ticket};
-pub use time_page::{PageTime, TimePage};
+pub use time_page::{Counts, GuestClock, HostClock, Offsets, PageTime, TimePage};
 pub use types::{Info, List, RegIds, RegValues, RestoreOptions, Run, SavedVm, SetRegs, Timer, Vm};
 pub use wait::{Deadline, ShutdownHandle};
 
@@ -370,6 +391,7 @@ impl TimerFrontend {
         for queue in &self.queues {
             queue.force_kick();
         }
+        session.page_again();
         Ok(())
     }
 

@@ -164,6 +164,8 @@ impl RequestQueue {
 
     /// WAIT_RUN: returns when the vCPU may run, and not before. Not in NEW.
     ///
+    /// With a time page, [`wait_run_by_page`](Self::wait_run_by_page) is the shorter way.
+    ///
     /// Any number of vCPU threads can wait on one queue; other requests go by them. After
     /// [`Error::TimedOut`] a thread may wait again: that takes up the same request. A new restore
     /// ends the wait with [`Status::Stale`](crate::Status::Stale), its being given up with

@@ -40,7 +40,7 @@ pub struct Options {
 /// | RESTORE_DONE | done stays done | EBUSY in the same epoch: the restore was completed, none is missing. Uncertain where a RESTORE_ABORT was sent as well |
 /// | RESTORE_ABORT | sent only while the restore is open, or where it cannot have closed it | not sent where the restore was closed: it was done. Uncertain where an unanswered RESTORE_DONE may have closed it |
 /// | WAIT_RUN | changes nothing: waits on, or gets the present `run` | ESTALE is the truth. Not sent, but answered with ECANCELED, where a RESTORE_ABORT has been done meanwhile |
-/// | SET_TIME_PAGE | the same page | never |
+/// | SET_TIME_PAGE | the same page; the library's own is named again on every connection | never |
 /// | an unknown one | | not sent: uncertain |
 ///
 /// *Uncertain* is [`Error::Uncertain`]. With a backend that answers each request before it begins

@@ -215,6 +215,10 @@ impl fmt::Debug for RequestQueue {
 }
 
 impl Shared {
+    pub(super) fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

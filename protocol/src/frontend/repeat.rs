@@ -33,6 +33,8 @@ pub(super) struct History {
     /// How many RESTORE_ABORTs were done.
     aborted: AtomicU32,
     configured: AtomicBool,
+    /// Grows when the host counter may have become another one, or is about to.
+    counter: AtomicU64,
 }
 
 /// What a request was meant for.
@@ -104,6 +106,16 @@ impl History {
         self.epoch.load(Ordering::Acquire)
     }
 
+    /// The host counter may be another one from now on: an anchor comes or goes.
+    pub(super) fn counter_changes(&self) {
+        self.counter.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Where this is the same as before, the host counter is.
+    pub(super) fn counter_revision(&self) -> u64 {
+        self.counter.load(Ordering::Acquire)
+    }
+
     /// What a request that is submitted now means, behind `begins` RESTORE_BEGINs that are not
     /// answered; `named` is the epoch in its header.
     pub(super) fn intent(&self, op: Op, named: u64, begins: u16) -> Intent {
@@ -111,8 +123,10 @@ impl History {
             0 => self.epoch().wrapping_add(begins.into()),
             named => named,
         };
-        if op == Op::RestoreAbort {
-            grow(&self.aborting, epoch);
+        match op {
+            Op::RestoreAbort => grow(&self.aborting, epoch),
+            Op::SetCounterAnchor => self.counter_changes(),
+            _ => {}
         }
         Intent {
             op,
@@ -128,6 +142,9 @@ impl History {
     /// Takes in an answer's header, and the first number of its body.
     pub(super) fn learn(&self, op: Op, status: Status, epoch: u64, number: u32) {
         grow(&self.epoch, epoch);
+        if op == Op::SetCounterAnchor {
+            self.counter_changes();
+        }
         if status != Status::Ok {
             return;
         }
@@ -160,6 +177,7 @@ impl History {
 
     /// RESET_DEVICE is about to be sent: to find the VM in NEW is no loss any more.
     pub(super) fn resetting(&self) {
+        self.counter_changes();
         self.configured.store(false, Ordering::Release);
         self.opened.store(0, Ordering::Release);
     }

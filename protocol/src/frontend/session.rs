@@ -331,6 +331,11 @@ impl Session {
         Some(self.attempt(connector, deadline.or(self.timeout)))
     }
 
+    /// Asks for the time page again after a reset.
+    pub(super) fn page_again(&self) {
+        self.page.start_again(&self.queues().collect::<Vec<_>>());
+    }
+
     fn queues(&self) -> impl Iterator<Item = Arc<Shared>> {
         let queues = self.rings.get().map_or(&[][..], |rings| &rings.queues);
         queues.iter().filter_map(Weak::upgrade)
@@ -370,6 +375,8 @@ impl Session {
         let vrings: Vec<Vring<'_>> = std::iter::once(events.vring())
             .chain(queues.iter().map(|queue| queue.vring()))
             .collect();
+        // The former backend is gone, and the VM may change from here on.
+        self.page.invalidate();
         next.start(&self.memory, &vrings, deadline)?;
         self.link.follow(&next.socket)?;
         let mut connection = self

@@ -2,23 +2,42 @@
 //!
 //! The backend writes it, this library reads it: 64 bytes guarded by a sequence number that is
 //! odd while the backend writes (SPEC.md, "Time page"). A backend that leaves it odd, or never
-//! lets it rest, makes a read fail, not hang.
+//! lets it rest, makes a read fail, not hang. `clock` makes counts of it, `gate` waits by it.
 
+mod clock;
+mod gate;
+
+use std::mem::offset_of;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use std::time::Duration;
 
-use zerocopy::little_endian::{U32, U64};
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use rustix::event::Timespec;
+use rustix::io::Errno;
+use rustix::thread::futex;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::memory::{Layout, SharedMemory};
 use super::queue::Shared;
 use super::{Call, Deadline, Error, RequestQueue};
 use crate::Phase;
+use crate::wire::{Page, page_flags};
 
-const LEN: usize = 64;
+pub use clock::{Counts, GuestClock, HostClock};
+use gate::Gate;
+pub use gate::Offsets;
 
-/// The backend writes for some tens of nanoseconds, at changes only.
-const TRIES: u32 = 1000;
+const LEN: usize = size_of::<Page>();
+
+/// The backend writes for some microseconds, at changes only.
+const SPINS: u32 = 1000;
+
+/// It may have to wait for a CPU in between.
+const YIELDS: u32 = 200;
+
+/// What the frontend adds to `wake` to make those look again who wait, or are about to. The
+/// backend, which never reads it, adds ones to a number of its own.
+const NUDGE: u32 = 1 << 24;
 
 /// What the time page says at one instant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +46,7 @@ pub struct PageTime {
     pub phase: Phase,
     /// The VM's epoch.
     pub epoch: u64,
-    /// Host count − virtual count; the virtual count is the host counter less this, unless it
-    /// is frozen.
+    /// Host count − virtual count, modulo 2^64; 0 where the virtual count is frozen, and in NEW.
     pub cntvoff: u64,
     /// Host count − physical count, likewise.
     pub cntpoff: u64,
@@ -38,17 +56,24 @@ pub struct PageTime {
     pub frozen_virt_count: Option<u64>,
     /// The physical count, where it stands still.
     pub frozen_phys_count: Option<u64>,
-    /// Grows at every change of phase.
+    /// Changes whenever the phase does.
     pub wake: u32,
 }
 
-/// The frontend's own time page. Reading takes no lock and no system call.
+/// The frontend's own time page. Reading takes no lock, and no system call unless the backend
+/// writes for unusually long.
+///
+/// It does not notice a lost connection: without [`Options::reconnect`](super::Options::reconnect)
+/// it goes on to say what was true when the connection was lost. With it, that is true until there is
+/// a new connection, since only the frontend changes the VM; from then on the page says nothing until
+/// the new backend has written it.
 #[derive(Clone)]
 pub struct TimePage {
     memory: Arc<SharedMemory>,
     offset: usize,
     /// It was started, and is to be started again on the next connection.
     wanted: Arc<AtomicBool>,
+    gate: Arc<Gate>,
 }
 
 impl TimePage {
@@ -61,6 +86,7 @@ impl TimePage {
             memory,
             offset,
             wanted: Arc::default(),
+            gate: Arc::default(),
         }
     }
 
@@ -87,14 +113,17 @@ impl TimePage {
     /// As every operation of a [`RequestQueue`].
     pub fn stop(&self, queue: &RequestQueue, deadline: impl Into<Deadline>) -> Result<(), Error> {
         self.wanted.store(false, Ordering::Release);
-        queue.call(&self.call(0), deadline)
+        queue.call(&self.call(0), deadline)?;
+        self.invalidate();
+        Ok(())
     }
 
     fn call(&self, len: u64) -> Call<'static, ()> {
         Call::set_time_page(self.memory.address(self.offset), len)
     }
 
-    /// Asks a new backend to write the page, if the former one did. Nobody waits for the answer.
+    /// Asks a new backend to write the page, if the former one did, or the same one after a reset.
+    /// Nobody waits for the answer.
     pub(super) fn start_again(&self, queues: &[Arc<Shared>]) {
         if !self.wanted.load(Ordering::Acquire) {
             return;
@@ -107,31 +136,77 @@ impl TimePage {
 
     /// The backend does not write the page: what it says is to be believed no longer.
     pub(super) fn invalidate(&self) {
-        self.memory
-            .atomic_u32(self.offset)
-            .store(0, Ordering::Release);
+        self.half(offset_of!(Page, seq)).store(0, Ordering::Release);
+        self.nudge();
     }
 
     /// What the page says; `None` where the backend has not written it, is writing it all the
     /// time, has written nonsense, or cannot write it any more after a reconnect.
     pub fn read(&self) -> Option<PageTime> {
-        for _ in 0..TRIES {
+        self.read_numbered().map(|(_, time)| time)
+    }
+
+    /// What the page says, and the sequence number of that.
+    fn read_numbered(&self) -> Option<(u32, PageTime)> {
+        for attempt in 0..SPINS + YIELDS {
             let before = self.seq(Ordering::Acquire);
             if before & 1 == 0 {
-                let mut bytes = [0; LEN];
-                self.memory.read(self.offset, &mut bytes);
+                let bytes = self.bytes();
                 fence(Ordering::Acquire);
                 if self.seq(Ordering::Relaxed) == before {
-                    return parse(&bytes).filter(|_| before != 0);
+                    let time = parse(&bytes).filter(|_| before != 0);
+                    return time.map(|time| (before, time));
                 }
             }
-            std::hint::spin_loop();
+            match attempt < SPINS {
+                true => std::hint::spin_loop(),
+                false => std::thread::yield_now(),
+            }
         }
         None
     }
 
+    fn bytes(&self) -> [u8; LEN] {
+        let mut words = [0_u64; LEN / 8];
+        for (n, word) in words.iter_mut().enumerate() {
+            let field = self.memory.atomic_u64(self.offset + 8 * n);
+            *word = field.load(Ordering::Relaxed);
+        }
+        let mut bytes = [0; LEN];
+        bytes.copy_from_slice(words.as_bytes());
+        bytes
+    }
+
+    fn half(&self, offset: usize) -> &AtomicU32 {
+        self.memory.atomic_u32(self.offset + offset)
+    }
+
     fn seq(&self, order: Ordering) -> u32 {
-        u32::from_le(self.memory.atomic_u32(self.offset).load(order))
+        u32::from_le(self.half(offset_of!(Page, seq)).load(order))
+    }
+
+    /// The futex, as it is in memory.
+    fn wake(&self) -> &AtomicU32 {
+        self.half(offset_of!(Page, wake))
+    }
+
+    /// Makes those who wait at the page look again, and those who are about to.
+    fn nudge(&self) {
+        self.wake().fetch_add(NUDGE.to_le(), Ordering::AcqRel);
+        // It fails for no address that is mapped.
+        let _ = futex::wake(self.wake(), futex::Flags::empty(), i32::MAX as u32);
+    }
+
+    /// Sleeps until `wake`, which was `value`, changes, or `most` has passed; or for no reason.
+    fn sleep(&self, value: u32, most: Duration) -> Result<(), Error> {
+        let timeout = Timespec::try_from(most).ok();
+        match futex::wait(self.wake(), futex::Flags::empty(), value, timeout.as_ref()) {
+            Ok(()) | Err(Errno::AGAIN | Errno::INTR | Errno::TIMEDOUT) => Ok(()),
+            Err(error) => Err(Error::Io {
+                what: "wait at the time page",
+                source: error.into(),
+            }),
+        }
     }
 }
 
@@ -140,24 +215,6 @@ impl std::fmt::Debug for TimePage {
         f.debug_struct("TimePage").finish_non_exhaustive()
     }
 }
-
-/// The page's bytes.
-#[derive(FromBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-struct Page {
-    _seq: U32,
-    phase: U32,
-    epoch: U64,
-    cntvoff: U64,
-    cntpoff: U64,
-    frequency: U64,
-    virt_count: U64,
-    phys_count: U64,
-    wake: U32,
-    flags: U32,
-}
-
-const _: () = assert!(size_of::<Page>() == LEN);
 
 fn parse(bytes: &[u8; LEN]) -> Option<PageTime> {
     let page = Page::ref_from_bytes(bytes).ok()?;
@@ -169,8 +226,8 @@ fn parse(bytes: &[u8; LEN]) -> Option<PageTime> {
         cntvoff: page.cntvoff.get(),
         cntpoff: page.cntpoff.get(),
         frequency: page.frequency.get(),
-        frozen_virt_count: frozen(1 << 0, page.virt_count.get()),
-        frozen_phys_count: frozen(1 << 1, page.phys_count.get()),
+        frozen_virt_count: frozen(page_flags::VIRT_FROZEN, page.virt_count.get()),
+        frozen_phys_count: frozen(page_flags::PHYS_FROZEN, page.phys_count.get()),
         wake: page.wake.get(),
     })
 }

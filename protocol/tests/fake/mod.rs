@@ -24,7 +24,10 @@ use vhost_user_timer_protocol::{Phase, Status, VERSION};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{DescriptorChain, QueueOwnedT};
-use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap};
+use vm_memory::{
+    Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard,
+    GuestMemoryMmap,
+};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{
     EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
@@ -109,6 +112,18 @@ impl Fake {
 
     pub(crate) fn wait_for_held(&self, count: usize) {
         self.wait_until(|state| state.held.len() == count);
+    }
+
+    /// Writes to the memory that the frontend shares.
+    pub(crate) fn write(&self, address: u64, bytes: &[u8]) {
+        let state = self.state.lock().unwrap();
+        let memory = state.memory.as_ref().unwrap().memory();
+        memory.write_slice(bytes, GuestAddress(address)).unwrap();
+    }
+
+    /// How many requests are held.
+    pub(crate) fn held(&self) -> usize {
+        self.state.lock().unwrap().held.len()
     }
 
     /// Answers what is held, the newest first.

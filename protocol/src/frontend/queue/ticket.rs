@@ -43,10 +43,15 @@ impl<T: Answer> Ticket<T> {
     ///
     /// [`Error::Refused`] by the backend, [`Error::TimedOut`], or what ended the queue.
     pub fn wait(mut self, deadline: impl Into<Deadline>) -> Result<T, Error> {
+        self.wait_longer(deadline.into())
+    }
+
+    /// As [`wait`](Self::wait), and may be called again where it timed out.
+    pub(in crate::frontend) fn wait_longer(&mut self, deadline: Deadline) -> Result<T, Error> {
         let shared = self.shared.clone();
         shared.kick();
         let slot = self.open_slot()?;
-        let state = shared.wait(Await::Slot(slot), self.about.name(), deadline.into())?;
+        let state = shared.wait(Await::Slot(slot), self.about.name(), deadline)?;
         self.take(&shared, state, slot)
             .unwrap_or(Err(Error::InvalidArgument("The answer was taken already")))
     }

@@ -1,0 +1,159 @@
+//! The guest's counts, from the time page and the host counter.
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use rustix::time::{ClockId, clock_gettime};
+
+use super::{SPINS, TimePage};
+use crate::Phase;
+use crate::counter::{self, Anchor, NS_PER_SEC};
+use crate::frontend::session::Session;
+use crate::frontend::{Deadline, Error, RequestQueue};
+
+/// How often GET_INFO's host counter is looked for between two readings.
+const PROOFS: u32 = 3;
+
+/// What the backend's host counter is derived from, as whoever launched it knows.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum HostClock {
+    /// `--counter-source monotonic`, the default, and no anchor.
+    Monotonic,
+    /// `--counter-source boottime`, and no anchor.
+    Boottime,
+    /// What SET_COUNTER_ANCHOR said last, whatever the source.
+    Anchored(Anchor),
+    /// Another source, and no anchor: reads it, in ticks of the frequency (Hz) that is the argument.
+    /// For `cntvct` that is CNTVCT_EL0 where the VM has the frequency of the host's counter. It
+    /// should read the counter after all that comes before it in program order.
+    Function(fn(u64) -> u64),
+}
+
+impl HostClock {
+    fn read(self, frequency: u64) -> u64 {
+        match self {
+            HostClock::Monotonic => kernel_clock(ClockId::Monotonic, frequency),
+            HostClock::Boottime => kernel_clock(ClockId::Boottime, frequency),
+            HostClock::Anchored(anchor) => {
+                anchor.host(kernel_clock(ClockId::Monotonic, NS_PER_SEC), frequency)
+            }
+            HostClock::Function(read) => read(frequency),
+        }
+    }
+}
+
+fn kernel_clock(clock: ClockId, frequency: u64) -> u64 {
+    let now = clock_gettime(clock);
+    // Neither of the two is ever negative.
+    counter::ticks(now.tv_sec as u64, now.tv_nsec as u64, frequency)
+}
+
+/// The guest's counts at one instant, modulo 2^64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// The virtual count.
+    pub virt_count: u64,
+    /// The physical count.
+    pub phys_count: u64,
+    /// The host counter.
+    pub host_count: u64,
+}
+
+/// Reads the guest's counts without a request. From
+/// [`RequestQueue::guest_clock`].
+#[derive(Clone)]
+pub struct GuestClock {
+    session: Arc<Session>,
+    host: HostClock,
+    /// What the host counter is derived from has not changed since it had this number.
+    revision: u64,
+}
+
+impl RequestQueue {
+    /// A reader of the guest's counts by the time page, which must have been
+    /// [started](TimePage::start).
+    ///
+    /// The page does not say what the host counter is. The caller does, and is not just believed:
+    /// GET_INFO's `host_count` must lie between two readings of that clock. That finds out another
+    /// frequency, another time namespace, an anchor; but on a host that was never suspended the
+    /// monotonic and the boottime clock read the same.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] where the backend has another host counter than `host`; or as
+    /// [`info`](Self::info).
+    pub fn guest_clock(
+        &self,
+        host: HostClock,
+        deadline: impl Into<Deadline>,
+    ) -> Result<GuestClock, Error> {
+        let deadline = deadline.into();
+        let session = self.shared.session();
+        let revision = session.history.counter_revision();
+        // The frequency may be another one since the last look.
+        let mut frequency = self.info(deadline)?.frequency;
+        for _ in 0..PROOFS {
+            let before = host.read(frequency);
+            let info = self.info(deadline)?;
+            let width = host.read(frequency).wrapping_sub(before);
+            let anchored = matches!(host, HostClock::Anchored(_));
+            let between = info.host_count.wrapping_sub(before) <= width;
+            if between && info.frequency == frequency && info.anchored == anchored {
+                return Ok(GuestClock {
+                    session: session.clone(),
+                    host,
+                    revision,
+                });
+            }
+            frequency = info.frequency;
+        }
+        Err(Error::InvalidArgument(
+            "The backend's host counter is another one",
+        ))
+    }
+}
+
+impl GuestClock {
+    /// The counts of now.
+    ///
+    /// It takes a reading of the clock and some tens of nanoseconds. While the VM has one pair of offsets, and over
+    /// pauses, a count never goes back from one reading to the next, on whichever thread.
+    ///
+    /// `None` where the page cannot be read ([`TimePage::read`]), in NEW, and for good once the host
+    /// counter may be another one: after [`set_counter_anchor`](RequestQueue::set_counter_anchor), a
+    /// reset, or the load of a device state. GET_INFO and GET_REGS tell then.
+    pub fn counts(&self) -> Option<Counts> {
+        let page: &TimePage = &self.session.page;
+        for _ in 0..SPINS {
+            let (seq, time) = page.read_numbered()?;
+            let host_count = self.host.read(time.frequency);
+            // A clock that is frozen since then was frozen at a later reading.
+            fence(Ordering::SeqCst);
+            if page.seq(Ordering::Relaxed) != seq {
+                continue;
+            }
+            if time.phase == Phase::New || self.session.history.counter_revision() != self.revision
+            {
+                return None;
+            }
+            let count = |frozen: Option<u64>, offset| {
+                frozen.unwrap_or_else(|| host_count.wrapping_sub(offset))
+            };
+            return Some(Counts {
+                virt_count: count(time.frozen_virt_count, time.cntvoff),
+                phys_count: count(time.frozen_phys_count, time.cntpoff),
+                host_count,
+            });
+        }
+        None
+    }
+}
+
+impl std::fmt::Debug for GuestClock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuestClock")
+            .field("host", &self.host)
+            .finish_non_exhaustive()
+    }
+}
