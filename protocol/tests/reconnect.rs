@@ -356,6 +356,35 @@ fn a_waiter_learns_of_an_abort_whose_cancellation_was_lost() {
 }
 
 #[test]
+fn a_waiter_learns_of_an_abort_that_overtook_it_on_another_queue() {
+    let (mut rig, frontend) = Rig::new(options());
+    tell(&frontend, &rig, Phase::Restoring, &[]);
+    let queues = frontend.queues();
+    scope(|scope| {
+        let waiting: Vec<_> = (0..3)
+            .map(|vcpu| scope.spawn(move || queues[1].wait_run(vcpu, LONG)))
+            .collect();
+        rig.fake.wait_for_held(3);
+        rig.kill();
+        rig.revive();
+        // The model answers no waiter, as a backend that gets the abort first.
+        queues[0].restore_abort(LONG).unwrap();
+        for waiting in waiting {
+            let refused = waiting.join().unwrap().unwrap_err();
+            assert_eq!(refused.status(), Some(Status::Canceled));
+        }
+    });
+    // Who comes later waits on, with the same request.
+    rig.fake
+        .wait_until(|_| rig.vm.lock().unwrap().count(Op::WaitRun) == 6);
+    for vcpu in 0..3 {
+        let late = queues[1].wait_run(vcpu, SHORT);
+        assert!(matches!(late, Err(Error::TimedOut { .. })), "{late:?}");
+    }
+    assert_eq!(rig.vm.lock().unwrap().count(Op::WaitRun), 6);
+}
+
+#[test]
 fn requests_of_the_outage_are_sent_as_they_are_when_it_ends() {
     let (mut rig, frontend) = Rig::new(options());
     rig.kill();

@@ -176,6 +176,18 @@ impl About {
         self.op.name()
     }
 
+    /// A refusal that is not the backend's.
+    pub(super) fn refused(&self, status: Status, epoch: u64) -> Refusal {
+        Refusal {
+            op: self.op,
+            vcpu: (self.vcpu != VM_WIDE).then_some(self.vcpu),
+            status,
+            detail: 0,
+            epoch,
+            register: None,
+        }
+    }
+
     /// The answer that a request gets that was done before.
     pub(super) fn parse_done<T: Answer>(&self) -> Result<T, Reply> {
         // OK, and for RESTORE_DONE that no vCPU is missing.

@@ -232,6 +232,11 @@ impl Shared {
         }
     }
 
+    /// Makes whoever leads look again.
+    pub(super) fn look_again(&self) {
+        signal(&self.call);
+    }
+
     fn kick(&self) {
         let wanted = self.lock().publish();
         // Not under the lock: the system call wakes the backend.
@@ -266,6 +271,9 @@ impl Shared {
             return Err(failure.into());
         }
         if let Some(slot) = wait_run.and_then(|of| state.adopt(of)) {
+            if let Some(intent) = &mut state.slot(slot).intent {
+                self.session.history.asked_anew(intent);
+            }
             return Ok(slot);
         }
         if !state.has_room(need) {
@@ -317,6 +325,25 @@ impl Shared {
                 Err(fault) => self.fault(state, fault.into()),
             }
         }
+        self.cancel_overtaken(state);
+    }
+
+    /// Answers the WAIT_RUNs that a RESTORE_ABORT has overtaken.
+    fn cancel_overtaken(&self, state: &mut State) {
+        let history = &self.session.history;
+        let aborted = history.aborted();
+        if std::mem::replace(&mut state.aborted, aborted) == aborted {
+            return;
+        }
+        for (slot, done) in state.slots.iter_mut().zip(&self.done) {
+            let overtaken = |intent| history.was_overtaken(&intent);
+            if slot.stage == Stage::InFlight && slot.intent.is_some_and(overtaken) {
+                slot.canceled = true;
+                if slot.followed {
+                    done.notify_one();
+                }
+            }
+        }
     }
 
     fn complete(&self, state: &mut State, slot: u16, len: u32) {
@@ -361,6 +388,9 @@ impl Shared {
         session
             .history
             .learn(op, status, header.epoch.get(), number);
+        if op == Op::RestoreAbort && status == Status::Ok {
+            session.look_again();
+        }
         if orphaned && op == Op::SetTimePage && status != Status::Ok {
             session.page.invalidate();
         }

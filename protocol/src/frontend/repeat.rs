@@ -30,8 +30,9 @@ pub(super) struct History {
     completed: AtomicU64,
     /// The last epoch for which a RESTORE_ABORT was submitted.
     aborting: AtomicU64,
-    /// How many RESTORE_ABORTs were done.
+    /// How many RESTORE_ABORTs were done, and the last epoch in which one was.
     aborted: AtomicU32,
+    aborted_in: AtomicU64,
     configured: AtomicBool,
     /// Grows when the host counter may have become another one, or is about to.
     counter: AtomicU64,
@@ -116,6 +117,25 @@ impl History {
         self.counter.load(Ordering::Acquire)
     }
 
+    /// How many RESTORE_ABORTs were done.
+    pub(super) fn aborted(&self) -> u32 {
+        self.aborted.load(Ordering::Acquire)
+    }
+
+    /// Whether a WAIT_RUN was sent again, and a RESTORE_ABORT, which came after it, may have
+    /// overtaken it on another queue: then nothing would answer it.
+    pub(super) fn was_overtaken(&self, intent: &Intent) -> bool {
+        intent.op == Op::WaitRun
+            && intent.repeated
+            && intent.aborted != self.aborted()
+            && intent.epoch == self.aborted_in.load(Ordering::Acquire)
+    }
+
+    /// A request in flight is asked for anew.
+    pub(super) fn asked_anew(&self, intent: &mut Intent) {
+        intent.aborted = self.aborted();
+    }
+
     /// What a request that is submitted now means, behind `begins` RESTORE_BEGINs that are not
     /// answered; `named` is the epoch in its header.
     pub(super) fn intent(&self, op: Op, named: u64, begins: u16) -> Intent {
@@ -158,6 +178,7 @@ impl History {
                 }
             }
             Op::RestoreAbort => {
+                grow(&self.aborted_in, epoch);
                 self.aborted.fetch_add(1, Ordering::AcqRel);
             }
             _ => {}

@@ -331,6 +331,13 @@ impl Session {
         Some(self.attempt(connector, deadline.or(self.timeout)))
     }
 
+    /// Makes those who wait look again, on every queue.
+    pub(super) fn look_again(&self) {
+        for queue in self.queues() {
+            queue.look_again();
+        }
+    }
+
     /// Asks for the time page again after a reset.
     pub(super) fn page_again(&self) {
         self.page.start_again(&self.queues().collect::<Vec<_>>());

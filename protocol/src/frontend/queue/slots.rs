@@ -19,6 +19,8 @@ pub(super) struct State {
     /// The sequence number of the next request, and of the first that is not published.
     next: u64,
     unpublished: u64,
+    /// How many RESTORE_ABORTs were done when somebody last looked whom they answer.
+    pub(super) aborted: u32,
     /// The connection is lost: requests are taken, and not published.
     pub(super) down: bool,
     /// How many threads wait for room, by [`Need`].
@@ -39,6 +41,8 @@ pub(super) struct Slot {
     pub(super) wait_run: Option<(u32, u64)>,
     /// A thread sleeps on the slot's condition variable.
     pub(super) followed: bool,
+    /// Its restore was aborted, which the backend may not answer.
+    pub(super) canceled: bool,
     /// Bytes that the backend may write.
     pub(super) room: u32,
     /// Orders requests.
@@ -52,6 +56,7 @@ const FREE: Slot = Slot {
     large: false,
     wait_run: None,
     followed: false,
+    canceled: false,
     room: 0,
     sequence: 0,
     intent: None,
@@ -66,6 +71,13 @@ pub(super) enum Stage {
     Done {
         len: u32,
     },
+}
+
+impl Slot {
+    /// Whether there is an answer to be taken.
+    pub(super) fn is_answered(&self) -> bool {
+        matches!(self.stage, Stage::Done { .. }) || self.canceled
+    }
 }
 
 /// What a request needs room for.
@@ -95,6 +107,7 @@ impl State {
             begins: 0,
             next: 0,
             unpublished: 0,
+            aborted: 0,
             down: false,
             want_room: [0; 3],
             followers: 0,
@@ -133,6 +146,7 @@ impl State {
             large,
             wait_run,
             followed: false,
+            canceled: false,
             room,
             sequence: self.next,
             intent: Some(intent),
@@ -171,6 +185,7 @@ impl State {
         let orphan = |slot: &Slot| slot.stage == Stage::Orphaned && slot.wait_run == Some(of);
         let slot = self.slots.iter().position(orphan)?;
         self.slots[slot].stage = Stage::InFlight;
+        self.slots[slot].canceled = false;
         self.orphans -= 1;
         u16::try_from(slot).ok()
     }

@@ -6,6 +6,7 @@ use std::sync::{Arc, MutexGuard};
 
 use super::Shared;
 use super::slots::{Await, Stage, State};
+use crate::Status;
 use crate::frontend::call::{About, Answer};
 use crate::frontend::wait::{Deadline, signal};
 use crate::frontend::{Call, Error};
@@ -123,11 +124,20 @@ impl<T: Answer> Ticket<T> {
         mut state: MutexGuard<'_, State>,
         slot: u16,
     ) -> Option<Result<T, Error>> {
-        let Stage::Done { len } = state.slot(slot).stage else {
-            return None;
-        };
-        self.slot = None;
-        Some(shared.take(state, slot, len, &self.about))
+        match (state.slot(slot).stage, state.slot(slot).canceled) {
+            (Stage::Done { len }, _) => {
+                self.slot = None;
+                Some(shared.take(state, slot, len, &self.about))
+            }
+            (Stage::InFlight, true) => {
+                self.slot = None;
+                // The backend has it still.
+                state.orphan(slot);
+                let epoch = shared.session.history.epoch();
+                Some(Err(self.about.refused(Status::Canceled, epoch).into()))
+            }
+            _ => None,
+        }
     }
 }
 

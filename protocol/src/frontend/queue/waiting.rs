@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::{MutexGuard, PoisonError};
 
 use super::Shared;
-use super::slots::{Await, Need, Stage, State};
+use super::slots::{Await, Need, State};
 use crate::frontend::Error;
 use crate::frontend::error::Failure;
 use crate::frontend::wait::{Deadline, Woken, drain, signal};
@@ -21,7 +21,7 @@ impl Shared {
         let result = loop {
             self.reap(&mut state);
             let ready = match what {
-                Await::Slot(slot) => matches!(state.slot(slot).stage, Stage::Done { .. }),
+                Await::Slot(slot) => state.slot(slot).is_answered(),
                 Await::Room(need) => state.has_room(need),
             };
             if ready && (state.failure.is_none() || matches!(what, Await::Slot(_))) {
