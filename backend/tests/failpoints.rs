@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use vhost_user_timer::failpoint::{Point, VARIABLE};
-use vhost_user_timer_protocol::frontend::{Options, TimerFrontend};
+use vhost_user_timer_protocol::frontend::{Error, HostClock, Options, TimerFrontend};
 use vhost_user_timer_protocol::wire::restore_flags;
-use vhost_user_timer_protocol::{Register, wire};
+use vhost_user_timer_protocol::{Phase, Register, wire};
 use vhost_user_timer_tests::backend_process::BackendProcess;
 use vhost_user_timer_tests::shadow::{Ask, Asked, Shadow, Span};
 use vhost_user_timer_tests::watch::host_count;
@@ -317,4 +317,36 @@ fn a_backend_killed_while_it_makes_the_state_file_leaves_one_to_begin_with() {
             life.look(&served);
         }
     }
+}
+
+#[test]
+fn a_time_page_that_a_kill_leaves_open_is_not_read_and_holds_nobody_up() {
+    let mut life = Life::new();
+    let mut served = life.serve(None);
+    assert!(life.ask(&served, configure()));
+    assert!(life.ask(&served, Ask::Resume));
+    assert!(served.backend.terminate().success());
+
+    let mut served = life.serve(Some((Point::CommitBegun, 1)));
+    let queue = &served.frontend.queues()[0];
+    let page = served.frontend.time_page();
+    page.start(queue, LIMIT).unwrap();
+    let clock = queue.guest_clock(HostClock::Monotonic, LIMIT).unwrap();
+    assert!(page.read().is_some() && clock.counts().is_some());
+    // The count that it freezes at is not told before it is safe in the state file.
+    assert!(matches!(
+        queue.pause(false, LIMIT),
+        Err(Error::Disconnected)
+    ));
+    assert!(was_killed(served.backend.wait(LIMIT)));
+    assert_eq!(page.read(), None);
+    assert_eq!(clock.counts(), None);
+    let waited = queue.wait_run_by_page(0, LIMIT);
+    assert!(matches!(waited, Err(Error::Disconnected)), "{waited:?}");
+
+    let served = life.serve(None);
+    let queue = &served.frontend.queues()[0];
+    let page = served.frontend.time_page();
+    page.start(queue, LIMIT).unwrap();
+    assert_eq!(page.read().unwrap().phase, Phase::Running);
 }
