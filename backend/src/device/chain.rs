@@ -2,9 +2,131 @@
 //! scattered into them.
 
 use vhost_user_timer_protocol::MAX_MESSAGE;
-use virtio_queue::DescriptorChain;
+use virtio_bindings::bindings::virtio_ring::{
+    VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+};
+use vm_memory::GuestAddress;
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+use super::reach::Reach;
+
+/// Bytes of a descriptor.
+const DESCRIPTOR: usize = 16;
+
+const NEXT: u16 = VRING_DESC_F_NEXT as u16;
+const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+
+/// `struct virtq_desc` (virtio 1.2 §2.7.5).
+struct Descriptor {
+    address: GuestAddress,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+impl Descriptor {
+    fn of(bytes: [u8; DESCRIPTOR]) -> Self {
+        let [
+            a0,
+            a1,
+            a2,
+            a3,
+            a4,
+            a5,
+            a6,
+            a7,
+            l0,
+            l1,
+            l2,
+            l3,
+            f0,
+            f1,
+            n0,
+            n1,
+        ] = bytes;
+        Descriptor {
+            address: GuestAddress(u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7])),
+            len: u32::from_le_bytes([l0, l1, l2, l3]),
+            flags: u16::from_le_bytes([f0, f1]),
+            next: u16::from_le_bytes([n0, n1]),
+        }
+    }
+
+    fn is(&self, flag: u16) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+/// The descriptors of one chain, one after the other. What makes no sense ends it: an index outside
+/// its table, more descriptors than the table has, more bytes than 2^32 (virtio 1.2 §2.7.5), an
+/// indirect table in an indirect table.
+pub(super) struct Chain {
+    table: GuestAddress,
+    /// Descriptors in the table.
+    size: u16,
+    /// How many may follow.
+    left: u16,
+    next: u16,
+    bytes: u32,
+    indirect: bool,
+}
+
+impl Chain {
+    /// The chain that begins with descriptor `head` of a table.
+    pub(super) fn new(table: GuestAddress, size: u16, head: u16) -> Self {
+        Chain {
+            table,
+            size,
+            left: size,
+            next: head,
+            bytes: 0,
+            indirect: false,
+        }
+    }
+
+    fn next<B: Bitmap + 'static>(&mut self, reach: &mut Reach<'_, B>) -> Option<Descriptor> {
+        loop {
+            if self.left == 0 || self.next >= self.size {
+                return None;
+            }
+            let offset = DESCRIPTOR as u64 * u64::from(self.next);
+            let at = GuestAddress(self.table.0.checked_add(offset)?);
+            let mut bytes = [0; DESCRIPTOR];
+            if !reach.read(at, &mut bytes) {
+                return None;
+            }
+            let descriptor = Descriptor::of(bytes);
+            if descriptor.is(INDIRECT) {
+                self.enter(&descriptor)?;
+                continue;
+            }
+            self.bytes = self.bytes.checked_add(descriptor.len)?;
+            if descriptor.is(NEXT) {
+                self.next = descriptor.next;
+                self.left -= 1;
+            } else {
+                self.left = 0;
+            }
+            return Some(descriptor);
+        }
+    }
+
+    /// Goes on in an indirect table.
+    fn enter(&mut self, table: &Descriptor) -> Option<()> {
+        const LEN: u32 = DESCRIPTOR as u32;
+        if self.indirect || !table.len.is_multiple_of(LEN) {
+            return None;
+        }
+        let size = u16::try_from(table.len / LEN).ok()?;
+        *self = Chain {
+            bytes: self.bytes,
+            indirect: true,
+            ..Chain::new(table.address, size, 0)
+        };
+        Some(())
+    }
+}
 
 /// Device-writable memory of one descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +154,8 @@ impl Gathered {
     /// no request is. What cannot be written is taken as no room.
     pub(super) fn gather<B: Bitmap + 'static>(
         &mut self,
-        mem: &GuestMemoryMmap<B>,
-        chain: DescriptorChain<&GuestMemoryMmap<B>>,
+        reach: &mut Reach<'_, B>,
+        mut chain: Chain,
     ) {
         self.request.clear();
         self.writable.clear();
@@ -41,17 +163,17 @@ impl Gathered {
         self.count += 1;
         let mut readable = true;
         let mut writable = true;
-        for descriptor in chain {
-            let (address, len) = (descriptor.addr(), descriptor.len() as usize);
-            if descriptor.is_write_only() {
-                writable &= mem.check_range(address, len);
+        while let Some(descriptor) = chain.next(reach) {
+            let (address, len) = (descriptor.address, descriptor.len as usize);
+            if descriptor.is(WRITE) {
+                writable = writable && reach.has(address, len);
                 let len = len.min(MAX_MESSAGE - self.room);
                 if len != 0 {
                     self.writable.push(Segment { address, len });
                     self.room += len;
                 }
             } else {
-                readable = readable && self.read(mem, address, len);
+                readable = readable && self.read(reach, address, len);
             }
         }
         if !readable {
@@ -65,7 +187,7 @@ impl Gathered {
 
     fn read<B: Bitmap + 'static>(
         &mut self,
-        mem: &GuestMemoryMmap<B>,
+        reach: &mut Reach<'_, B>,
         address: GuestAddress,
         len: usize,
     ) -> bool {
@@ -75,7 +197,7 @@ impl Gathered {
         }
         self.request.resize(start + len, 0);
         let target = self.request.get_mut(start..).unwrap_or_default();
-        mem.read_slice(target, address).is_ok()
+        reach.read(address, target)
     }
 
     /// The request's bytes; none where they could not be had.
@@ -135,14 +257,14 @@ impl Gathered {
 /// Writes `bytes` over the segments. Returns how many were written: all, or, where the memory
 /// is gone or too small, none that count.
 pub(super) fn scatter<B: Bitmap + 'static>(
-    mem: &GuestMemoryMmap<B>,
+    reach: &mut Reach<'_, B>,
     segments: &[Segment],
     bytes: &[u8],
 ) -> u32 {
     let mut rest = bytes;
     for segment in segments {
         let (now, later) = rest.split_at(segment.len.min(rest.len()));
-        if mem.write_slice(now, segment.address).is_err() {
+        if !reach.write(segment.address, now) {
             return 0;
         }
         rest = later;
@@ -158,10 +280,8 @@ mod tests {
     use super::*;
     use virtio_queue::desc::{RawDescriptor, split::Descriptor};
     use virtio_queue::mock::MockSplitQueue;
-    use virtio_queue::{Queue, QueueOwnedT, QueueT};
-
-    const NEXT: u16 = 1;
-    const WRITE: u16 = 2;
+    use virtio_queue::{Queue, QueueT};
+    use vm_memory::{Bytes, GuestMemoryMmap};
 
     /// Gathers a chain of (address, length, flags) descriptors.
     fn gathered(mem: &GuestMemoryMmap, descriptors: &[(u64, u32, u16)]) -> Gathered {
@@ -175,11 +295,10 @@ mod tests {
             })
             .collect();
         ring.add_desc_chains(&raw, 0).unwrap();
-        let mut queue: Queue = ring.create_queue().unwrap();
-        queue.set_ready(true);
-        let chain = queue.iter(mem).unwrap().next().unwrap();
+        let queue: Queue = ring.create_queue().unwrap();
+        let chain = Chain::new(GuestAddress(queue.desc_table()), 64, 0);
         let mut gathered = Gathered::default();
-        gathered.gather(mem, chain);
+        gathered.gather(&mut Reach::new(mem), chain);
         gathered
     }
 
@@ -204,7 +323,10 @@ mod tests {
         );
         assert_eq!(chain.request(), b"abcdef");
         assert_eq!(chain.room(), 8);
-        assert_eq!(scatter(&mem, chain.writable(), b"12345"), 5);
+        assert_eq!(
+            scatter(&mut Reach::new(&mem), chain.writable(), b"12345"),
+            5
+        );
         let mut read = [0; 8];
         mem.read_slice(&mut read[..1], GuestAddress(0x11000))
             .unwrap();
@@ -226,8 +348,8 @@ mod tests {
         );
         let kept = chain.writable_for(15);
         assert_eq!(kept.iter().map(|s| s.len).collect::<Vec<_>>(), [10, 5]);
-        assert_eq!(scatter(&mem, &kept, &[1; 15]), 15);
-        assert_eq!(scatter(&mem, &kept, &[1; 16]), 0);
+        assert_eq!(scatter(&mut Reach::new(&mem), &kept, &[1; 15]), 15);
+        assert_eq!(scatter(&mut Reach::new(&mem), &kept, &[1; 16]), 0);
     }
 
     #[test]

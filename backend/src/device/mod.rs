@@ -15,6 +15,7 @@
 mod chain;
 mod clock;
 mod link;
+mod reach;
 mod ring;
 mod timer;
 mod transfer;

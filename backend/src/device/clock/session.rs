@@ -17,7 +17,7 @@ use zerocopy::IntoBytes;
 
 use super::super::chain::Gathered;
 use super::super::link::{BATCH, LOADING, Link, Serve, Served, refuse};
-use super::super::ring::Ring;
+use super::super::ring::{Ring, Work};
 use super::super::vring::{Memory, Vring};
 use super::super::{Session, VIRTIO_FEATURES};
 use super::marks::{Marks, keep_marking};
@@ -48,18 +48,25 @@ const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
     .union(VhostUserProtocolFeatures::DEVICE_STATE);
 
+/// What is under way on the connection's rings.
+#[derive(Debug, Default)]
+struct Rings {
+    gathered: Gathered,
+    work: Work,
+}
+
 /// See the module.
 pub(crate) struct ClockSession {
     device: Arc<ClockDevice>,
     link: Link<Marks>,
-    gathered: Mutex<Gathered>,
+    rings: Mutex<Rings>,
     /// Nobody is to be held back any more.
     let_go: Arc<AtomicBool>,
 }
 
 impl ClockSession {
-    fn gathered(&self) -> MutexGuard<'_, Gathered> {
-        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+    fn rings(&self) -> MutexGuard<'_, Rings> {
+        self.rings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A driver that begins anew is seen before it is told or answered anything: whichever queue is
@@ -76,12 +83,13 @@ impl ClockSession {
     }
 
     /// Serves requests of the requestq until there is a reason to stop.
-    fn serve_requests(&self, core: &mut Core, gathered: &mut Gathered) -> Served {
+    fn serve_requests(&self, core: &mut Core, rings: &mut Rings) -> Served {
         let Some(vring) = self.link.vring(REQUEST_QUEUE) else {
             return Served::All;
         };
         let mem = self.link.memory.memory();
-        let Some(mut ring) = Ring::usable(vring, REQUEST_QUEUE, &mem) else {
+        let Rings { gathered, work } = rings;
+        let Some(mut ring) = Ring::usable(vring, REQUEST_QUEUE, &mem, work) else {
             return Served::All;
         };
         self.see_new_driver(core);
@@ -106,12 +114,13 @@ impl ClockSession {
     }
 
     /// Tells the driver of alarms that have expired, in the buffers that it posted for that.
-    fn tell_alarms(&self, core: &mut Core, gathered: &mut Gathered) -> Served {
+    fn tell_alarms(&self, core: &mut Core, rings: &mut Rings) -> Served {
         let Some(vring) = self.link.vring(ALARM_QUEUE) else {
             return Served::All;
         };
         let mem = self.link.memory.memory();
-        let Some(mut ring) = Ring::usable(vring, ALARM_QUEUE, &mem) else {
+        let Rings { gathered, work } = rings;
+        let Some(mut ring) = Ring::usable(vring, ALARM_QUEUE, &mem, work) else {
             return Served::All;
         };
         for _ in 0..BATCH {
@@ -131,6 +140,7 @@ impl ClockSession {
             };
             let len = ring.write(gathered.writable(), notification.as_bytes());
             ring.give_back(head, len);
+            ring.publish();
             // After it can be seen: past a crash in between it is told twice, and not never.
             self.device.persist(core);
         }
@@ -138,12 +148,12 @@ impl ClockSession {
     }
 
     /// Tells alarms and sets the timerfd.
-    fn carry_out(&self, core: &mut Core, gathered: &mut Gathered) {
+    fn carry_out(&self, core: &mut Core, rings: &mut Rings) {
         self.see_new_driver(core);
         // Whoever is told of an alarm is told by the clocks of now.
         core.astray |= core.rtc.has_notification();
         self.device.follow_time(core);
-        if core.rtc.has_notification() && self.tell_alarms(core, gathered) == Served::ToBatch {
+        if core.rtc.has_notification() && self.tell_alarms(core, rings) == Served::ToBatch {
             self.link.go_on_later(ALARM_QUEUE);
         }
     }
@@ -152,22 +162,22 @@ impl ClockSession {
 impl Serve for ClockSession {
     fn serve(&self, queue: u16) {
         let mut core = self.device.core();
-        let mut gathered = self.gathered();
-        if queue == REQUEST_QUEUE && self.serve_requests(&mut core, &mut gathered) != Served::All {
+        let mut rings = self.rings();
+        if queue == REQUEST_QUEUE && self.serve_requests(&mut core, &mut rings) != Served::All {
             self.link.go_on_later(queue);
         }
-        self.carry_out(&mut core, &mut gathered);
+        self.carry_out(&mut core, &mut rings);
     }
 
     fn time_passed(&self) {
         let mut core = self.device.core();
         core.alarm.went_off();
         core.astray = true;
-        self.carry_out(&mut core, &mut self.gathered());
+        self.carry_out(&mut core, &mut self.rings());
     }
 
     fn taken(&self) -> u64 {
-        self.gathered().count()
+        self.rings().gathered.count()
     }
 }
 
@@ -178,7 +188,7 @@ impl Session for ClockSession {
         Ok(ClockSession {
             link: Link::new(QUEUES, memory, ended)?,
             device: Arc::clone(device),
-            gathered: Mutex::default(),
+            rings: Mutex::default(),
             let_go: Arc::default(),
         })
     }
@@ -272,7 +282,7 @@ impl VhostUserBackend for ClockSession {
             let Core { rtc, effects, .. } = &mut *core;
             rtc.load(&saved, &now, effects).map_err(refuse(LOADING))?;
             log::info!("Loaded the clock device's state: {} bytes", bytes.len());
-            self.carry_out(&mut core, &mut self.gathered());
+            self.carry_out(&mut core, &mut self.rings());
             Ok(())
         })
     }

@@ -8,7 +8,7 @@ use zerocopy::IntoBytes;
 
 use super::super::chain::{Gathered, Segment};
 use super::super::link::{BATCH, Served};
-use super::super::ring::Ring;
+use super::super::ring::{Idle, Ring, Work};
 use super::super::vring::{Memory, Vring};
 use super::Core;
 use crate::failpoint::{Point, reached};
@@ -32,6 +32,7 @@ struct Deferred {
 #[derive(Debug, Default)]
 pub(super) struct Rings {
     gathered: Gathered,
+    work: Work,
     /// Where the answers of those who wait to run go.
     held: HashMap<Token, Vec<Segment>>,
     deferred: Vec<Deferred>,
@@ -45,66 +46,23 @@ impl Rings {
         vring: &Vring,
         queue: u16,
         memory: &Memory<()>,
+        idle: Idle,
     ) -> Served {
         let mem = memory.memory();
-        let Some(mut ring) = Ring::usable(vring, queue, &mem) else {
+        let Rings {
+            gathered,
+            work,
+            held,
+            deferred,
+        } = self;
+        let Some(mut ring) = Ring::usable(vring, queue, &mem, work) else {
             return Served::All;
         };
-        self.give_deferred(&mut ring, queue);
-        for _ in 0..BATCH {
-            let Some(head) = ring.next_chain(&mut self.gathered) else {
-                return Served::All;
-            };
-            let token = Token { queue, head };
-            if self.held.contains_key(&token) {
-                ring.stop(&format_args!("chain {head} is made available twice"));
-                return Served::All;
-            }
-            self.serve_one(core, &mut ring, token, memory);
-            if !core.effects.released.is_empty() || !core.effects.notices.is_empty() {
-                return Served::ToEffects;
-            }
-        }
-        Served::ToBatch
-    }
-
-    fn serve_one(
-        &mut self,
-        core: &mut Core,
-        ring: &mut Ring<'_, ()>,
-        token: Token,
-        memory: &Memory<()>,
-    ) {
-        if !self.gathered.has_room(token.queue, HEADER) {
-            ring.give_back(token.head, 0);
-            return;
-        }
-        let call = Call {
-            request: self.gathered.request(),
-            room: self.gathered.room(),
-            token,
-        };
-        if call.may_freeze() {
-            core.page.open(memory);
-        }
-        let now = core.now();
-        let handled = core.vm.handle(now, &call, &mut core.effects);
-        if let Some(order) = core.effects.page.take() {
-            core.turn_page(order, memory);
-        }
-        core.persist(memory);
-        reached(Point::AnswerReady);
-        match handled {
-            Handled::Answered => {
-                let len = ring.write(self.gathered.writable(), &core.effects.response);
-                reached(Point::AnswerWritten);
-                ring.give_back(token.head, len);
-                reached(Point::AnswerUsed);
-            }
-            Handled::Waiting => {
-                self.held.insert(token, self.gathered.writable_for(RUN));
-            }
-        }
+        ring.when_idle(idle);
+        give_deferred(deferred, &mut ring, queue);
+        let served = serve_requests(core, &mut ring, queue, gathered, held, memory);
+        publish(&mut ring);
+        served
     }
 
     /// Answers waiters. A ring that is disabled gets its answers when it is enabled again.
@@ -130,7 +88,7 @@ impl Rings {
             if waiters.peek().is_none() {
                 continue;
             }
-            let mut ring = Ring::usable(vring, queue, &mem);
+            let mut ring = Ring::usable(vring, queue, &mem, &mut self.work);
             for &token in waiters {
                 let Some(segments) = self.held.remove(&token) else {
                     continue;
@@ -151,22 +109,12 @@ impl Rings {
         }
     }
 
-    fn give_deferred(&mut self, ring: &mut Ring<'_, ()>, queue: u16) {
-        for deferred in self
-            .deferred
-            .extract_if(.., |deferred| deferred.token.queue == queue)
-        {
-            let answer = deferred.bytes.get(..deferred.len).unwrap_or_default();
-            let written = ring.write(&deferred.segments, answer);
-            ring.give_back(deferred.token.head, written);
-        }
-    }
-
     /// Gives back all that is still to be given of a ring that is being stopped. It belongs to
     /// the backend until GET_VRING_BASE is answered, enabled or not.
     pub(super) fn close(&mut self, vring: &Vring, queue: u16, memory: &Memory<()>) {
         let mem = memory.memory();
-        self.give_deferred(&mut Ring::stopping(vring, queue, &mem), queue);
+        let mut ring = Ring::stopping(vring, queue, &mem, &mut self.work);
+        give_deferred(&mut self.deferred, &mut ring, queue);
     }
 
     /// How many chains were ever taken from the rings.
@@ -191,7 +139,7 @@ impl Rings {
             return Served::All;
         }
         let mem = memory.memory();
-        let Some(mut ring) = Ring::usable(vring, EVENT_QUEUE, &mem) else {
+        let Some(mut ring) = Ring::usable(vring, EVENT_QUEUE, &mem, &mut self.work) else {
             return Served::All;
         };
         for _ in 0..BATCH {
@@ -214,5 +162,77 @@ impl Rings {
             }
         }
         Served::ToBatch
+    }
+}
+
+fn serve_requests(
+    core: &mut Core,
+    ring: &mut Ring<'_, ()>,
+    queue: u16,
+    gathered: &mut Gathered,
+    held: &mut HashMap<Token, Vec<Segment>>,
+    memory: &Memory<()>,
+) -> Served {
+    for _ in 0..BATCH {
+        if !ring.has_found() {
+            publish(ring);
+        }
+        let Some(head) = ring.next_chain(gathered) else {
+            return Served::All;
+        };
+        let token = Token { queue, head };
+        if held.contains_key(&token) {
+            ring.stop(&format_args!("chain {head} is made available twice"));
+            return Served::All;
+        }
+        if !gathered.has_room(queue, HEADER) {
+            ring.give_back(head, 0);
+            continue;
+        }
+        let call = Call {
+            request: gathered.request(),
+            room: gathered.room(),
+            token,
+        };
+        if call.may_freeze() {
+            core.page.open(memory);
+        }
+        let now = core.now();
+        let handled = core.vm.handle(now, &call, &mut core.effects);
+        if let Some(order) = core.effects.page.take() {
+            core.turn_page(order, memory);
+        }
+        core.persist(memory);
+        reached(Point::AnswerReady);
+        match handled {
+            Handled::Answered => {
+                let len = ring.write(gathered.writable(), &core.effects.response);
+                reached(Point::AnswerWritten);
+                ring.give_back(head, len);
+            }
+            Handled::Waiting => {
+                held.insert(token, gathered.writable_for(RUN));
+            }
+        }
+        if !core.effects.released.is_empty() || !core.effects.notices.is_empty() {
+            return Served::ToEffects;
+        }
+    }
+    Served::ToBatch
+}
+
+/// Lets the frontend see the answers.
+fn publish(ring: &mut Ring<'_, ()>) {
+    if ring.publish() {
+        reached(Point::AnswerUsed);
+    }
+}
+
+/// Gives back what is still to be given of a ring.
+fn give_deferred(deferred: &mut Vec<Deferred>, ring: &mut Ring<'_, ()>, queue: u16) {
+    for deferred in deferred.extract_if(.., |deferred| deferred.token.queue == queue) {
+        let answer = deferred.bytes.get(..deferred.len).unwrap_or_default();
+        let written = ring.write(&deferred.segments, answer);
+        ring.give_back(deferred.token.head, written);
     }
 }

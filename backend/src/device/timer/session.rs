@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use zerocopy::IntoBytes;
 
 use super::super::link::{LOADING, Link, SAVING, Serve, Served, refuse};
+use super::super::ring::Idle;
 use super::super::vring::{Memory, Vring};
 use super::super::{Session, VIRTIO_FEATURES};
 use super::rings::Rings;
@@ -73,7 +74,7 @@ impl Serve for TimerSession {
         for _ in 0..EFFECTS {
             let mut core = self.device.core();
             let mut rings = self.rings();
-            let served = rings.serve(&mut core, vring, queue, &self.link.memory);
+            let served = rings.serve(&mut core, vring, queue, &self.link.memory, Idle::Kick);
             self.carry_out(&mut core, &mut rings);
             match served {
                 Served::All => return,
