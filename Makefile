@@ -8,14 +8,16 @@ BACKEND := target/release/vhost-user-timer
 MOCK := target/release/mock-frontend
 MODEL := target/release/model-check
 QEMU_DEMO := target/release/demo-qemu
+BENCH := target/release/bench
 
-.PHONY: help demo demo-qemu check fmt clippy doc test model build clean qemu-environment clean-cache
+.PHONY: help demo demo-qemu check fmt clippy doc test model bench build clean qemu-environment clean-cache
 
 help:
 	@echo 'make demo   eight vCPUs saved by one backend and restored by another, step by step'
 	@echo 'make demo-qemu  a Linux guest under a stock QEMU, with its clock from the backend'
 	@echo 'make check  everything that must hold: format, lints, docs, tests, model check, demos'
 	@echo 'make model  the model check alone; MODEL_ARGS=--large for a longer one'
+	@echo 'make bench  what requests, restores and timers cost beside their floors; BENCH_ARGS=--quick, --help'
 	@echo 'make qemu-environment  what the tests with a real guest need, made once; clean-cache removes it'
 	@echo 'make build  the backend and the mock frontend, as released, in target/release'
 
@@ -55,6 +57,10 @@ test: build qemu-environment
 # Every interleaving, within limits; about a minute.
 model: build
 	$(MODEL) $(MODEL_ARGS)
+
+# Ratios of one run; quiet machines give better ones. Writes target/bench/report.json and report.html.
+bench: build
+	$(BENCH) $(BENCH_ARGS)
 
 clean:
 	$(CARGO) clean

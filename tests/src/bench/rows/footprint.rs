@@ -1,0 +1,153 @@
+//! Row 9: what the process takes from the machine.
+
+use std::fs;
+use std::io;
+use std::time::{Duration, Instant};
+
+use vhost_user_timer_protocol::frontend::{Options, TimerFrontend};
+
+use super::timers::expire;
+use super::{Bench, LIMIT, configured, other};
+use crate::backend_process::BackendProcess;
+use crate::bench::place::{cpu_ns, kib, sleeps};
+use crate::bench::stats::median;
+use crate::raw_driver::Usage;
+
+/// Until nothing of what was asked is under way any more.
+const SETTLE: Duration = Duration::from_millis(200);
+
+fn resident(backend: &BackendProcess) -> io::Result<f64> {
+    kib(backend.pid(), "status", "VmRSS:")
+}
+
+fn private(backend: &BackendProcess) -> io::Result<f64> {
+    let of = |name| kib(backend.pid(), "smaps_rollup", name);
+    Ok(of("Private_Clean:")? + of("Private_Dirty:")?)
+}
+
+/// See the module.
+pub(super) fn footprint(bench: &mut Bench) -> io::Result<()> {
+    let binary = fs::metadata(&bench.program)?.len() as f64;
+    bench
+        .report
+        .number("9 binary size", binary / 1e6, "MB", None);
+    start_up(bench)?;
+
+    let backend = bench.backend(true, &["--max-vcpus=4096"])?;
+    let frontend = configured(&backend, 8, Options::default())?;
+    frontend.queues()[0].resume(LIMIT).map_err(other)?;
+    std::thread::sleep(SETTLE);
+    let usage = Usage::of(backend.pid())?;
+    let report = &mut bench.report;
+    let mb = resident(&backend)? / 1e3;
+    report.number("9 resident, a frontend connected", mb, "MB", Some("≤ 4 MB"));
+    let mb = private(&backend)? / 1e3;
+    report.number("9 private memory, a frontend connected", mb, "MB", None);
+    report.number("9 threads", usage.threads as f64, "", None);
+    report.number("9 descriptors", usage.fds as f64, "", None);
+    let (slept, ran) = (sleeps(backend.pid())?, cpu_ns(backend.pid())?);
+    let time = bench.count(5, 1);
+    std::thread::sleep(Duration::from_secs(time as u64));
+    let wakeups = (sleeps(backend.pid())? - slept) / time as f64;
+    let cpu = (cpu_ns(backend.pid())? - ran) / time as f64 / 1e3;
+    let report = &mut bench.report;
+    report.number("9 wake-ups per second, idle", wakeups, "1/s", Some("0"));
+    report.number("9 CPU per second, idle", cpu, "µs", None);
+    drop(frontend);
+    drop(backend);
+    per_vcpu(bench)?;
+    endurance(bench)
+}
+
+fn start_up(bench: &mut Bench) -> io::Result<()> {
+    let mut times = Vec::new();
+    for _ in 0..bench.count(30, 5) {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("socket");
+        let mut command = std::process::Command::new(&bench.program);
+        command
+            .arg("--socket-path")
+            .arg(&path)
+            .arg("--log-level=off");
+        let begin = Instant::now();
+        let mut child = command.spawn()?;
+        while std::os::unix::net::UnixStream::connect(&path).is_err() {
+            if begin.elapsed() > LIMIT {
+                return Err(io::Error::other("the backend does not listen"));
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        times.push(begin.elapsed().as_nanos() as f64);
+        child.kill()?;
+        child.wait()?;
+    }
+    let time = median(times) / 1e6;
+    bench
+        .report
+        .number("9 start to listening", time, "ms", Some("≤ 10 ms"));
+    Ok(())
+}
+
+fn per_vcpu(bench: &mut Bench) -> io::Result<()> {
+    let mut used = [0.0; 2];
+    for (used, vcpus) in used.iter_mut().zip([1, 4096]) {
+        let backend = bench.backend(true, &["--max-vcpus=4096"])?;
+        let frontend = configured(&backend, vcpus, Options::default())?;
+        frontend.queues()[0].resume(LIMIT).map_err(other)?;
+        std::thread::sleep(SETTLE);
+        *used = kib(backend.pid(), "status", "RssAnon:")?;
+    }
+    let bytes = (used[1] - used[0]) * 1024.0 / 4095.0;
+    bench
+        .report
+        .number("9 memory per vCPU", bytes, "B", Some("≤ 512 B"));
+    Ok(())
+}
+
+fn endurance(bench: &mut Bench) -> io::Result<()> {
+    let count = bench.count(10_000, 500);
+    let backend = bench.backend(true, &[])?;
+    let connect = || TimerFrontend::connect(backend.socket_path(), Options::default());
+    let settled = || -> io::Result<(Usage, f64)> {
+        std::thread::sleep(SETTLE);
+        Ok((Usage::of(backend.pid())?, private(&backend)?))
+    };
+    for _ in 0..50 {
+        connect().map_err(other)?.close().map_err(other)?;
+    }
+    let (before, memory) = settled()?;
+    for _ in 0..count {
+        connect().map_err(other)?.close().map_err(other)?;
+    }
+    let (after, memory_after) = settled()?;
+    let growth = |after: usize, before: usize| after as f64 - before as f64;
+    let what = format!("after {count} reconnects");
+    let report = &mut bench.report;
+    let fds = growth(after.fds, before.fds);
+    report.number(format!("9 more descriptors {what}"), fds, "", Some("0"));
+    let threads = growth(after.threads, before.threads);
+    report.number(format!("9 more threads {what}"), threads, "", Some("0"));
+    let memory = memory_after - memory;
+    report.number(format!("9 more private memory {what}"), memory, "KiB", None);
+
+    let mut frontend = configured(&backend, 1, Options::default())?;
+    let mut events = frontend
+        .take_events()
+        .ok_or_else(|| io::Error::other("the events are taken"))?;
+    let queue = &frontend.queues()[0];
+    let offset = queue.resume(LIMIT).map_err(other)?.cntvoff;
+    let (before, memory) = settled()?;
+    for _ in 0..count {
+        expire(queue, &mut events, offset)?;
+    }
+    let (after, memory_after) = settled()?;
+    let what = format!("after {count} alarms");
+    let report = &mut bench.report;
+    let fds = growth(after.fds, before.fds);
+    report.number(format!("9 more descriptors {what}"), fds, "", Some("0"));
+    let threads = growth(after.threads, before.threads);
+    report.number(format!("9 more threads {what}"), threads, "", Some("0"));
+    let memory = memory_after - memory;
+    report.number(format!("9 more private memory {what}"), memory, "KiB", None);
+    Ok(())
+}
