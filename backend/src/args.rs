@@ -79,6 +79,12 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub state_file: Option<PathBuf>,
 
+    /// After a request, look for more without sleeping: for as long as that has paid of late, this at most.
+    /// 0: not at all. Not where others are seen to want the CPU
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 200,
+          value_parser = clap::value_parser!(u32).range(..=10_000))]
+    pub poll_max_us: u32,
+
     /// How much to log on stderr: off, error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: LevelFilter,
@@ -152,6 +158,7 @@ mod tests {
             "--counter-frequency=10000000001",
             "--fd=-1",
             "--log-level=loud",
+            "--poll-max-us=10001",
             "--counter-source=sundial",
         ] {
             let kind = parse(&["--socket-path=/x", bad]).unwrap_err();

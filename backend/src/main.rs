@@ -4,6 +4,7 @@ use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
 use vhost_user_timer::args::{Args, CAPABILITIES};
@@ -55,19 +56,18 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     if args.fd.is_some() && args.fd == args.rtc_fd {
         return Err("--fd and --rtc-fd name the same descriptor; each device needs its own".into());
     }
+    let poll_max = Duration::from_micros(args.poll_max_us.into());
     let mut ports = Vec::new();
     if let Some(socket) = socket(args.socket_path.as_deref(), args.fd)? {
-        ports.push(Port::timer(Arc::clone(&device), socket));
+        ports.push(Port::timer(Arc::clone(&device), socket).polling(poll_max));
     }
     if let Some(socket) = socket(args.rtc_socket_path.as_deref(), args.rtc_fd)? {
         let config = ClockConfig {
             utc: args.rtc_clock,
             counter_offset: args.rtc_counter_offset,
         };
-        ports.push(Port::clock(
-            Arc::new(ClockDevice::new(device, config)?),
-            socket,
-        ));
+        let clock = Arc::new(ClockDevice::new(device, config)?);
+        ports.push(Port::clock(clock, socket).polling(poll_max));
     }
     server::serve(ports)?;
     Ok(())

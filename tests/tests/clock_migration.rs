@@ -24,6 +24,8 @@ fn migrating(rig: &Rig, setup: Setup) -> (ClockDriver, DirtyLog) {
     };
     let mut guest = ClockDriver::connect_with(rig, setup);
     guest.settle();
+    // What is written after an answer, to ask for the next kick, is written by then.
+    assert!(rig.comes_to_rest());
     let log = DirtyLog::shared(&guest.driver.control);
     (guest, log)
 }

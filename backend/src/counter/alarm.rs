@@ -18,6 +18,8 @@ pub struct Alarm {
     clock: ClockId,
     /// The host count for which it is set.
     set_for: Option<u64>,
+    /// The same on its clock, ns.
+    goes_off: Option<u64>,
 }
 
 impl Alarm {
@@ -36,6 +38,7 @@ impl Alarm {
             fd: timerfd_create(timerfd_clock, flags)?,
             clock,
             set_for: None,
+            goes_off: None,
         })
     }
 
@@ -70,7 +73,15 @@ impl Alarm {
         };
         timerfd_settime(&self.fd, TimerfdTimerFlags::ABSTIME, &timer)?;
         self.set_for = set_for;
+        self.goes_off = set_for.map(|_| value);
         Ok(())
+    }
+
+    /// How long it is until it goes off, ns.
+    pub fn ns_left(&self) -> u64 {
+        self.goes_off.map_or(u64::MAX, |at| {
+            at.saturating_sub(clock_ticks(self.clock, NS_PER_SEC))
+        })
     }
 
     /// Takes in that it went off. It is to be set again then, even for the same count: the
@@ -79,6 +90,7 @@ impl Alarm {
         // Not readable any more: somebody else took it in, or it was set anew meanwhile.
         let _ = rustix::io::read(&self.fd, &mut [0u8; 8]);
         self.set_for = None;
+        self.goes_off = None;
     }
 }
 

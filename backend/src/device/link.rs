@@ -5,17 +5,23 @@ use std::cell::OnceCell;
 use std::fmt::Display;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use vhost::vhost_user::message::VhostTransferStateDirection;
-use vhost_user_backend::{VhostUserBackend, VringEpollHandler};
+use vhost_user_backend::{VhostUserBackend, VringEpollHandler, VringT};
+use virtio_queue::QueueT;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::polling::{self, Polling};
+use super::reach::{Field, Reach};
+use super::ring::{Idle, available_index};
 use super::transfer::{Cancel, Transfer};
 use super::vring::{Memory, Vring};
 
@@ -40,10 +46,14 @@ pub(super) enum Served {
 
 /// What a device does on a connection's worker.
 pub(super) trait Serve {
+    /// The queues that requests come by.
+    fn request_queues(&self) -> Range<u16>;
     /// Serves a queue, and carries out what came of it.
-    fn serve(&self, queue: u16);
+    fn serve(&self, queue: u16, idle: Idle);
     /// The device's alarm went off.
     fn time_passed(&self);
+    /// How long it is until it does, ns.
+    fn ns_to_alarm(&self) -> u64;
     /// How many chains were ever taken from the rings.
     fn taken(&self) -> u64;
 }
@@ -59,6 +69,9 @@ pub(super) struct Link<B: Bitmap + 'static> {
     /// Queues with requests left for later, as bits.
     unfinished: AtomicU32,
     stopping: AtomicBool,
+    polling: Polling,
+    /// Queues whose drivers were not asked to kick, as bits, since the worker looks at them.
+    parked: AtomicU32,
     /// The device state that is being saved or loaded.
     transfer: Mutex<Option<Transfer>>,
     stop_transfer: Arc<Cancel>,
@@ -81,6 +94,11 @@ thread_local! {
     static END_OF_WORKER: OnceCell<EndOfThread> = const { OnceCell::new() };
 }
 
+/// A bit for each of these queues.
+fn bits(queues: Range<u16>) -> u32 {
+    queues.fold(0, |bits, queue| bits | 1 << queue)
+}
+
 /// Logs why what the frontend wants is refused: it only learns that it was.
 pub(super) fn refuse<E: Display>(what: &str) -> impl FnOnce(E) -> io::Error {
     move |error| {
@@ -91,8 +109,13 @@ pub(super) fn refuse<E: Display>(what: &str) -> impl FnOnce(E) -> io::Error {
 
 impl<B: Bitmap + 'static> Link<B> {
     /// A connection over the memory that it will share. `worker_ended` is written when it can serve
-    /// no more.
-    pub(super) fn new(queues: u16, memory: Memory<B>, worker_ended: EventFd) -> io::Result<Self> {
+    /// no more; the worker looks for requests for so long before it sleeps.
+    pub(super) fn new(
+        queues: u16,
+        memory: Memory<B>,
+        worker_ended: EventFd,
+        poll_max: Duration,
+    ) -> io::Result<Self> {
         Ok(Link {
             memory,
             queues,
@@ -100,6 +123,8 @@ impl<B: Bitmap + 'static> Link<B> {
             wake: EventFd::new(EFD_NONBLOCK)?,
             unfinished: AtomicU32::new(0),
             stopping: AtomicBool::new(false),
+            polling: Polling::new(poll_max.as_nanos().try_into().unwrap_or(u64::MAX)),
+            parked: AtomicU32::new(0),
             transfer: Mutex::new(None),
             stop_transfer: Arc::new(Cancel::new()?),
             idle_kicks: AtomicU32::new(0),
@@ -193,10 +218,15 @@ impl<B: Bitmap + 'static> Link<B> {
         Ok(())
     }
 
-    /// Serves a queue whose driver kicked.
+    /// Serves a queue whose driver kicked, and whatever comes soon after.
     fn kicked(&self, queue: u16, device: &impl Serve) -> io::Result<()> {
         let before = device.taken();
-        device.serve(queue);
+        if device.request_queues().contains(&queue) {
+            let window = self.polling.kicked();
+            self.serve(1 << queue, window, device);
+        } else {
+            device.serve(queue, Idle::Kick);
+        }
         if device.taken() != before {
             self.idle_kicks.store(0, Ordering::Relaxed);
         } else if self.idle_kicks.fetch_add(1, Ordering::Relaxed) >= IDLE_KICKS {
@@ -213,12 +243,109 @@ impl<B: Bitmap + 'static> Link<B> {
             return Err(io::Error::other("The connection is over"));
         }
         let unfinished = self.unfinished.swap(0, Ordering::Relaxed);
-        for queue in 0..self.queues {
-            if unfinished & (1 << queue) != 0 {
-                device.serve(queue);
-            }
+        if unfinished == 0 {
+            return Ok(());
+        }
+        let requests = bits(device.request_queues());
+        for queue in self.queues_of(unfinished & !requests) {
+            device.serve(queue, Idle::Kick);
+        }
+        if unfinished & requests != 0 {
+            self.serve(unfinished & requests, self.polling.length(), device);
         }
         Ok(())
+    }
+
+    /// The queues of which there is a bit.
+    fn queues_of(&self, bits: u32) -> impl Iterator<Item = u16> + use<B> {
+        (0..self.queues).filter(move |queue| bits & (1 << queue) != 0)
+    }
+
+    /// Serves these request queues, and for as long as the window is, and longer where more comes, all
+    /// request queues.
+    fn serve(&self, queues: u32, window: u64, device: &impl Serve) {
+        if window == 0 {
+            let parked = self.parked.swap(0, Ordering::Relaxed);
+            for queue in self.queues_of(queues | parked) {
+                device.serve(queue, Idle::Kick);
+            }
+            self.polling.sleeps();
+            return;
+        }
+        let began = polling::now();
+        for queue in self.queues_of(queues) {
+            device.serve(queue, Idle::Look);
+        }
+        let mut parked = self.parked.load(Ordering::Relaxed) | queues;
+        // Others wait for the worker, too: its alarm, and what epoll tells of.
+        let end = began.saturating_add(self.polling.max());
+        let mut found = false;
+        let mut idle_since = polling::now();
+        loop {
+            let alarm = idle_since.saturating_add(device.ns_to_alarm());
+            let vain = idle_since.saturating_add(window).min(alarm);
+            let available = self.look(device.request_queues(), vain.min(end));
+            for queue in self.queues_of(available) {
+                device.serve(queue, Idle::Look);
+            }
+            parked |= available;
+            found |= available != 0;
+            let now = polling::now();
+            let in_vain = available == 0 && (now >= vain || now >= end && !found);
+            if self.stopping() || in_vain {
+                self.parked.store(0, Ordering::Relaxed);
+                for queue in self.queues_of(parked) {
+                    device.serve(queue, Idle::Kick);
+                }
+                self.polling.over(found, now.saturating_sub(idle_since));
+                return;
+            }
+            if now >= end || self.unfinished.load(Ordering::Relaxed) != 0 {
+                // It may go on, once the others had their turn.
+                self.parked.store(parked, Ordering::Relaxed);
+                for queue in self.queues_of(parked) {
+                    self.go_on_later(queue);
+                }
+                self.polling.goes_on();
+                return;
+            }
+            idle_since = now;
+        }
+    }
+
+    /// Looks at rings until one of them has chains to be taken, and returns which; or until the time
+    /// has come, or somebody wants something else.
+    fn look(&self, queues: Range<u16>, until: u64) -> u32 {
+        let mem = self.memory.memory();
+        let mut reach = Reach::new(&*mem);
+        let mut rings = [const { None }; u32::BITS as usize];
+        for (ring, queue) in rings.iter_mut().zip(queues.clone()) {
+            *ring = self.vring(queue).and_then(|vring| {
+                let state = vring.get_ref();
+                let ring = state.get_queue();
+                (ring.ready() && state.is_enabled()).then_some(())?;
+                Some((available_index(ring, &mut reach)?, ring.next_avail()))
+            });
+        }
+        loop {
+            let available = rings
+                .iter()
+                .zip(queues.clone())
+                .fold(0, |bits, (ring, queue)| {
+                    let has = |(index, taken): &(Field<'_, B>, u16)| {
+                        index.load(Ordering::Relaxed) != *taken
+                    };
+                    bits | u32::from(ring.as_ref().is_some_and(has)) << queue
+                });
+            if available != 0
+                || self.stopping()
+                || self.unfinished.load(Ordering::Relaxed) != 0
+                || polling::now() >= until
+            {
+                return available;
+            }
+            std::hint::spin_loop();
+        }
     }
 
     /// The rings see new memory by themselves; what they hold is looked up when it is used. A

@@ -15,6 +15,7 @@
 mod chain;
 mod clock;
 mod link;
+mod polling;
 mod reach;
 mod ring;
 mod timer;
@@ -23,6 +24,7 @@ mod vring;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
 use vhost_user_backend::bitmap::BitmapReplace;
@@ -72,11 +74,12 @@ pub(crate) trait Session:
     type Device: Send + Sync;
 
     /// A session over the memory that its connection will share. `ended` is written when it can
-    /// serve no more.
+    /// serve no more; its worker looks for requests for so long before it sleeps.
     fn new(
         device: &Arc<Self::Device>,
         memory: Memory<Self::Bitmap>,
         ended: EventFd,
+        poll_max: Duration,
     ) -> io::Result<Self>;
 
     /// Lets the worker hear of the device's alarm and of the session's wake-up.

@@ -87,6 +87,14 @@ impl<'a, B: Bitmap + 'static> Parts<'a, B> {
     }
 }
 
+/// A ring's available index, to be looked at without serving the ring.
+pub(super) fn available_index<'a, B: Bitmap + 'static>(
+    queue: &impl QueueT,
+    reach: &mut Reach<'a, B>,
+) -> Option<Field<'a, B>> {
+    reach.part(queue.avail_ring(), ENTRIES)?.field(2)
+}
+
 /// A ring that is being served. Dropping it tells the driver of what it was given back.
 pub(super) struct Ring<'a, B: Bitmap + 'static> {
     state: MutexGuard<'a, VringState<Memory<B>>>,
@@ -257,6 +265,11 @@ impl<'a, B: Bitmap + 'static> Ring<'a, B> {
         // stored above (virtio 1.2 §2.7.13.3.1). One of the two sees the other's.
         fence(Ordering::SeqCst);
         parts.avail_idx.load(Ordering::Relaxed) != self.next_avail
+    }
+
+    /// Leaves the ring to whoever serves it next, who expects to be kicked.
+    pub(super) fn leave(&mut self) {
+        self.ask_for_kick();
     }
 
     /// Leaves the chain that was gathered last for the next look.

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use vhost::vhost_user::Error as VhostUserError;
 use vhost_user_backend::{Error as DaemonError, ShutdownHandle, VhostUserDaemon};
@@ -53,7 +54,7 @@ impl Connection {
     }
 }
 
-type Connect = Box<dyn Fn(&mut Socket, &Ended) -> Result<Connection, ServerError>>;
+type Connect = Box<dyn Fn(&mut Socket, &Ended, Duration) -> Result<Connection, ServerError>>;
 
 /// What a connection writes when it, or its worker, comes to an end.
 struct Ended {
@@ -66,6 +67,7 @@ pub struct Port {
     name: &'static str,
     socket: Socket,
     connect: Connect,
+    poll_max: Duration,
     connection: Option<Connection>,
     ended: Option<Ended>,
 }
@@ -85,10 +87,21 @@ impl Port {
         Port {
             name,
             socket,
-            connect: Box::new(move |socket, ended| connect::<S>(name, &device, socket, ended)),
+            connect: Box::new(move |socket, ended, poll_max| {
+                connect::<S>(name, &device, socket, ended, poll_max)
+            }),
+            poll_max: Duration::ZERO,
             connection: None,
             ended: None,
         }
+    }
+
+    /// Has the worker of a connection look for requests, after the last one, for so long at most before
+    /// it sleeps. Without this it does not.
+    #[must_use]
+    pub fn polling(mut self, max: Duration) -> Self {
+        self.poll_max = max;
+        self
     }
 
     /// Lets the loop hear of whatever happens here.
@@ -137,7 +150,7 @@ impl Port {
                 // The next one waits in the listening socket's queue until this one is gone.
                 poll.remove(self.socket.listener().as_raw_fd())
                     .map_err(ServerError::Wait)?;
-                self.connection = Some((self.connect)(&mut self.socket, ended)?);
+                self.connection = Some((self.connect)(&mut self.socket, ended, self.poll_max)?);
             }
             PortEvent::WorkerEnded => {
                 let _ = ended.worker.read();
@@ -178,11 +191,12 @@ fn connect<S: Session>(
     device: &Arc<S::Device>,
     socket: &mut Socket,
     ended: &Ended,
+    poll_max: Duration,
 ) -> Result<Connection, ServerError> {
     let connection_ended = ended.connection.try_clone().map_err(ServerError::Prepare)?;
     let worker_ended = ended.worker.try_clone().map_err(ServerError::Prepare)?;
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-    let session = S::new(device, memory.clone(), worker_ended)
+    let session = S::new(device, memory.clone(), worker_ended, poll_max)
         .map(Arc::new)
         .map_err(ServerError::Prepare)?;
     let thread_name = "vhost-user".to_owned();

@@ -2,8 +2,10 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures,
@@ -17,7 +19,7 @@ use zerocopy::IntoBytes;
 
 use super::super::chain::Gathered;
 use super::super::link::{BATCH, LOADING, Link, Serve, Served, refuse};
-use super::super::ring::{Ring, Work};
+use super::super::ring::{Idle, Ring, Work};
 use super::super::vring::{Memory, Vring};
 use super::super::{Session, VIRTIO_FEATURES};
 use super::marks::{Marks, keep_marking};
@@ -83,7 +85,7 @@ impl ClockSession {
     }
 
     /// Serves requests of the requestq until there is a reason to stop.
-    fn serve_requests(&self, core: &mut Core, rings: &mut Rings) -> Served {
+    fn serve_requests(&self, core: &mut Core, rings: &mut Rings, idle: Idle) -> Served {
         let Some(vring) = self.link.vring(REQUEST_QUEUE) else {
             return Served::All;
         };
@@ -92,6 +94,7 @@ impl ClockSession {
         let Some(mut ring) = Ring::usable(vring, REQUEST_QUEUE, &mem, work) else {
             return Served::All;
         };
+        ring.when_idle(idle);
         self.see_new_driver(core);
         for _ in 0..BATCH {
             let Some(head) = ring.next_chain(gathered) else {
@@ -160,10 +163,15 @@ impl ClockSession {
 }
 
 impl Serve for ClockSession {
-    fn serve(&self, queue: u16) {
+    fn request_queues(&self) -> Range<u16> {
+        REQUEST_QUEUE..REQUEST_QUEUE + 1
+    }
+
+    fn serve(&self, queue: u16, idle: Idle) {
         let mut core = self.device.core();
         let mut rings = self.rings();
-        if queue == REQUEST_QUEUE && self.serve_requests(&mut core, &mut rings) != Served::All {
+        if queue == REQUEST_QUEUE && self.serve_requests(&mut core, &mut rings, idle) != Served::All
+        {
             self.link.go_on_later(queue);
         }
         self.carry_out(&mut core, &mut rings);
@@ -176,6 +184,11 @@ impl Serve for ClockSession {
         self.carry_out(&mut core, &mut self.rings());
     }
 
+    /// Its alarm is of another clock: at most it is late by as long as the worker looks for requests.
+    fn ns_to_alarm(&self) -> u64 {
+        u64::MAX
+    }
+
     fn taken(&self) -> u64 {
         self.rings().gathered.count()
     }
@@ -184,9 +197,14 @@ impl Serve for ClockSession {
 impl Session for ClockSession {
     type Device = ClockDevice;
 
-    fn new(device: &Arc<ClockDevice>, memory: Memory<Marks>, ended: EventFd) -> io::Result<Self> {
+    fn new(
+        device: &Arc<ClockDevice>,
+        memory: Memory<Marks>,
+        ended: EventFd,
+        poll_max: Duration,
+    ) -> io::Result<Self> {
         Ok(ClockSession {
-            link: Link::new(QUEUES, memory, ended)?,
+            link: Link::new(QUEUES, memory, ended, poll_max)?,
             device: Arc::clone(device),
             rings: Mutex::default(),
             let_go: Arc::default(),
@@ -285,6 +303,17 @@ impl VhostUserBackend for ClockSession {
             self.carry_out(&mut core, &mut self.rings());
             Ok(())
         })
+    }
+
+    /// GET_VRING_BASE: whoever serves the ring next expects to be kicked.
+    fn stop_vring(&self, queue_index: u32) -> io::Result<()> {
+        if let Ok(queue) = u16::try_from(queue_index)
+            && let Some(vring) = self.link.vring(queue)
+        {
+            let mem = self.link.memory.memory();
+            Ring::stopping(vring, queue, &mem, &mut self.rings().work).leave();
+        }
+        Ok(())
     }
 
     fn handle_event(

@@ -115,6 +115,7 @@ impl Rings {
         let mem = memory.memory();
         let mut ring = Ring::stopping(vring, queue, &mem, &mut self.work);
         give_deferred(&mut self.deferred, &mut ring, queue);
+        ring.leave();
     }
 
     /// How many chains were ever taken from the rings.

@@ -2,13 +2,15 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures,
 };
 use vhost_user_backend::{VhostUserBackend, VringEpollHandler};
-use vhost_user_timer_protocol::{EVENT_QUEUE, MAX_QUEUE_SIZE, Phase, wire};
+use vhost_user_timer_protocol::{EVENT_QUEUE, FIRST_REQUEST_QUEUE, MAX_QUEUE_SIZE, Phase, wire};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 use zerocopy::IntoBytes;
@@ -63,7 +65,11 @@ impl TimerSession {
 }
 
 impl Serve for TimerSession {
-    fn serve(&self, queue: u16) {
+    fn request_queues(&self) -> Range<u16> {
+        FIRST_REQUEST_QUEUE..self.link.queues()
+    }
+
+    fn serve(&self, queue: u16, idle: Idle) {
         if queue == EVENT_QUEUE {
             self.carry_out(&mut self.device.core(), &mut self.rings());
             return;
@@ -74,7 +80,7 @@ impl Serve for TimerSession {
         for _ in 0..EFFECTS {
             let mut core = self.device.core();
             let mut rings = self.rings();
-            let served = rings.serve(&mut core, vring, queue, &self.link.memory, Idle::Kick);
+            let served = rings.serve(&mut core, vring, queue, &self.link.memory, idle);
             self.carry_out(&mut core, &mut rings);
             match served {
                 Served::All => return,
@@ -94,6 +100,10 @@ impl Serve for TimerSession {
         self.carry_out(&mut core, &mut self.rings());
     }
 
+    fn ns_to_alarm(&self) -> u64 {
+        self.device.core().alarm.ns_left()
+    }
+
     fn taken(&self) -> u64 {
         self.rings().taken()
     }
@@ -102,9 +112,14 @@ impl Serve for TimerSession {
 impl Session for TimerSession {
     type Device = TimerDevice;
 
-    fn new(device: &Arc<TimerDevice>, memory: Memory<()>, ended: EventFd) -> io::Result<Self> {
+    fn new(
+        device: &Arc<TimerDevice>,
+        memory: Memory<()>,
+        ended: EventFd,
+        poll_max: Duration,
+    ) -> io::Result<Self> {
         Ok(TimerSession {
-            link: Link::new(device.queues(), memory, ended)?,
+            link: Link::new(device.queues(), memory, ended, poll_max)?,
             device: Arc::clone(device),
             rings: Mutex::default(),
         })

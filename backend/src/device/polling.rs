@@ -1,0 +1,290 @@
+//! How long a worker looks at its rings before it sleeps: for as long as that has paid of late.
+//!
+//! To sleep and to be woken costs more than a request does, most of all where the driver's CPU has to
+//! wake this one. So after work the worker goes on looking for a while, as KVM does before it halts a
+//! vCPU: longer each time where work came soon after it had slept, shorter where it came late.
+//!
+//! A driver that has no CPU but this one gets nowhere while the worker looks; so does whoever else wants
+//! it. Nobody can be asked who that is (a worker with a CPU of its own has no other either), but it
+//! shows: this thread is preempted, or it looks in vain time and again and then work comes at once. Then
+//! it does not look for a while, and for longer each time. What else the worker waits for waits no
+//! longer than the longest such while.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use nix::sys::resource::{UsageWho, getrusage};
+use rustix::time::{ClockId, clock_gettime};
+
+/// Less than this is nothing, ns.
+const LEAST: u64 = 10_000;
+
+/// How often in a row to look in vain.
+const VAIN: u32 = 4;
+
+/// For how long not to look then, ns: at first, and at most.
+const HOLD: u64 = 10_000_000;
+const LONGEST_HOLD: u64 = 1_000_000_000;
+
+/// Nanoseconds of a clock that does not go back.
+pub(super) fn now() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    let nanoseconds = u64::try_from(now.tv_nsec).unwrap_or(0);
+    seconds
+        .wrapping_mul(1_000_000_000)
+        .wrapping_add(nanoseconds)
+}
+
+/// See the module. All times are ns.
+#[derive(Debug)]
+pub(super) struct Polling {
+    max: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    window: Window,
+    preemptions: i64,
+}
+
+impl Polling {
+    /// Looks for `max` ns at most; 0 is not to look at all.
+    pub(super) fn new(max: u64) -> Self {
+        Polling {
+            max,
+            state: Mutex::new(State {
+                window: Window::new(max),
+                preemptions: 0,
+            }),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The longest while.
+    pub(super) fn max(&self) -> u64 {
+        self.max
+    }
+
+    /// Work came. Returns for how long to look for more when it is done.
+    pub(super) fn kicked(&self) -> u64 {
+        if self.max == 0 {
+            return 0;
+        }
+        let now = now();
+        let mut state = self.state();
+        state.window.woken(now);
+        state.window.at(now)
+    }
+
+    /// For how long to look, as things are.
+    pub(super) fn length(&self) -> u64 {
+        if self.max == 0 {
+            return 0;
+        }
+        self.state().window.at(now())
+    }
+
+    /// The worker stops looking: it `found` something or not, and has looked in vain for so long since.
+    pub(super) fn over(&self, found: bool, in_vain: u64) {
+        let now = now();
+        let mut state = self.state();
+        state.window.looked(now, found);
+        state.window.sleeps(now, in_vain);
+        self.mind_others(&mut state, now);
+    }
+
+    fn mind_others(&self, state: &mut State, now: u64) {
+        let preemptions = preemptions();
+        if std::mem::replace(&mut state.preemptions, preemptions) != preemptions {
+            state.window.disturbed(now);
+        }
+    }
+
+    /// The worker looks again when others had their turn.
+    pub(super) fn goes_on(&self) {
+        let now = now();
+        let mut state = self.state();
+        state.window.looked(now, true);
+        self.mind_others(&mut state, now);
+    }
+
+    /// The worker sleeps without having looked.
+    pub(super) fn sleeps(&self) {
+        if self.max != 0 {
+            self.state().window.sleeps(now(), 0);
+        }
+    }
+}
+
+/// How often this thread had to give the CPU to another one.
+fn preemptions() -> i64 {
+    getrusage(UsageWho::RUSAGE_THREAD).map_or(0, |usage| usage.involuntary_context_switches())
+}
+
+/// How long to look, as it follows from what became of it.
+#[derive(Debug)]
+struct Window {
+    max: u64,
+    length: u64,
+    /// Since when the worker sleeps, and how long it had looked in vain before.
+    asleep: Option<(u64, u64)>,
+    /// How often in a row it was looked in vain.
+    vain: u32,
+    held_until: u64,
+    hold: u64,
+}
+
+impl Window {
+    fn new(max: u64) -> Self {
+        Window {
+            max,
+            length: 0,
+            asleep: None,
+            vain: 0,
+            held_until: 0,
+            hold: HOLD,
+        }
+    }
+
+    fn at(&self, now: u64) -> u64 {
+        if now < self.held_until {
+            0
+        } else {
+            self.length
+        }
+    }
+
+    fn looked(&mut self, now: u64, found: bool) {
+        self.vain = if found { 0 } else { self.vain + 1 };
+        if self.vain >= VAIN {
+            self.disturbed(now);
+        }
+    }
+
+    fn sleeps(&mut self, now: u64, in_vain: u64) {
+        self.asleep = Some((now, in_vain));
+    }
+
+    fn woken(&mut self, now: u64) {
+        let Some((since, in_vain)) = self.asleep.take() else {
+            return;
+        };
+        let idle = now.saturating_sub(since).saturating_add(in_vain);
+        self.length = if idle <= self.max {
+            let first = (self.max / 4).max(LEAST);
+            self.length.saturating_mul(2).max(first).min(self.max)
+        } else if self.length / 2 < LEAST {
+            0
+        } else {
+            self.length / 2
+        };
+    }
+
+    /// Others want the CPU: no more of it for a while, and for longer the sooner it happens again.
+    fn disturbed(&mut self, now: u64) {
+        let again = self.held_until != 0 && now < self.held_until.saturating_add(self.hold);
+        self.hold = if again {
+            self.hold.saturating_mul(2).min(LONGEST_HOLD)
+        } else {
+            HOLD
+        };
+        self.held_until = now.saturating_add(self.hold);
+        self.length = 0;
+        self.vain = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX: u64 = 160_000;
+    const FIRST: u64 = MAX / 4;
+
+    /// Each time a request comes so long after the worker had nothing to do.
+    fn requests(window: &mut Window, now: &mut u64, count: usize, idle: u64) {
+        for _ in 0..count {
+            let length = window.at(*now);
+            let found = length > idle;
+            *now += length.min(idle);
+            if length != 0 {
+                window.looked(*now, found);
+            }
+            if !found {
+                window.sleeps(*now, length);
+                *now += idle - length;
+                window.woken(*now);
+            }
+        }
+    }
+
+    #[test]
+    fn it_grows_until_it_pays_and_no_further() {
+        let (mut window, mut now) = (Window::new(MAX), 1);
+        requests(&mut window, &mut now, 1, FIRST + 1);
+        assert_eq!(window.length, FIRST);
+        requests(&mut window, &mut now, 50, FIRST + 1);
+        assert_eq!(window.length, 2 * FIRST);
+        requests(&mut window, &mut now, 50, MAX - 1);
+        assert_eq!(window.length, MAX);
+    }
+
+    #[test]
+    fn it_shrinks_to_nothing_where_work_comes_late() {
+        let (mut window, mut now) = (Window::new(MAX), 1);
+        requests(&mut window, &mut now, 50, FIRST + 1);
+        requests(&mut window, &mut now, 1, 10 * MAX);
+        assert_eq!(window.length, FIRST);
+        requests(&mut window, &mut now, 3, 10 * MAX);
+        assert_eq!(window.length, 0);
+        requests(&mut window, &mut now, 100, 2 * MAX);
+        assert_eq!(window.length, 0);
+    }
+
+    #[test]
+    fn where_others_want_the_cpu_it_waits_longer_and_longer() {
+        let (mut window, mut now) = (Window::new(MAX), 1);
+        requests(&mut window, &mut now, 10, FIRST + 1);
+        for held in [HOLD, 2 * HOLD, 4 * HOLD] {
+            window.disturbed(now);
+            assert_eq!(window.at(now + held - 1), 0);
+            now += held;
+            requests(&mut window, &mut now, 10, FIRST + 1);
+            assert_ne!(window.at(now), 0);
+        }
+        // Long undisturbed, it is as in the beginning.
+        now += 100 * LONGEST_HOLD;
+        window.disturbed(now);
+        assert_eq!(window.held_until, now + HOLD);
+    }
+
+    #[test]
+    fn a_driver_that_runs_only_when_the_worker_sleeps_is_let_run() {
+        let (mut window, mut now) = (Window::new(MAX), 1);
+        let mut looked = 0;
+        let begin = now;
+        while now < begin + 20 * LONGEST_HOLD {
+            let length = window.at(now);
+            now += length;
+            looked += length;
+            if length != 0 {
+                window.looked(now, false);
+            }
+            window.sleeps(now, length);
+            now += 5_000;
+            window.woken(now);
+        }
+        assert!(looked < 20 * LONGEST_HOLD / 1000, "{looked}");
+    }
+
+    #[test]
+    fn without_a_longest_while_there_is_none() {
+        let polling = Polling::new(0);
+        polling.sleeps();
+        assert_eq!((polling.kicked(), polling.length()), (0, 0));
+    }
+}
