@@ -32,7 +32,7 @@ use super::error::{Failure, Fault};
 use super::repeat::Verdict;
 use super::ring::{self, DESCRIPTOR, Ring};
 use super::session::Session;
-use super::wait::{Deadline, drain, eventfd, signal};
+use super::wait::{Bed, Deadline, drain, eventfd, signal};
 use super::{Call, Error};
 use crate::wire::ResponseHeader;
 use crate::{Op, Status};
@@ -68,6 +68,8 @@ pub(super) struct Shared {
     session: Arc<Session>,
     layout: QueueLayout,
     call: OwnedFd,
+    /// Where a leader sleeps.
+    bed: Bed,
     kick: OwnedFd,
     state: Mutex<State>,
     /// By slot: its request is answered, or its waiter is to lead.
@@ -94,12 +96,14 @@ impl RequestQueue {
                 memory.write(ring.descriptor(slot), &descriptor);
             }
         }
+        let call = eventfd()?;
         Ok(RequestQueue {
             shared: Arc::new(Shared {
                 index,
+                bed: session.link.bed(call.as_fd())?,
                 session,
                 layout,
-                call: eventfd()?,
+                call,
                 kick: eventfd()?,
                 state: Mutex::new(State::new(ring, slots)),
                 done: (0..slots).map(|_| Condvar::new()).collect(),
@@ -223,6 +227,12 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many answers the backend has given, modulo 2^16; without the lock.
+    fn used_index(&self) -> u16 {
+        let index = self.session.memory.atomic(self.layout.ring.used_idx());
+        u16::from_le(index.load(Ordering::Acquire))
+    }
+
     pub(super) fn vring(&self) -> Vring<'_> {
         Vring {
             index: self.index,
@@ -303,12 +313,16 @@ impl Shared {
             Some(tables) => (tables + DESCRIPTOR * usize::from(slot * CHAIN), 1),
             None => (state.ring.descriptor(head), head + 1),
         };
-        let readable = memory.address(request_at);
-        let readable = ring::descriptor(readable, request, ring::NEXT, next);
-        let writable = memory.address(answer_at);
-        let writable = ring::descriptor(writable, answer, ring::WRITE, 0);
-        memory.write(first, &readable);
-        memory.write(first + DESCRIPTOR, &writable);
+        // Mostly as they were: then the backend's CPU has them already.
+        let laid = Some((request, answer, large));
+        if std::mem::replace(&mut state.laid[usize::from(slot)], laid) != laid {
+            let readable = memory.address(request_at);
+            let readable = ring::descriptor(readable, request, ring::NEXT, next);
+            let writable = memory.address(answer_at);
+            let writable = ring::descriptor(writable, answer, ring::WRITE, 0);
+            memory.write(first, &readable);
+            memory.write(first + DESCRIPTOR, &writable);
+        }
         state.ring.push(head, answer);
         Ok(slot)
     }

@@ -62,7 +62,7 @@ impl RingLayout {
         self.avail + 4 + 2 * usize::from(self.size)
     }
 
-    fn used_idx(&self) -> usize {
+    pub(super) fn used_idx(&self) -> usize {
         self.used + 2
     }
 

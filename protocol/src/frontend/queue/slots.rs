@@ -8,6 +8,9 @@ use crate::frontend::ring::Ring;
 pub(super) struct State {
     pub(super) ring: Ring,
     pub(super) slots: Box<[Slot]>,
+    /// By slot, what its descriptors say: the bytes of the request, those of the answer, and whether
+    /// they are in the large buffers.
+    pub(super) laid: Box<[Option<(u32, u32, bool)>]>,
     free: Vec<u16>,
     large_taken: bool,
     /// Slots that hold a WAIT_RUN.
@@ -100,6 +103,7 @@ impl State {
         State {
             ring,
             slots: vec![FREE; usize::from(slots)].into(),
+            laid: vec![None; usize::from(slots)].into(),
             free: (0..slots).rev().collect(),
             large_taken: false,
             wait_runs: 0,

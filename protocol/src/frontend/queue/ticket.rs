@@ -88,12 +88,21 @@ impl<T: Answer> Ticket<T> {
     /// As [`wait`](Self::wait).
     pub fn spin(mut self, deadline: impl Into<Deadline>) -> Result<T, Error> {
         let deadline = deadline.into();
+        let shared = self.shared.clone();
         loop {
+            // First what it is, then the look: a later answer changes it.
+            let mut seen = shared.used_index();
+            if let Some(answer) = self.try_wait()? {
+                return Ok(answer);
+            }
             for _ in 0..SPINS_PER_CHECK {
-                if let Some(answer) = self.try_wait()? {
+                std::hint::spin_loop();
+                let now = shared.used_index();
+                if std::mem::replace(&mut seen, now) != now
+                    && let Some(answer) = self.try_wait()?
+                {
                     return Ok(answer);
                 }
-                std::hint::spin_loop();
             }
             let session = &self.shared.session;
             let generation = session.generation();

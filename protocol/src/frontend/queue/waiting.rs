@@ -1,13 +1,12 @@
 //! Who of those that wait on a queue sleeps on what, and who wakes whom.
 
-use std::os::fd::AsFd;
 use std::sync::{MutexGuard, PoisonError};
 
 use super::Shared;
 use super::slots::{Await, Need, State};
 use crate::frontend::Error;
 use crate::frontend::error::Failure;
-use crate::frontend::wait::{Deadline, Woken, drain, signal};
+use crate::frontend::wait::{Deadline, Woken, signal};
 
 impl Shared {
     /// Waits as a leader or a follower. On success the lock is still held.
@@ -58,13 +57,9 @@ impl Shared {
     /// it is worth another look.
     fn lead(&self, deadline: Deadline) -> (MutexGuard<'_, State>, Result<(), Error>) {
         let generation = self.session.generation();
-        let woken = self.session.link.wait(self.call.as_fd(), deadline);
+        let woken = self.session.link.sleep(&self.bed, deadline);
         let failure = match woken {
-            Ok(Woken::Called) => {
-                drain(&self.call);
-                None
-            }
-            Ok(Woken::TimedOut) => None,
+            Ok(Woken::Called | Woken::TimedOut) => None,
             Ok(Woken::Failed(failure)) => self.session.outlive(failure, generation, deadline),
             Err(error) => return (self.lock(), Err(error)),
         };
