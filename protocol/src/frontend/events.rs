@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use zerocopy::FromBytes;
 
+use super::bed::Bed;
 use super::connection::Vring;
 use super::error::{Failure, Fault};
 use super::memory::Layout;
@@ -96,6 +97,8 @@ pub(super) struct EventQueue {
     session: Arc<Session>,
     layout: EventLayout,
     call: OwnedFd,
+    /// Where the thread sleeps that waits for an event.
+    bed: Bed,
     kick: OwnedFd,
     state: Mutex<State>,
 }
@@ -137,10 +140,12 @@ impl EventQueue {
             let descriptor = ring::descriptor(buffer, EVENT as u32, ring::WRITE, 0);
             memory.write(ring.descriptor(head), &descriptor);
         }
+        let call = eventfd()?;
         let queue = EventQueue {
+            bed: Bed::new(&session.link, call.as_fd())?,
             session,
             layout,
-            call: eventfd()?,
+            call,
             kick: eventfd()?,
             state: Mutex::new(State {
                 ring,
@@ -245,12 +250,11 @@ impl EventQueue {
         }
     }
 
-    /// Gives the buffers back that were read, and makes the descriptor report the next event.
+    /// Gives the buffers back that were read, and asks to be called at the next event.
     /// Returns whether there is one already.
     fn arm(&self) -> bool {
         let mut state = self.lock();
         self.repost(&mut state);
-        drain(&self.call);
         // A reconnect may have come in between, and kept events.
         state.ring.arm() || !state.unread.is_empty()
     }
@@ -289,6 +293,8 @@ impl EventStream {
             let now = Duration::ZERO.into();
             let failure =
                 failure.and_then(|failure| queue.session.outlive(failure, generation, now));
+            // Before the last look, too: what comes after that makes it readable again.
+            drain(&queue.call);
             if queue.arm() {
                 continue;
             }
@@ -303,20 +309,32 @@ impl EventStream {
     /// [`Error::TimedOut`] at the deadline, or as [`try_next`](Self::try_next).
     pub fn next(&mut self, deadline: impl Into<Deadline>) -> Result<Event, Error> {
         let deadline = deadline.into();
+        let queue = &*self.queue;
+        let session = &queue.session;
+        let mut late = false;
         loop {
-            if let Some(event) = self.try_next()? {
+            if let Some(event) = queue.pop()? {
                 return Ok(event);
             }
-            if deadline.has_passed() {
+            if late {
                 return Err(Error::TimedOut { what: "an event" });
             }
-            let session = &self.queue.session;
-            let generation = session.generation();
-            let woken = session.link.wait(self.queue.call.as_fd(), deadline)?;
-            if let Woken::Failed(failure) = woken {
-                // What is for good is told by `try_next`, after what events there still are.
-                let _ = session.outlive(failure, generation, deadline);
+            if queue.arm() {
+                continue;
             }
+            let generation = session.generation();
+            late = match queue.bed.sleep(&session.link, deadline)? {
+                Woken::Called => false,
+                Woken::TimedOut => true,
+                Woken::Failed(failure) => {
+                    if let Some(failure) = session.outlive(failure, generation, deadline) {
+                        // It may have told events before it went.
+                        let last = queue.pop()?;
+                        return last.ok_or_else(|| queue.fail(failure));
+                    }
+                    deadline.has_passed()
+                }
+            };
         }
     }
 }

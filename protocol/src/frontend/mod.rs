@@ -144,6 +144,7 @@
 //! # let _ = compare_values;
 //! ```
 
+mod bed;
 mod call;
 mod connection;
 mod device_state;

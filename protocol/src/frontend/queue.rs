@@ -26,13 +26,14 @@ use std::time::Duration;
 
 use zerocopy::FromBytes;
 
+use super::bed::Bed;
 use super::call::{About, Answer, HEADER, Reply};
 use super::connection::Vring;
 use super::error::{Failure, Fault};
 use super::repeat::Verdict;
 use super::ring::{self, DESCRIPTOR, Ring};
 use super::session::Session;
-use super::wait::{Bed, Deadline, drain, eventfd, signal};
+use super::wait::{Deadline, drain, eventfd, signal};
 use super::{Call, Error};
 use crate::wire::ResponseHeader;
 use crate::{Op, Status};
@@ -100,7 +101,7 @@ impl RequestQueue {
         Ok(RequestQueue {
             shared: Arc::new(Shared {
                 index,
-                bed: session.link.bed(call.as_fd())?,
+                bed: Bed::new(&session.link, call.as_fd())?,
                 session,
                 layout,
                 call,

@@ -1,16 +1,15 @@
-//! Deadlines, shutting down, and the one place where this library sleeps on file descriptors.
+//! Deadlines, shutting down, and what ends every sleep.
 //!
-//! Every sleep here ends: by what was waited for, at its deadline, when the backend closes the
+//! Every sleep here, and in [`bed`](super::bed), ends: by what was waited for, at its deadline, when the backend closes the
 //! connection (as the kernel does for a backend that dies), or by a [`ShutdownHandle`].
 
-use std::mem::{ManuallyDrop, MaybeUninit};
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::io::{DupFlags, Errno};
 
@@ -27,6 +26,10 @@ pub struct Deadline(Option<Instant>);
 impl Deadline {
     /// Waits until the backend answers, dies, or the frontend is shut down.
     pub const NEVER: Deadline = Deadline(None);
+
+    pub(super) fn instant(self) -> Option<Instant> {
+        self.0
+    }
 
     /// How long it is until then; `None` for ever.
     pub fn remaining(self) -> Option<Duration> {
@@ -149,30 +152,10 @@ pub(super) struct Link {
     pub(super) shutdown: ShutdownHandle,
 }
 
-/// What the threads of one queue sleep on, one at a time: an epoll instance, which costs less than to
-/// name all descriptors each time, and has the call eventfd edge-triggered, so that it need not be
-/// read.
-pub(super) struct Bed {
-    epoll: OwnedFd,
-    watched: Mutex<Watched>,
-}
-
-/// The control socket that an epoll instance knows. It stays open for as long as that is so: of a
-/// closed one it would not tell that it ended.
-struct Watched {
-    connection: u64,
-    socket: OwnedFd,
-}
-
-/// What an epoll instance says of a descriptor.
-const CALL: u64 = 0;
-const SHUTDOWN: u64 = 1;
-const SOCKET: u64 = 2;
-
 /// How a wait ended well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Woken {
-    /// The call eventfd is readable.
+    /// There was a call.
     Called,
     /// The deadline passed.
     TimedOut,
@@ -193,28 +176,20 @@ impl Link {
         })
     }
 
-    /// A bed for those who wait for this call eventfd.
-    pub(super) fn bed(&self, call: BorrowedFd<'_>) -> Result<Bed, Error> {
-        let flags = epoll::CreateFlags::CLOEXEC;
-        let instance = epoll::create(flags).map_err(io("create an epoll instance"))?;
-        watch(&instance, call, CALL, EventFlags::IN | EventFlags::ET)?;
-        watch(&instance, self.shutdown.as_fd(), SHUTDOWN, EventFlags::IN)?;
-        let watched = self.present_socket()?;
-        watch(&instance, watched.socket.as_fd(), SOCKET, EventFlags::RDHUP)?;
-        Ok(Bed {
-            epoll: instance,
-            watched: Mutex::new(watched),
-        })
+    /// Numbers the present connection.
+    pub(super) fn connection(&self) -> u64 {
+        self.connections.load(Ordering::Acquire)
     }
 
-    fn present_socket(&self) -> Result<Watched, Error> {
+    /// The present connection's number, and its socket by another descriptor.
+    pub(super) fn present_socket(&self) -> Result<(u64, OwnedFd), Error> {
         // First the number: a socket that is newer than it is only looked for again.
-        let connection = self.connections.load(Ordering::Acquire);
+        let connection = self.connection();
         let socket = self.socket.try_clone().map_err(|source| Error::Io {
             what: "duplicate the control socket",
             source,
         })?;
-        Ok(Watched { connection, socket })
+        Ok((connection, socket))
     }
 
     /// Watches another connection's socket from now on. Whoever sleeps on the former one is
@@ -240,70 +215,6 @@ impl Link {
                 }
             }
         }
-    }
-
-    /// Sleeps until `call` is readable, the deadline passes or the connection fails.
-    pub(super) fn wait(&self, call: BorrowedFd<'_>, deadline: Deadline) -> Result<Woken, Error> {
-        let [shutdown, socket] = self.watched();
-        let mut fds = [
-            shutdown,
-            socket,
-            PollFd::from_borrowed_fd(call, PollFlags::IN),
-        ];
-        poll(&mut fds, deadline)?;
-        Ok(match failure(&fds) {
-            Some(failure) => Woken::Failed(failure),
-            None if fds[2].revents().is_empty() => Woken::TimedOut,
-            None => Woken::Called,
-        })
-    }
-
-    /// As [`wait`](Self::wait), for one thread of a queue at a time. The call eventfd is not to be read
-    /// after it.
-    pub(super) fn sleep(&self, bed: &Bed, deadline: Deadline) -> Result<Woken, Error> {
-        self.make(bed)?;
-        let mut room = [const { MaybeUninit::uninit() }; 3];
-        loop {
-            // In whole milliseconds, as every kernel has it.
-            let timeout = deadline.remaining().and_then(|left| {
-                let left = left.as_nanos().div_ceil(1_000_000);
-                Timespec::try_from(Duration::from_millis(left.try_into().ok()?)).ok()
-            });
-            match epoll::wait(&bed.epoll, &mut room, timeout.as_ref()) {
-                Ok((ready, _)) => {
-                    let says = |what| ready.iter().any(|event| event.data.u64() == what);
-                    return Ok(if says(SHUTDOWN) {
-                        Woken::Failed(Failure::ShutDown)
-                    } else if says(SOCKET) {
-                        Woken::Failed(Failure::Disconnected)
-                    } else if says(CALL) {
-                        Woken::Called
-                    } else {
-                        Woken::TimedOut
-                    });
-                }
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(io("wait for the backend")(error)),
-            }
-        }
-    }
-
-    /// Has a bed know the present connection's socket.
-    fn make(&self, bed: &Bed) -> Result<(), Error> {
-        let mut watched = bed.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        if watched.connection == self.connections.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let present = self.present_socket()?;
-        epoll::delete(&bed.epoll, &watched.socket).map_err(io("forget a control socket"))?;
-        watch(
-            &bed.epoll,
-            present.socket.as_fd(),
-            SOCKET,
-            EventFlags::RDHUP,
-        )?;
-        *watched = present;
-        Ok(())
     }
 
     /// Sleeps until the connection fails; `None` at the deadline.
@@ -333,20 +244,12 @@ impl AsFd for Link {
     }
 }
 
-fn io(what: &'static str) -> impl Fn(Errno) -> Error {
+/// What could not be done, and why.
+pub(super) fn io(what: &'static str) -> impl Fn(Errno) -> Error {
     move |error| Error::Io {
         what,
         source: error.into(),
     }
-}
-
-fn watch(
-    instance: &OwnedFd,
-    fd: BorrowedFd<'_>,
-    what: u64,
-    events: EventFlags,
-) -> Result<(), Error> {
-    epoll::add(instance, fd, EventData::new_u64(what), events).map_err(io("watch a descriptor"))
 }
 
 fn failure(watched: &[PollFd<'_>]) -> Option<Failure> {

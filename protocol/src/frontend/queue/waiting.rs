@@ -17,6 +17,8 @@ impl Shared {
         deadline: Deadline,
     ) -> Result<MutexGuard<'_, State>, Error> {
         let mut state = self.lock();
+        // To be told by whoever slept: a look at the clock each time would cost more than the rest.
+        let mut late = false;
         let result = loop {
             self.reap(&mut state);
             let ready = match what {
@@ -29,11 +31,12 @@ impl Shared {
             if let Some(failure) = state.failure {
                 break Err(failure.into());
             }
-            if deadline.has_passed() {
+            if late {
                 break Err(Error::TimedOut { what: name });
             }
             if state.leader.is_some() {
                 state = self.follow(state, what, deadline);
+                late = deadline.has_passed();
                 continue;
             }
             if state.ring.arm() {
@@ -45,22 +48,26 @@ impl Shared {
             state = guard;
             state.leader = None;
             state.ring.disarm();
-            if let Err(error) = led {
-                break Err(error);
+            match led {
+                Ok(passed) => late = passed,
+                Err(error) => break Err(error),
             }
         };
         self.pass_on(&state);
         result.map(|()| state)
     }
 
-    /// Sleeps on the call eventfd, and brings the connection back if it is lost. Returns when
-    /// it is worth another look.
-    fn lead(&self, deadline: Deadline) -> (MutexGuard<'_, State>, Result<(), Error>) {
+    /// Sleeps until there is a call, and brings the connection back if it is lost. Returns when it
+    /// is worth another look, and whether the deadline has passed.
+    fn lead(&self, deadline: Deadline) -> (MutexGuard<'_, State>, Result<bool, Error>) {
         let generation = self.session.generation();
-        let woken = self.session.link.sleep(&self.bed, deadline);
-        let failure = match woken {
-            Ok(Woken::Called | Woken::TimedOut) => None,
-            Ok(Woken::Failed(failure)) => self.session.outlive(failure, generation, deadline),
+        let (failure, late) = match self.bed.sleep(&self.session.link, deadline) {
+            Ok(Woken::Called) => (None, false),
+            Ok(Woken::TimedOut) => (None, true),
+            Ok(Woken::Failed(failure)) => {
+                let failure = self.session.outlive(failure, generation, deadline);
+                (failure, deadline.has_passed())
+            }
             Err(error) => return (self.lock(), Err(error)),
         };
         let mut state = self.lock();
@@ -69,7 +76,7 @@ impl Shared {
             self.reap(&mut state);
             self.fail(&mut state, failure);
         }
-        (state, Ok(()))
+        (state, Ok(late))
     }
 
     /// Sleeps until a leader says that it is worth another look.
