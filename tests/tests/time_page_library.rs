@@ -353,6 +353,46 @@ fn an_anchored_vm_is_read_by_its_anchor_and_by_nothing_else() {
 }
 
 #[test]
+fn the_counts_are_the_backends_to_the_tick_whatever_they_are_derived_from() {
+    for (source, frequency) in [
+        ("monotonic", 62_500_000),
+        ("boottime", 62_500_000),
+        ("tsc", 0),
+        ("tsc", 62_500_000),
+    ] {
+        let option = format!("--counter-source={source}");
+        let Ok(backend) = BackendProcess::launch(&[&option]) else {
+            eprintln!("{source} is not to be had here");
+            continue;
+        };
+        let options = Options::default().timeout(LIMIT);
+        let frontend = TimerFrontend::connect(backend.socket_path(), options).unwrap();
+        let served = Served { backend, frontend };
+        let queue = served.queue();
+        let host = match source {
+            "boottime" => HostClock::Boottime,
+            #[cfg(target_arch = "x86_64")]
+            "tsc" => HostClock::Tsc {
+                frequency: queue.info(LIMIT).unwrap().frequency,
+            },
+            _ => HostClock::Monotonic,
+        };
+        queue.configure(1, Abi::Arm64, frequency, LIMIT).unwrap();
+        served.start();
+        queue.resume(LIMIT).unwrap();
+        let clock = queue.guest_clock(host, LIMIT).unwrap();
+        for _ in 0..100 {
+            let before = queue.info(LIMIT).unwrap();
+            let counts = clock.counts().unwrap();
+            let after = queue.info(LIMIT).unwrap();
+            let between = before.host_count..=after.host_count;
+            assert!(between.contains(&counts.host_count), "{source}");
+            assert_eq!(counts.host_count - counts.virt_count, after.cntvoff);
+        }
+    }
+}
+
+#[test]
 fn without_a_page_there_is_no_count() {
     let served = Served::new(1);
     let clock = served.clock();

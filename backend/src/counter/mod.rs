@@ -142,7 +142,7 @@ impl Counter {
             Reader::Monotonic => clock_ticks(ClockId::Monotonic, frequency),
             Reader::Boottime => clock_ticks(ClockId::Boottime, frequency),
             #[cfg(target_arch = "x86_64")]
-            Reader::Tsc { frequency: from } => scale(tsc::read(), from, frequency),
+            Reader::Tsc { frequency: from } => scale(counter::tsc(), from, frequency),
             #[cfg(target_arch = "aarch64")]
             Reader::Cntvct { frequency: from } => scale(cntvct::read(), from, frequency),
         }

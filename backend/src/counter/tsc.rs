@@ -1,23 +1,14 @@
 //! The x86-64 time-stamp counter (Intel SDM vol. 3, 20.17).
 
-use std::arch::x86_64::{_mm_lfence, _rdtsc};
 use std::time::Duration;
 
 use raw_cpuid::CpuId;
 use rustix::time::{ClockId, clock_gettime};
+use vhost_user_timer_protocol::counter::tsc;
 
 /// How long the counter is compared with CLOCK_MONOTONIC where the CPU does not tell its
 /// frequency: long enough for some 10 ppm, short enough not to be felt at start-up.
 const CALIBRATION: Duration = Duration::from_millis(4);
-
-/// The counter, read after everything before it in program order.
-pub(super) fn read() -> u64 {
-    // SAFETY: SSE2, and with it LFENCE, is part of every x86-64 CPU.
-    unsafe { _mm_lfence() };
-    // SAFETY: RDTSC is part of every x86-64 CPU, and no kernel that Rust's std runs on turns
-    // it off (CR4.TSD).
-    unsafe { _rdtsc() }
-}
 
 /// Ticks per second; `None` where the counter is not invariant.
 pub(super) fn frequency() -> Option<u64> {
@@ -44,7 +35,7 @@ fn measured() -> u64 {
         (0..8)
             .map(|_| {
                 let before = monotonic();
-                let ticks = read();
+                let ticks = tsc();
                 let after = monotonic();
                 (
                     after.saturating_sub(before),

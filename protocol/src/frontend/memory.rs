@@ -93,14 +93,17 @@ impl SharedMemory {
             .expect("the layout's offsets lie inside the region, aligned")
     }
 
-    /// A part of what the backend writes at any time.
-    pub(super) fn atomic_u64(&self, offset: usize) -> &AtomicU64 {
-        self.region
-            .get_atomic_ref(offset)
-            .expect("the layout's offsets lie inside the region, aligned")
+    /// What the backend writes at any time, to be read at once.
+    pub(super) fn words<const N: usize>(&self, offset: usize) -> &[AtomicU64; N] {
+        let slice = self.slice(offset, size_of::<[AtomicU64; N]>());
+        let words = slice.ptr_guard().as_ptr().cast::<[AtomicU64; N]>();
+        assert!(words.is_aligned(), "the layout's offsets are aligned");
+        // SAFETY: so many bytes are mapped there for as long as this object, at an address that is
+        // aligned, and whoever writes them meanwhile may: they are atomics.
+        unsafe { &*words }
     }
 
-    /// A sequence number that the backend writes.
+    /// A futex that both sides use.
     pub(super) fn atomic_u32(&self, offset: usize) -> &AtomicU32 {
         self.region
             .get_atomic_ref(offset)

@@ -9,7 +9,7 @@ mod gate;
 
 use std::mem::offset_of;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use rustix::event::Timespec;
@@ -21,6 +21,7 @@ use super::memory::{Layout, SharedMemory};
 use super::queue::Shared;
 use super::{Call, Deadline, Error, RequestQueue};
 use crate::Phase;
+use crate::counter::zero_after;
 use crate::wire::{Page, page_flags};
 
 pub use clock::{Counts, GuestClock, HostClock};
@@ -28,6 +29,9 @@ use gate::Gate;
 pub use gate::Offsets;
 
 const LEN: usize = size_of::<Page>();
+
+/// The page as it is read; the first has `seq` and `phase`.
+const WORDS: usize = LEN / 8;
 
 /// The backend writes for some microseconds, at changes only.
 const SPINS: u32 = 1000;
@@ -146,15 +150,20 @@ impl TimePage {
         self.read_numbered().map(|(_, time)| time)
     }
 
-    /// What the page says, and the sequence number of that.
-    fn read_numbered(&self) -> Option<(u32, PageTime)> {
+    /// What the page says, and its first word, which no two of its states have in common.
+    fn read_numbered(&self) -> Option<(u64, PageTime)> {
+        let [first, rest @ ..] = self.words();
         for attempt in 0..SPINS + YIELDS {
-            let before = self.seq(Ordering::Acquire);
-            if before & 1 == 0 {
-                let bytes = self.bytes();
+            let before = first.load(Ordering::Acquire);
+            let seq = seq_of(before);
+            if seq & 1 == 0 {
+                let mut words = [before; WORDS];
+                for (word, field) in words[1..].iter_mut().zip(rest) {
+                    *word = field.load(Ordering::Relaxed);
+                }
                 fence(Ordering::Acquire);
-                if self.seq(Ordering::Relaxed) == before {
-                    let time = parse(&bytes).filter(|_| before != 0);
+                if first.load(Ordering::Relaxed) == before {
+                    let time = parse(&words).filter(|_| seq != 0);
                     return time.map(|time| (before, time));
                 }
             }
@@ -166,23 +175,17 @@ impl TimePage {
         None
     }
 
-    fn bytes(&self) -> [u8; LEN] {
-        let mut words = [0_u64; LEN / 8];
-        for (n, word) in words.iter_mut().enumerate() {
-            let field = self.memory.atomic_u64(self.offset + 8 * n);
-            *word = field.load(Ordering::Relaxed);
-        }
-        let mut bytes = [0; LEN];
-        bytes.copy_from_slice(words.as_bytes());
-        bytes
+    fn words(&self) -> &[AtomicU64; WORDS] {
+        self.memory.words(self.offset)
+    }
+
+    /// Whether the page's first word is still this one, after that reading of a counter.
+    fn is_still(&self, first: u64, reading: u64) -> bool {
+        self.words()[zero_after(reading)].load(Ordering::Relaxed) == first
     }
 
     fn half(&self, offset: usize) -> &AtomicU32 {
         self.memory.atomic_u32(self.offset + offset)
-    }
-
-    fn seq(&self, order: Ordering) -> u32 {
-        u32::from_le(self.half(offset_of!(Page, seq)).load(order))
     }
 
     /// The futex, as it is in memory.
@@ -216,8 +219,13 @@ impl std::fmt::Debug for TimePage {
     }
 }
 
-fn parse(bytes: &[u8; LEN]) -> Option<PageTime> {
-    let page = Page::ref_from_bytes(bytes).ok()?;
+/// The sequence number in the page's first word.
+fn seq_of(first: u64) -> u32 {
+    u64::from_le(first) as u32
+}
+
+fn parse(words: &[u64; WORDS]) -> Option<PageTime> {
+    let page = Page::ref_from_bytes(words.as_bytes()).ok()?;
     let flags = page.flags.get();
     let frozen = |bit, count: u64| (flags & bit != 0).then_some(count);
     Some(PageTime {

@@ -1,7 +1,6 @@
 //! The guest's counts, from the time page and the host counter.
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -22,6 +21,13 @@ pub enum HostClock {
     Monotonic,
     /// `--counter-source boottime`, and no anchor.
     Boottime,
+    /// `--counter-source tsc`, and no anchor.
+    #[cfg(target_arch = "x86_64")]
+    Tsc {
+        /// Of the counter itself, Hz, as the backend has found it: what GET_INFO says in NEW, unless
+        /// the backend was given another one by `--counter-frequency`.
+        frequency: u64,
+    },
     /// What SET_COUNTER_ANCHOR said last, whatever the source.
     Anchored(Anchor),
     /// Another source, and no anchor: reads it, in ticks of the frequency (Hz) that is the argument.
@@ -35,6 +41,10 @@ impl HostClock {
         match self {
             HostClock::Monotonic => kernel_clock(ClockId::Monotonic, frequency),
             HostClock::Boottime => kernel_clock(ClockId::Boottime, frequency),
+            #[cfg(target_arch = "x86_64")]
+            HostClock::Tsc { frequency: from } => {
+                counter::scale(counter::tsc(), from.max(1), frequency)
+            }
             HostClock::Anchored(anchor) => {
                 anchor.host(kernel_clock(ClockId::Monotonic, NS_PER_SEC), frequency)
             }
@@ -126,11 +136,10 @@ impl GuestClock {
     pub fn counts(&self) -> Option<Counts> {
         let page: &TimePage = &self.session.page;
         for _ in 0..SPINS {
-            let (seq, time) = page.read_numbered()?;
+            let (first, time) = page.read_numbered()?;
             let host_count = self.host.read(time.frequency);
             // A clock that is frozen since then was frozen at a later reading.
-            fence(Ordering::SeqCst);
-            if page.seq(Ordering::Relaxed) != seq {
+            if !page.is_still(first, host_count) {
                 continue;
             }
             if time.phase == Phase::New || self.session.history.counter_revision() != self.revision
