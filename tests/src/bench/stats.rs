@@ -41,6 +41,16 @@ impl Pair {
         [&self.ours, &self.floor].map(|rounds| sorted(rounds.iter().flatten().copied()))
     }
 
+    /// The median of each.
+    pub(super) fn medians(&self) -> [f64; 2] {
+        self.pooled().map(|sorted| quantile(&sorted, 0.5))
+    }
+
+    /// Whether no round was added.
+    pub(super) fn is_empty(&self) -> bool {
+        self.ours.is_empty()
+    }
+
     /// How many times the floor ours is at this quantile. Where rounds have enough samples for it,
     /// it is the median of the rounds' ratios: what disturbs the machine disturbs both halves of a
     /// round. Where not, it is that of all samples together.

@@ -6,6 +6,7 @@ mod gate;
 mod growth;
 mod latency;
 mod throughput;
+mod time_page;
 mod timers;
 
 use std::io;
@@ -28,19 +29,13 @@ pub(super) const ALL: [Row; 9] = [
     growth::vcpus,
     gate::skew,
     timers::lateness,
-    time_page,
+    time_page::count,
     clock::readings,
     footprint::footprint,
 ];
 
 /// What takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(30);
-
-fn time_page(bench: &mut Bench) -> io::Result<()> {
-    let why = "the library does not read the count by the time page";
-    bench.report.skip("7 virtual count by the time page", why);
-    Ok(())
-}
 
 fn other<E: std::error::Error + Send + Sync + 'static>(error: E) -> io::Error {
     io::Error::other(error)
