@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use vhost_user_timer_protocol::frontend::{Call, Options, TimerFrontend};
 use vhost_user_timer_protocol::{Abi, Register};
+use vhost_user_timer_tests::backend_process::Devices;
 use vhost_user_timer_tests::contract::{VM, op, request};
 use vhost_user_timer_tests::raw_driver::{Layout, Rig, Setup};
 
@@ -152,6 +153,29 @@ fn a_stopped_ring_is_left_to_one_who_wants_kicks() {
             };
             assert_eq!(driver.memory.read(at, 2), wants_kicks.to_le_bytes());
             driver.start(1);
+        }
+    }
+}
+
+/// A frontend that is owed a kick's being wanted: who looks does not ask for any, and cannot once it
+/// is dead.
+#[test]
+fn a_driver_that_only_kicks_when_it_is_asked_to_is_served_after_a_kill() {
+    for event_idx in [false, true] {
+        let args = ["--poll-max-us=10000"];
+        let mut rig = Rig::launch_devices_with_state(Devices::Timer, &args);
+        let mut driver = rig.connect_with(Setup {
+            event_idx,
+            ..Setup::default()
+        });
+        let info = request(op::GET_INFO, VM, 0, &[]);
+        for _ in 0..10 {
+            for _ in 0..20 {
+                driver.call(1, &info, 80, &Layout::plain());
+            }
+            rig = rig.die_and_go_on(|| {}, &args);
+            driver = driver.moved_to(rig.stream(), |_| {});
+            driver.call(1, &info, 80, &Layout::plain());
         }
     }
 }
