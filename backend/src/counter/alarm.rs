@@ -18,8 +18,8 @@ pub struct Alarm {
     clock: ClockId,
     /// The host count for which it is set.
     set_for: Option<u64>,
-    /// The same on its clock, ns.
-    goes_off: Option<u64>,
+    /// The same, ns of CLOCK_MONOTONIC.
+    goes_off: u64,
 }
 
 impl Alarm {
@@ -38,8 +38,14 @@ impl Alarm {
             fd: timerfd_create(timerfd_clock, flags)?,
             clock,
             set_for: None,
-            goes_off: None,
+            goes_off: u64::MAX,
         })
+    }
+
+    /// Whether it is set for the next instant after `now` at which time changes something in the VM. Any
+    /// instant before the present one will do for `now`, as long as nothing was due since.
+    pub fn follows(&self, vm: &Vm, now: Now) -> bool {
+        self.set_for == due(vm, now).map(|(_, host)| host)
     }
 
     /// Sets it for the next instant after `now`, the present one, at which time changes something
@@ -49,20 +55,15 @@ impl Alarm {
     ///
     /// What the kernel says where it refuses.
     pub fn follow(&mut self, vm: &Vm, now: Now) -> io::Result<()> {
-        let due = vm
-            .ticks_to_next(now)
-            .map(|ticks| (ticks, now.host.wrapping_add(ticks)));
+        let due = due(vm, now);
         let set_for = due.map(|(_, host)| host);
         if set_for == self.set_for {
             return Ok(());
         }
-        let value = due.map_or(0, |(ticks, _)| {
-            let ns = ns_of_ticks(ticks, vm.frequency());
-            // 0 would disarm it.
-            clock_ticks(self.clock, NS_PER_SEC)
-                .saturating_add(ns)
-                .max(1)
-        });
+        let ns = due.map(|(ticks, _)| ns_of_ticks(ticks, vm.frequency()));
+        let at = |clock, ns| clock_ticks(clock, NS_PER_SEC).saturating_add(ns);
+        // 0 would disarm it.
+        let value = ns.map_or(0, |ns| at(self.clock, ns).max(1));
         let timer = Itimerspec {
             it_interval: Timespec::default(),
             it_value: Timespec {
@@ -73,15 +74,13 @@ impl Alarm {
         };
         timerfd_settime(&self.fd, TimerfdTimerFlags::ABSTIME, &timer)?;
         self.set_for = set_for;
-        self.goes_off = set_for.map(|_| value);
+        self.goes_off = ns.map_or(u64::MAX, |ns| at(ClockId::Monotonic, ns));
         Ok(())
     }
 
-    /// How long it is until it goes off, ns.
-    pub fn ns_left(&self) -> u64 {
-        self.goes_off.map_or(u64::MAX, |at| {
-            at.saturating_sub(clock_ticks(self.clock, NS_PER_SEC))
-        })
+    /// When it goes off, ns of CLOCK_MONOTONIC; `u64::MAX` where it does not.
+    pub fn goes_off(&self) -> u64 {
+        self.goes_off
     }
 
     /// Takes in that it went off. It is to be set again then, even for the same count: the
@@ -90,8 +89,14 @@ impl Alarm {
         // Not readable any more: somebody else took it in, or it was set anew meanwhile.
         let _ = rustix::io::read(&self.fd, &mut [0u8; 8]);
         self.set_for = None;
-        self.goes_off = None;
+        self.goes_off = u64::MAX;
     }
+}
+
+/// When time changes something in the VM next: in so many ticks, at that host count.
+fn due(vm: &Vm, now: Now) -> Option<(u64, u64)> {
+    let ticks = vm.ticks_to_next(now)?;
+    Some((ticks, now.host.wrapping_add(ticks)))
 }
 
 impl AsRawFd for Alarm {

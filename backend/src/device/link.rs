@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::polling::{self, Polling};
-use super::reach::{Field, Reach};
+use super::polling::{self, Look, Polling};
+use super::reach::Reach;
 use super::ring::{Idle, available_index};
 use super::transfer::{Cancel, Transfer};
 use super::vring::{Memory, Vring};
@@ -32,6 +32,12 @@ pub(super) const BATCH: usize = 256;
 /// taken begins the count anew; a kick descriptor that is readable for ever (an eventfd that is a
 /// semaphore, say) would keep the worker busy with nothing.
 const IDLE_KICKS: u32 = 65_536;
+
+/// More queues than a device has (a bit each).
+const MOST_QUEUES: usize = u32::BITS as usize;
+
+/// How often a worker looks at its rings between two looks at the clock, which take as long.
+const LOOKS: usize = 4;
 
 /// Why serving a ring came to an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +58,8 @@ pub(super) trait Serve {
     fn serve(&self, queue: u16, idle: Idle);
     /// The device's alarm went off.
     fn time_passed(&self);
-    /// How long it is until it does, ns.
-    fn ns_to_alarm(&self) -> u64;
+    /// When it does, ns of CLOCK_MONOTONIC; `u64::MAX` where it does not.
+    fn alarm_at(&self) -> u64;
     /// How many chains were ever taken from the rings.
     fn taken(&self) -> u64;
 }
@@ -272,18 +278,17 @@ impl<B: Bitmap + 'static> Link<B> {
             self.polling.sleeps();
             return;
         }
-        let began = polling::now();
+        let look = Look::begin();
         for queue in self.queues_of(queues) {
             device.serve(queue, Idle::Look);
         }
         let mut parked = self.parked.load(Ordering::Relaxed) | queues;
         // Others wait for the worker, too: its alarm, and what epoll tells of.
-        let end = began.saturating_add(self.polling.max());
+        let end = look.began.saturating_add(self.polling.max());
         let mut found = false;
         let mut idle_since = polling::now();
         loop {
-            let alarm = idle_since.saturating_add(device.ns_to_alarm());
-            let vain = idle_since.saturating_add(window).min(alarm);
+            let vain = idle_since.saturating_add(window).min(device.alarm_at());
             let available = self.look(device.request_queues(), vain.min(end));
             for queue in self.queues_of(available) {
                 device.serve(queue, Idle::Look);
@@ -297,7 +302,8 @@ impl<B: Bitmap + 'static> Link<B> {
                 for queue in self.queues_of(parked) {
                     device.serve(queue, Idle::Kick);
                 }
-                self.polling.over(found, now.saturating_sub(idle_since));
+                self.polling
+                    .over(&look, found, now.saturating_sub(idle_since));
                 return;
             }
             if now >= end || self.unfinished.load(Ordering::Relaxed) != 0 {
@@ -306,7 +312,7 @@ impl<B: Bitmap + 'static> Link<B> {
                 for queue in self.queues_of(parked) {
                     self.go_on_later(queue);
                 }
-                self.polling.goes_on();
+                self.polling.goes_on(&look);
                 return;
             }
             idle_since = now;
@@ -318,33 +324,41 @@ impl<B: Bitmap + 'static> Link<B> {
     fn look(&self, queues: Range<u16>, until: u64) -> u32 {
         let mem = self.memory.memory();
         let mut reach = Reach::new(&*mem);
-        let mut rings = [const { None }; u32::BITS as usize];
+        let mut rings = [None; MOST_QUEUES];
         for (ring, queue) in rings.iter_mut().zip(queues.clone()) {
             *ring = self.vring(queue).and_then(|vring| {
                 let state = vring.get_ref();
                 let ring = state.get_queue();
                 (ring.ready() && state.is_enabled()).then_some(())?;
-                Some((available_index(ring, &mut reach)?, ring.next_avail()))
+                // As it is in memory.
+                Some((
+                    available_index(ring, &mut reach)?,
+                    ring.next_avail().to_le(),
+                ))
             });
         }
         loop {
-            let available = rings
-                .iter()
-                .zip(queues.clone())
-                .fold(0, |bits, (ring, queue)| {
-                    let has = |(index, taken): &(Field<'_, B>, u16)| {
-                        index.load(Ordering::Relaxed) != *taken
-                    };
-                    bits | u32::from(ring.as_ref().is_some_and(has)) << queue
-                });
-            if available != 0
-                || self.stopping()
+            for _ in 0..LOOKS {
+                let available = rings
+                    .iter()
+                    .zip(queues.clone())
+                    .fold(0, |bits, (ring, queue)| {
+                        let has = |(index, taken): (&AtomicU16, u16)| {
+                            index.load(Ordering::Relaxed) != taken
+                        };
+                        bits | u32::from(ring.is_some_and(has)) << queue
+                    });
+                if available != 0 {
+                    return available;
+                }
+                std::hint::spin_loop();
+            }
+            if self.stopping()
                 || self.unfinished.load(Ordering::Relaxed) != 0
                 || polling::now() >= until
             {
-                return available;
+                return 0;
             }
-            std::hint::spin_loop();
         }
     }
 

@@ -6,13 +6,12 @@
 //!
 //! A driver that has no CPU but this one gets nowhere while the worker looks; so does whoever else wants
 //! it. Nobody can be asked who that is (a worker with a CPU of its own has no other either), but it
-//! shows: this thread is preempted, or it looks in vain time and again and then work comes at once. Then
-//! it does not look for a while, and for longer each time. What else the worker waits for waits no
-//! longer than the longest such while.
+//! shows: others have the CPU for a good part of the time in which the worker looks, or it looks in vain
+//! time and again and then work comes at once. Then it does not look for a while, and for longer each
+//! time. What else the worker waits for waits no longer than the longest such while.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use nix::sys::resource::{UsageWho, getrusage};
 use rustix::time::{ClockId, clock_gettime};
 
 /// Less than this is nothing, ns.
@@ -25,9 +24,20 @@ const VAIN: u32 = 4;
 const HOLD: u64 = 10_000_000;
 const LONGEST_HOLD: u64 = 1_000_000_000;
 
+/// Others may have the CPU for one part in so many of the time in which the worker looks. A kernel
+/// thread that runs now and then has less.
+const OTHERS: u64 = 4;
+
+/// After how long a time of looking that is judged, ns: a scheduler's tick falls into it.
+const TRIAL: u64 = 4_000_000;
+
 /// Nanoseconds of a clock that does not go back.
 pub(super) fn now() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
+    read(ClockId::Monotonic)
+}
+
+fn read(clock: ClockId) -> u64 {
+    let now = clock_gettime(clock);
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     let nanoseconds = u64::try_from(now.tv_nsec).unwrap_or(0);
     seconds
@@ -39,13 +49,32 @@ pub(super) fn now() -> u64 {
 #[derive(Debug)]
 pub(super) struct Polling {
     max: u64,
-    state: Mutex<State>,
+    window: Mutex<Window>,
 }
 
+/// A while of looking that has begun.
 #[derive(Debug)]
-struct State {
-    window: Window,
-    preemptions: i64,
+pub(super) struct Look {
+    /// When, ns of CLOCK_MONOTONIC.
+    pub(super) began: u64,
+    /// How long the thread had run by then, ns.
+    ran: u64,
+}
+
+impl Look {
+    pub(super) fn begin() -> Self {
+        Look {
+            began: now(),
+            ran: read(ClockId::ThreadCPUTime),
+        }
+    }
+
+    /// How long it has taken by `now`, and for how much of that others had the CPU.
+    fn taken(&self, now: u64) -> (u64, u64) {
+        let took = now.saturating_sub(self.began);
+        let ran = read(ClockId::ThreadCPUTime).saturating_sub(self.ran);
+        (took, took.saturating_sub(ran))
+    }
 }
 
 impl Polling {
@@ -53,15 +82,12 @@ impl Polling {
     pub(super) fn new(max: u64) -> Self {
         Polling {
             max,
-            state: Mutex::new(State {
-                window: Window::new(max),
-                preemptions: 0,
-            }),
+            window: Mutex::new(Window::new(max)),
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn window(&self) -> MutexGuard<'_, Window> {
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The longest while.
@@ -75,9 +101,9 @@ impl Polling {
             return 0;
         }
         let now = now();
-        let mut state = self.state();
-        state.window.woken(now);
-        state.window.at(now)
+        let mut window = self.window();
+        window.woken(now);
+        window.at(now)
     }
 
     /// For how long to look, as things are.
@@ -85,44 +111,34 @@ impl Polling {
         if self.max == 0 {
             return 0;
         }
-        self.state().window.at(now())
+        self.window().at(now())
     }
 
     /// The worker stops looking: it `found` something or not, and has looked in vain for so long since.
-    pub(super) fn over(&self, found: bool, in_vain: u64) {
+    pub(super) fn over(&self, look: &Look, found: bool, in_vain: u64) {
         let now = now();
-        let mut state = self.state();
-        state.window.looked(now, found);
-        state.window.sleeps(now, in_vain);
-        self.mind_others(&mut state, now);
-    }
-
-    fn mind_others(&self, state: &mut State, now: u64) {
-        let preemptions = preemptions();
-        if std::mem::replace(&mut state.preemptions, preemptions) != preemptions {
-            state.window.disturbed(now);
-        }
+        let (took, lost) = look.taken(now);
+        let mut window = self.window();
+        window.looked(now, found);
+        window.sleeps(now, in_vain);
+        window.shared(now, took, lost);
     }
 
     /// The worker looks again when others had their turn.
-    pub(super) fn goes_on(&self) {
+    pub(super) fn goes_on(&self, look: &Look) {
         let now = now();
-        let mut state = self.state();
-        state.window.looked(now, true);
-        self.mind_others(&mut state, now);
+        let (took, lost) = look.taken(now);
+        let mut window = self.window();
+        window.looked(now, true);
+        window.shared(now, took, lost);
     }
 
     /// The worker sleeps without having looked.
     pub(super) fn sleeps(&self) {
         if self.max != 0 {
-            self.state().window.sleeps(now(), 0);
+            self.window().sleeps(now(), 0);
         }
     }
-}
-
-/// How often this thread had to give the CPU to another one.
-fn preemptions() -> i64 {
-    getrusage(UsageWho::RUSAGE_THREAD).map_or(0, |usage| usage.involuntary_context_switches())
 }
 
 /// How long to look, as it follows from what became of it.
@@ -136,6 +152,9 @@ struct Window {
     vain: u32,
     held_until: u64,
     hold: u64,
+    /// How long it was looked since that was judged last, and for how much of it others had the CPU.
+    took: u64,
+    lost: u64,
 }
 
 impl Window {
@@ -147,6 +166,8 @@ impl Window {
             vain: 0,
             held_until: 0,
             hold: HOLD,
+            took: 0,
+            lost: 0,
         }
     }
 
@@ -182,6 +203,19 @@ impl Window {
         } else {
             self.length / 2
         };
+    }
+
+    /// It was looked for so long, and for so much of that others had the CPU.
+    fn shared(&mut self, now: u64, took: u64, lost: u64) {
+        self.took += took;
+        self.lost += lost;
+        if self.took < TRIAL {
+            return;
+        }
+        if self.lost > self.took / OTHERS {
+            self.disturbed(now);
+        }
+        (self.took, self.lost) = (0, 0);
     }
 
     /// Others want the CPU: no more of it for a while, and for longer the sooner it happens again.
@@ -260,6 +294,24 @@ mod tests {
         now += 100 * LONGEST_HOLD;
         window.disturbed(now);
         assert_eq!(window.held_until, now + HOLD);
+    }
+
+    #[test]
+    fn it_gives_way_to_one_who_wants_the_cpu_and_not_to_one_who_runs_now_and_then() {
+        // A scheduler's slice of somebody else's in a while of looking.
+        let mut window = Window::new(MAX);
+        window.shared(1, MAX + 4_000_000, 4_000_000);
+        assert_eq!(window.held_until, 1 + HOLD);
+        // A short turn in each of many such whiles.
+        let mut window = Window::new(MAX);
+        for now in 0..1000 {
+            window.shared(now, MAX, MAX / 10);
+        }
+        assert_eq!(window.held_until, 0);
+        for now in 0..1000 {
+            window.shared(now, MAX, MAX / 2);
+        }
+        assert_ne!(window.held_until, 0);
     }
 
     #[test]

@@ -140,7 +140,12 @@ pub(super) struct Field<'a, B: Bitmap + 'static> {
     at: usize,
 }
 
-impl<B: Bitmap + 'static> Field<'_, B> {
+impl<'a, B: Bitmap + 'static> Field<'a, B> {
+    /// As it is in memory, little-endian.
+    pub(super) fn value(&self) -> &'a AtomicU16 {
+        self.value
+    }
+
     pub(super) fn load(&self, order: Ordering) -> u16 {
         u16::from_le(self.value.load(order))
     }

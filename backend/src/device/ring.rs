@@ -10,7 +10,7 @@
 
 use std::fmt::Display;
 use std::sync::MutexGuard;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use vhost_user_backend::VringState;
 use vhost_user_backend::VringT;
@@ -87,12 +87,13 @@ impl<'a, B: Bitmap + 'static> Parts<'a, B> {
     }
 }
 
-/// A ring's available index, to be looked at without serving the ring.
+/// A ring's available index as it is in memory, to be looked at without serving the ring.
 pub(super) fn available_index<'a, B: Bitmap + 'static>(
     queue: &impl QueueT,
     reach: &mut Reach<'a, B>,
-) -> Option<Field<'a, B>> {
-    reach.part(queue.avail_ring(), ENTRIES)?.field(2)
+) -> Option<&'a AtomicU16> {
+    let index = reach.part(queue.avail_ring(), ENTRIES)?.field(2)?;
+    Some(index.value())
 }
 
 /// A ring that is being served. Dropping it tells the driver of what it was given back.

@@ -185,7 +185,7 @@ impl Serve for ClockSession {
     }
 
     /// Its alarm is of another clock: at most it is late by as long as the worker looks for requests.
-    fn ns_to_alarm(&self) -> u64 {
+    fn alarm_at(&self) -> u64 {
         u64::MAX
     }
 

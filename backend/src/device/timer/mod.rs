@@ -61,7 +61,7 @@ impl Core {
     /// that two CPUs do not agree on stands still instead.
     fn now(&mut self) -> Now {
         let mut now = self.counter.now(&self.vm);
-        let counter = (self.vm.anchor(), self.vm.frequency());
+        let counter = self.host_counter();
         if let Some((same, last)) = self.last
             && same == counter
             && now.host.wrapping_sub(last).cast_signed() < 0
@@ -70,6 +70,10 @@ impl Core {
         }
         self.last = Some((counter, now.host));
         now
+    }
+
+    fn host_counter(&self) -> HostCounter {
+        (self.vm.anchor(), self.vm.frequency())
     }
 
     /// Takes what changed into the state file, and then into the time page, which can be seen at
@@ -99,6 +103,13 @@ impl Core {
 
     /// Sets the alarm for what time brings next.
     fn follow_time(&mut self) {
+        // Mostly it is set already, and to find that out the last instant will do.
+        if let Some((counter, host)) = self.last
+            && counter == self.host_counter()
+            && self.alarm.follows(&self.vm, Now::at(host))
+        {
+            return;
+        }
         let now = self.now();
         if let Err(error) = self.alarm.follow(&self.vm, now) {
             log::error!("Setting the timerfd for the next deadline failed: {error}");

@@ -100,8 +100,8 @@ impl Serve for TimerSession {
         self.carry_out(&mut core, &mut self.rings());
     }
 
-    fn ns_to_alarm(&self) -> u64 {
-        self.device.core().alarm.ns_left()
+    fn alarm_at(&self) -> u64 {
+        self.device.core().alarm.goes_off()
     }
 
     fn taken(&self) -> u64 {
