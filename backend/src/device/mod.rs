@@ -21,6 +21,8 @@ mod ring;
 mod timer;
 mod transfer;
 mod vring;
+#[cfg(test)]
+mod watch;
 
 use std::io;
 use std::sync::Arc;

@@ -364,3 +364,6 @@ impl<B: Bitmap + 'static> Drop for Ring<'_, B> {
         queue.set_next_used(self.next_used);
     }
 }
+
+#[cfg(test)]
+mod tests;
