@@ -156,3 +156,6 @@ impl<'a, B: Bitmap + 'static> Field<'a, B> {
         mapping.bitmap().mark_dirty(self.at, size_of::<u16>());
     }
 }
+
+#[cfg(test)]
+mod tests;
