@@ -1,78 +1,13 @@
 //! What the VM's time allocates, counted: nothing for a request on the hot path, and never
 //! more often for many vCPUs than for one.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+mod counting;
 
+use counting::{Cost, NOTHING, cost_of};
 use vhost_user_timer::vm::{Call, Effects, Handled, Now, Profile, Token, Vm};
 use vhost_user_timer_protocol::wire;
 use vhost_user_timer_protocol::{Abi, MAX_MESSAGE, Op, Phase, Register, VM_WIDE};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
-
-/// The system's allocator, counting what each thread asks of it.
-struct Counting;
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Cost {
-    allocations: usize,
-    bytes: usize,
-}
-
-thread_local! {
-    static COST: Cell<Cost> = const { Cell::new(Cost { allocations: 0, bytes: 0 }) };
-}
-
-fn count(bytes: usize) {
-    let Cost {
-        allocations,
-        bytes: before,
-    } = COST.get();
-    COST.set(Cost {
-        allocations: allocations + 1,
-        bytes: before + bytes,
-    });
-}
-
-// SAFETY: every call goes to the system's allocator as it came; counting touches nothing but
-// a thread-local without a destructor, and allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        // SAFETY: the caller's promises are those that `System` asks for.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: `ptr` came from `System` with this layout, by `alloc` or `realloc`.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        count(new_size);
-        // SAFETY: as for `dealloc`, and the caller promises a size that is right.
-        unsafe { System.realloc(ptr, layout, new_size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-const NOTHING: Cost = Cost {
-    allocations: 0,
-    bytes: 0,
-};
-
-/// What an action allocates.
-fn cost_of<T>(action: impl FnOnce() -> T) -> Cost {
-    let before = COST.get();
-    let result = action();
-    let after = COST.get();
-    drop(result);
-    Cost {
-        allocations: after.allocations - before.allocations,
-        bytes: after.bytes - before.bytes,
-    }
-}
 
 fn request(op: Op, vcpu: u32, body: &(impl IntoBytes + Immutable + ?Sized)) -> Vec<u8> {
     let header = wire::RequestHeader {
@@ -168,12 +103,11 @@ const SIZES: [u32; 2] = [1, 4096];
 
 #[test]
 fn the_counter_counts() {
-    let cost = cost_of(|| vec![0_u8; 100]);
     let expected = Cost {
         allocations: 1,
         bytes: 100,
     };
-    assert_eq!(cost, expected);
+    assert_eq!(cost_of(|| vec![0_u8; 100]), expected);
 }
 
 #[test]
