@@ -10,7 +10,7 @@ MODEL := target/release/model-check
 QEMU_DEMO := target/release/demo-qemu
 BENCH := target/release/bench
 
-.PHONY: help demo demo-qemu check fmt clippy doc test model bench build clean qemu-environment clean-cache
+.PHONY: help demo demo-qemu check fmt clippy doc test model bench bench-model build clean qemu-environment clean-cache
 
 help:
 	@echo 'make demo   eight vCPUs saved by one backend and restored by another, step by step'
@@ -18,6 +18,7 @@ help:
 	@echo 'make check  everything that must hold: format, lints, docs, tests, model check, demos'
 	@echo 'make model  the model check alone; MODEL_ARGS=--large for a longer one'
 	@echo 'make bench  what requests, restores and timers cost beside their floors; BENCH_ARGS=--quick, --help'
+	@echo 'make bench-model  the same operations within one process, closely; BENCH_ARGS=GET_VM for a part of them'
 	@echo 'make qemu-environment  what the tests with a real guest need, made once; clean-cache removes it'
 	@echo 'make build  the backend and the mock frontend, as released, in target/release'
 
@@ -61,6 +62,10 @@ model: build
 # Ratios of one run; quiet machines give better ones. Writes target/bench/report.json and report.html.
 bench: build
 	$(BENCH) $(BENCH_ARGS)
+
+# Says of each operation whether it costs more than the last time, in target/criterion.
+bench-model:
+	$(CARGO) bench --locked -p vhost-user-timer-tests --bench model -- $(BENCH_ARGS)
 
 clean:
 	$(CARGO) clean

@@ -4,7 +4,7 @@
 //! Each number that has a floor is measured in turns with it, in one run: what disturbs a machine
 //! disturbs both, so ratios hold where the numbers themselves do not. That is also why the parts
 //! within one process (the model's operations) go through this harness, and not through another
-//! that would run at another time.
+//! that would run at another time; that other (`benches/model.rs`) compares them with themselves.
 
 mod driver;
 mod floor;
