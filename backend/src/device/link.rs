@@ -19,7 +19,7 @@ use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::polling::{self, Look, Polling};
+use super::polling::{self, Polling};
 use super::reach::Reach;
 use super::ring::{Idle, available_index};
 use super::transfer::{Cancel, Transfer};
@@ -278,7 +278,7 @@ impl<B: Bitmap + 'static> Link<B> {
             self.polling.sleeps();
             return;
         }
-        let look = Look::begin();
+        let look = self.polling.begin();
         for queue in self.queues_of(queues) {
             device.serve(queue, Idle::Look);
         }

@@ -57,23 +57,25 @@ pub(super) struct Polling {
 pub(super) struct Look {
     /// When, ns of CLOCK_MONOTONIC.
     pub(super) began: u64,
-    /// How long the thread had run by then, ns.
+    /// Where the one before ended, if the worker has not slept since.
+    since: Mark,
+}
+
+/// An instant of a thread's.
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    /// ns of CLOCK_MONOTONIC.
+    now: u64,
+    /// How long the thread had run, ns.
     ran: u64,
 }
 
-impl Look {
-    pub(super) fn begin() -> Self {
-        Look {
-            began: now(),
+impl Mark {
+    fn here() -> Self {
+        Mark {
+            now: now(),
             ran: read(ClockId::ThreadCPUTime),
         }
-    }
-
-    /// How long it has taken by `now`, and for how much of that others had the CPU.
-    fn taken(&self, now: u64) -> (u64, u64) {
-        let took = now.saturating_sub(self.began);
-        let ran = read(ClockId::ThreadCPUTime).saturating_sub(self.ran);
-        (took, took.saturating_sub(ran))
     }
 }
 
@@ -114,23 +116,31 @@ impl Polling {
         self.window().at(now())
     }
 
+    /// The worker begins to look, or goes on.
+    pub(super) fn begin(&self) -> Look {
+        let here = Mark::here();
+        Look {
+            began: here.now,
+            since: self.window().goes_on.take().unwrap_or(here),
+        }
+    }
+
     /// The worker stops looking: it `found` something or not, and has looked in vain for so long since.
     pub(super) fn over(&self, look: &Look, found: bool, in_vain: u64) {
-        let now = now();
-        let (took, lost) = look.taken(now);
+        let here = Mark::here();
         let mut window = self.window();
-        window.looked(now, found);
-        window.sleeps(now, in_vain);
-        window.shared(now, took, lost);
+        window.looked(here.now, found);
+        window.sleeps(here.now, in_vain);
+        window.shared(look.since, here);
     }
 
     /// The worker looks again when others had their turn.
     pub(super) fn goes_on(&self, look: &Look) {
-        let now = now();
-        let (took, lost) = look.taken(now);
+        let here = Mark::here();
         let mut window = self.window();
-        window.looked(now, true);
-        window.shared(now, took, lost);
+        window.looked(here.now, true);
+        window.shared(look.since, here);
+        window.goes_on = Some(here);
     }
 
     /// The worker sleeps without having looked.
@@ -155,6 +165,8 @@ struct Window {
     /// How long it was looked since that was judged last, and for how much of it others had the CPU.
     took: u64,
     lost: u64,
+    /// Since when the worker is about to look again.
+    goes_on: Option<Mark>,
 }
 
 impl Window {
@@ -168,6 +180,7 @@ impl Window {
             hold: HOLD,
             took: 0,
             lost: 0,
+            goes_on: None,
         }
     }
 
@@ -187,6 +200,7 @@ impl Window {
     }
 
     fn sleeps(&mut self, now: u64, in_vain: u64) {
+        self.goes_on = None;
         self.asleep = Some((now, in_vain));
     }
 
@@ -205,15 +219,17 @@ impl Window {
         };
     }
 
-    /// It was looked for so long, and for so much of that others had the CPU.
-    fn shared(&mut self, now: u64, took: u64, lost: u64) {
+    /// The thread was about looking, and whenever it did not run others had the CPU.
+    fn shared(&mut self, since: Mark, here: Mark) {
+        let took = here.now.saturating_sub(since.now);
+        let ran = here.ran.saturating_sub(since.ran);
         self.took += took;
-        self.lost += lost;
+        self.lost += took.saturating_sub(ran);
         if self.took < TRIAL {
             return;
         }
         if self.lost > self.took / OTHERS {
-            self.disturbed(now);
+            self.disturbed(here.now);
         }
         (self.took, self.lost) = (0, 0);
     }
@@ -298,18 +314,20 @@ mod tests {
 
     #[test]
     fn it_gives_way_to_one_who_wants_the_cpu_and_not_to_one_who_runs_now_and_then() {
+        let start = Mark { now: 1, ran: 1 };
+        let after = |now, ran| Mark { now, ran };
         // A scheduler's slice of somebody else's in a while of looking.
         let mut window = Window::new(MAX);
-        window.shared(1, MAX + 4_000_000, 4_000_000);
-        assert_eq!(window.held_until, 1 + HOLD);
-        // A short turn in each of many such whiles.
+        window.shared(start, after(MAX + 4_000_000, MAX));
+        assert_eq!(window.held_until, MAX + 4_000_000 + HOLD);
+        // A short turn in each of many such whiles, and then long ones.
         let mut window = Window::new(MAX);
-        for now in 0..1000 {
-            window.shared(now, MAX, MAX / 10);
+        for _ in 0..1000 {
+            window.shared(start, after(MAX, MAX - MAX / 10));
         }
         assert_eq!(window.held_until, 0);
-        for now in 0..1000 {
-            window.shared(now, MAX, MAX / 2);
+        for _ in 0..1000 {
+            window.shared(start, after(MAX, MAX / 2));
         }
         assert_ne!(window.held_until, 0);
     }
