@@ -1,13 +1,16 @@
 //! Rows 1 and 2: a request's round trip at depth 1.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use vhost_user_timer_protocol::frontend::{Call, Options, RequestQueue};
 use vhost_user_timer_protocol::{Abi, Register};
 
-use super::{Bench, LIMIT, configured, other, samples};
+use super::{Bench, LIMIT, configured, ns, other, samples};
 use crate::bench::floor::{Floor, Kind};
-use crate::bench::place::Place;
+use crate::bench::place::{Place, cpu_ns};
+use crate::bench::report::Row;
 use crate::bench::stats::Pair;
 
 /// Requests of each kind in a round.
@@ -24,8 +27,14 @@ fn spin(queue: &RequestQueue) -> io::Result<()> {
     ticket.spin(LIMIT).map(drop).map_err(other)
 }
 
+/// Row 1.
+pub(super) fn round_trips(bench: &mut Bench) -> io::Result<()> {
+    blocking(bench)?;
+    paced(bench)
+}
+
 /// Row 1: a client that sleeps, and an epoll server that does nothing else.
-pub(super) fn blocking(bench: &mut Bench) -> io::Result<()> {
+fn blocking(bench: &mut Bench) -> io::Result<()> {
     for place in Place::ALL {
         for polling in [false, true] {
             let name = format!(
@@ -64,6 +73,77 @@ pub(super) fn blocking(bench: &mut Bench) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Between one request and the next, where a backend that looks for as long as it may is looking still.
+const PAUSE: Duration = Duration::from_micros(100);
+
+/// Row 1, what polling brings and costs where requests come one by one: a backend that polls beside one
+/// that does not, and then the same on a CPU that somebody else wants, too.
+fn paced(bench: &mut Bench) -> io::Result<()> {
+    if !bench.polls || !bench.cpus.allows(Place::TwoCpus) {
+        let name = "1 a request each 100 µs, polling on to off";
+        bench.report.skip(name, "it takes two CPUs and polling");
+        return Ok(());
+    }
+    for busy in [false, true] {
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| -> io::Result<()> {
+            if busy {
+                let (cpus, done) = (&bench.cpus, &done);
+                scope.spawn(move || cpus.occupy_theirs(done));
+            }
+            let measured = pace(bench, busy);
+            done.store(true, Ordering::Relaxed);
+            let (name, times, costs) = measured?;
+            bench.report.latency(&name, &times, [None, None]);
+            let [ours, floor] = costs.medians();
+            bench.report.row(Row {
+                name: format!("{name}: backend CPU per request"),
+                ours: ours / 1e3,
+                floor: Some(floor / 1e3),
+                unit: "µs",
+                ratio: Some(costs.ratio(0.5)),
+                reach: None,
+            });
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn pace(bench: &Bench, busy: bool) -> io::Result<(String, Pair, Pair)> {
+    let name = format!(
+        "1 a request each 100 µs, {}, polling on to off",
+        if busy { "busy CPU" } else { "two CPUs" }
+    );
+    let backends = [bench.backend(true, &[])?, bench.backend(false, &[])?];
+    let mut frontends = Vec::new();
+    for backend in &backends {
+        frontends.push(configured(backend, 1, Options::default())?);
+        bench.cpus.split(Place::TwoCpus, backend.pid())?;
+    }
+    let turn = |n: usize| -> io::Result<(Vec<f64>, Vec<f64>)> {
+        let (queue, pid) = (&frontends[n].queues()[0], backends[n].pid());
+        let before = cpu_ns(pid)?;
+        let mut times = Vec::with_capacity(ROUND);
+        for _ in 0..ROUND {
+            times.push(ns(|| ask(queue))?);
+            let end = Instant::now() + PAUSE;
+            while Instant::now() < end {
+                std::hint::spin_loop();
+            }
+        }
+        Ok((times, vec![(cpu_ns(pid)? - before) / ROUND as f64]))
+    };
+    let (mut times, mut costs) = (Pair::default(), Pair::default());
+    for _ in 0..bench.count(60, 12) {
+        let (on, on_cost) = turn(0)?;
+        let (off, off_cost) = turn(1)?;
+        times.add(on, off);
+        costs.add(on_cost, off_cost);
+    }
+    Ok((name, times, costs))
 }
 
 /// Row 2: both sides look at memory.

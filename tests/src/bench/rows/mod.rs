@@ -23,7 +23,7 @@ type Row = fn(&mut Bench) -> io::Result<()>;
 
 /// From 1.
 pub(super) const ALL: [Row; 9] = [
-    latency::blocking,
+    latency::round_trips,
     latency::polling,
     throughput::requests,
     growth::vcpus,
