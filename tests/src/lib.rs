@@ -10,7 +10,7 @@
 //! - [`watch`]: the count as a guest reads it, and whether it went back;
 //! - `shadow`: what a VM must be like, to go by what its frontend was answered;
 //! - [`model`]: the model check of the backend's time;
-//! - [`bench`]: what the backend costs, beside its floors;
+//! - [`mod@bench`]: what the backend costs, beside its floors;
 //! - [`mock`]: the program `mock-frontend`, which plays the VMM.
 
 pub mod backend_process;

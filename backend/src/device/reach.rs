@@ -102,7 +102,7 @@ pub(super) struct Part<'a, B: Bitmap + 'static> {
 impl<'a, B: Bitmap + 'static> Part<'a, B> {
     /// The field at this offset; `None` past the part's end.
     pub(super) fn field(&self, offset: usize) -> Option<Field<'a, B>> {
-        (offset < self.len).then_some(())?;
+        (offset.checked_add(size_of::<u16>())? <= self.len).then_some(())?;
         let at = self.start.checked_add(offset)?;
         Some(Field {
             value: self.region.get_atomic_ref(at).ok()?,
