@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::io::Errno;
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -110,19 +111,29 @@ fn threads(pid: u32) -> io::Result<Vec<Pid>> {
     Ok(threads)
 }
 
+/// What a file says of each thread of a process. One that has ended meanwhile says nothing.
+fn of_threads(pid: u32, file: &str) -> io::Result<Vec<String>> {
+    let mut texts = Vec::new();
+    for thread in threads(pid)? {
+        let path = format!("/proc/{pid}/task/{}/{file}", thread.as_raw_nonzero());
+        match fs::read_to_string(path) {
+            Ok(text) => texts.push(text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(texts)
+}
+
 /// How long the threads of a process have run on a CPU so far, ns.
 ///
 /// # Errors
 ///
 /// Where there is no such process.
 pub(super) fn cpu_ns(pid: u32) -> io::Result<f64> {
-    let mut sum = 0.0;
-    for thread in threads(pid)? {
-        let path = format!("/proc/{pid}/task/{}/schedstat", thread.as_raw_nonzero());
-        let text = fs::read_to_string(path)?;
-        sum += first_number(&text);
-    }
-    Ok(sum)
+    let texts = of_threads(pid, "schedstat")?;
+    Ok(texts.iter().map(|text| first_number(text)).sum())
 }
 
 /// A number of kB in a file of a process's, by name.
@@ -132,8 +143,12 @@ pub(super) fn cpu_ns(pid: u32) -> io::Result<f64> {
 /// Where there is no such process.
 pub(super) fn kib(pid: u32, file: &str, name: &str) -> io::Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/{file}"))?;
+    Ok(number_after(&text, name))
+}
+
+fn number_after(text: &str, name: &str) -> f64 {
     let lines = text.lines().filter_map(|line| line.strip_prefix(name));
-    Ok(lines.map(first_number).sum())
+    lines.map(first_number).sum()
 }
 
 /// How often the threads of a process have gone to sleep so far.
@@ -142,12 +157,9 @@ pub(super) fn kib(pid: u32, file: &str, name: &str) -> io::Result<f64> {
 ///
 /// Where there is no such process.
 pub(super) fn sleeps(pid: u32) -> io::Result<f64> {
-    let mut sum = 0.0;
-    for thread in threads(pid)? {
-        let file = format!("task/{}/status", thread.as_raw_nonzero());
-        sum += kib(pid, &file, "voluntary_ctxt_switches:")?;
-    }
-    Ok(sum)
+    let texts = of_threads(pid, "status")?;
+    let count = |text: &String| number_after(text, "voluntary_ctxt_switches:");
+    Ok(texts.iter().map(count).sum())
 }
 
 fn first_number(text: &str) -> f64 {
