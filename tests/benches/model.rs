@@ -8,7 +8,8 @@ use criterion::{BatchSize, Bencher, BenchmarkId, Criterion, Throughput};
 use vhost_user_timer::rtc::{ClockKind, Counter, Effects as RtcEffects, Rtc, Sample, wire as rtc};
 use vhost_user_timer::vm::{Call, Effects, Handled, Now, Profile, Token, Vm};
 use vhost_user_timer_protocol::{Abi, MAX_MESSAGE, Op, Register, VM_WIDE, wire};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use vhost_user_timer_tests::bench::request;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// How many vCPUs a VM has.
 const SIZES: [u32; 3] = [1, 64, 4096];
@@ -16,15 +17,6 @@ const MANY: u32 = 4096;
 
 /// A deadline that does not come.
 const FAR: u64 = 1 << 60;
-
-fn request(op: Op, vcpu: u32, body: &(impl IntoBytes + Immutable + ?Sized)) -> Vec<u8> {
-    let header = wire::RequestHeader {
-        op: op.code().into(),
-        vcpu: vcpu.into(),
-        ..Default::default()
-    };
-    [header.as_bytes(), body.as_bytes()].concat()
-}
 
 fn bare(op: Op, vcpu: u32) -> Vec<u8> {
     request(op, vcpu, &[0_u8; 0])

@@ -10,6 +10,7 @@ use super::timers::expire;
 use super::{Bench, LIMIT, configured, other};
 use crate::backend_process::BackendProcess;
 use crate::bench::place::{cpu_ns, kib, sleeps};
+use crate::bench::report::Report;
 use crate::bench::stats::median;
 use crate::raw_driver::Usage;
 
@@ -104,31 +105,51 @@ fn per_vcpu(bench: &mut Bench) -> io::Result<()> {
     Ok(())
 }
 
+/// What a backend at rest has.
+struct Holdings {
+    usage: Usage,
+    private: f64,
+}
+
+impl Holdings {
+    fn of(backend: &BackendProcess) -> io::Result<Self> {
+        std::thread::sleep(SETTLE);
+        Ok(Holdings {
+            usage: Usage::of(backend.pid())?,
+            private: private(backend)?,
+        })
+    }
+
+    /// How much more that is than before.
+    fn report(&self, before: &Holdings, what: &str, report: &mut Report) {
+        let more = |now: usize, before: usize| now as f64 - before as f64;
+        let fds = more(self.usage.fds, before.usage.fds);
+        let threads = more(self.usage.threads, before.usage.threads);
+        let memory = self.private - before.private;
+        for (of, more, unit, reach) in [
+            ("descriptors", fds, "", Some("0")),
+            ("threads", threads, "", Some("0")),
+            ("private memory", memory, "KiB", None),
+        ] {
+            report.number(format!("9 more {of} {what}"), more, unit, reach);
+        }
+    }
+}
+
 fn endurance(bench: &mut Bench) -> io::Result<()> {
     let count = bench.count(10_000, 500);
     let backend = bench.backend(true, &[])?;
     let connect = || TimerFrontend::connect(backend.socket_path(), Options::default());
-    let settled = || -> io::Result<(Usage, f64)> {
-        std::thread::sleep(SETTLE);
-        Ok((Usage::of(backend.pid())?, private(&backend)?))
-    };
     for _ in 0..50 {
         connect().map_err(other)?.close().map_err(other)?;
     }
-    let (before, memory) = settled()?;
+    let before = Holdings::of(&backend)?;
     for _ in 0..count {
         connect().map_err(other)?.close().map_err(other)?;
     }
-    let (after, memory_after) = settled()?;
-    let growth = |after: usize, before: usize| after as f64 - before as f64;
+    let after = Holdings::of(&backend)?;
     let what = format!("after {count} reconnects");
-    let report = &mut bench.report;
-    let fds = growth(after.fds, before.fds);
-    report.number(format!("9 more descriptors {what}"), fds, "", Some("0"));
-    let threads = growth(after.threads, before.threads);
-    report.number(format!("9 more threads {what}"), threads, "", Some("0"));
-    let memory = memory_after - memory;
-    report.number(format!("9 more private memory {what}"), memory, "KiB", None);
+    after.report(&before, &what, &mut bench.report);
 
     let mut frontend = configured(&backend, 1, Options::default())?;
     let mut events = frontend
@@ -136,18 +157,12 @@ fn endurance(bench: &mut Bench) -> io::Result<()> {
         .ok_or_else(|| io::Error::other("the events are taken"))?;
     let queue = &frontend.queues()[0];
     let offset = queue.resume(LIMIT).map_err(other)?.cntvoff;
-    let (before, memory) = settled()?;
+    let before = Holdings::of(&backend)?;
     for _ in 0..count {
         expire(queue, &mut events, offset)?;
     }
-    let (after, memory_after) = settled()?;
+    let after = Holdings::of(&backend)?;
     let what = format!("after {count} alarms");
-    let report = &mut bench.report;
-    let fds = growth(after.fds, before.fds);
-    report.number(format!("9 more descriptors {what}"), fds, "", Some("0"));
-    let threads = growth(after.threads, before.threads);
-    report.number(format!("9 more threads {what}"), threads, "", Some("0"));
-    let memory = memory_after - memory;
-    report.number(format!("9 more private memory {what}"), memory, "KiB", None);
+    after.report(&before, &what, &mut bench.report);
     Ok(())
 }

@@ -5,25 +5,16 @@ use std::time::{Duration, Instant};
 
 use vhost_user_timer::vm::{Call, Effects, Now, Profile, Token, Vm};
 use vhost_user_timer_protocol::{Abi, MAX_MESSAGE, Op, Register, VM_WIDE, wire};
-use zerocopy::{Immutable, IntoBytes};
 
 use super::Bench;
 use crate::bench::driver::{Driver, SLOTS};
 use crate::bench::place::{Place, cpu_ns};
 use crate::bench::report::Row;
+use crate::bench::request;
 use crate::bench::stats::median;
 
 const VCPUS: u32 = 64;
 const HEADER: usize = size_of::<wire::ResponseHeader>();
-
-fn request(op: Op, vcpu: u32, body: &(impl IntoBytes + Immutable + ?Sized)) -> Vec<u8> {
-    let header = wire::RequestHeader {
-        op: op.code().into(),
-        vcpu: vcpu.into(),
-        ..Default::default()
-    };
-    [header.as_bytes(), body.as_bytes()].concat()
-}
 
 /// SET_REGS of three registers, one of a guest that sets its timer.
 fn set_regs(vcpu: u32, cval: u64) -> Vec<u8> {
