@@ -10,7 +10,7 @@ use rustix::time::{
 };
 
 use super::{NS_PER_SEC, clock_ticks, ticks_of};
-use crate::rtc::{Counter, Sample};
+use crate::rtc::{ClockKind, Counter, Sample};
 
 /// How often a reading that is paired with a counter is taken: the tightest pair is used.
 const TRIES: usize = 3;
@@ -37,6 +37,19 @@ pub fn sample(with_tai: bool) -> Sample {
         monotonic_ns: clock_ticks(ClockId::Boottime, NS_PER_SEC),
         counter: Counter::Withheld,
     }
+}
+
+/// What one clock follows, read now; the rest is not.
+pub fn sample_of(kind: ClockKind, with_tai: bool) -> Sample {
+    let mut sample = Sample::default();
+    match kind {
+        ClockKind::Utc | ClockKind::UtcSmeared | ClockKind::UtcMaybeSmeared => {
+            sample.utc_ns = clock_ticks(ClockId::Realtime, NS_PER_SEC);
+        }
+        ClockKind::Tai => sample.tai_ns = with_tai.then(tai).flatten(),
+        ClockKind::Monotonic => sample.monotonic_ns = clock_ticks(ClockId::Boottime, NS_PER_SEC),
+    }
+    sample
 }
 
 /// What the clocks read now, and a counter at the same instant: the count half-way between one

@@ -40,18 +40,19 @@ impl ClockKind {
 }
 
 /// The guest's ARM_VCT, as far as it is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Counter {
     /// This backend never knows it.
     Unknown,
     /// Not now: the VM is paused or being restored, or its count is known no more.
+    #[default]
     Withheld,
     /// The count.
     At(u64),
 }
 
 /// What the host's clocks and the guest's counter read at one instant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sample {
     /// CLOCK_REALTIME, ns since 1970.
     pub utc_ns: u64,

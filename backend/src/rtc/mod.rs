@@ -61,6 +61,8 @@ const FAR: u64 = i64::MAX as u64;
 pub enum Wants {
     /// Nothing: the sample is not looked at.
     Nothing,
+    /// What this clock follows, and nothing else.
+    Clock(ClockKind),
     /// The host's clocks; the counter is not looked at.
     Time,
     /// The host's clocks and the guest's counter, of one instant.
@@ -117,15 +119,27 @@ impl Rtc {
     }
 
     /// What [`handle`](Self::handle) will look at for this request.
-    pub fn wants(request: &[u8]) -> Wants {
-        Request::parse(request).wants()
+    pub fn wants(&self, request: &[u8]) -> Wants {
+        let request = Request::parse(request);
+        // Other clocks matter to alarms alone.
+        if let Some(id) = request.clock_that_is_read()
+            && let Some(clock) = self.clocks.get(id)
+            && !self.has_alarms_enabled()
+        {
+            return Wants::Clock(clock.kind);
+        }
+        request.wants()
+    }
+
+    fn has_alarms_enabled(&self) -> bool {
+        self.clocks.iter().any(|clock| clock.alarm.enabled())
     }
 
     /// Handles one request at one instant: its device-readable bytes, of which
     /// [`wire::MAX_REQUEST`] are enough, and how many device-writable ones there are.
     pub fn handle(&mut self, request: &[u8], room: usize, now: &Sample, effects: &mut Effects) {
         let request = Request::parse(request);
-        if request.wants() != Wants::Nothing {
+        if request.wants() != Wants::Nothing && self.has_alarms_enabled() {
             self.advance(now, effects);
         }
         let mut out = std::mem::take(&mut effects.response);

@@ -155,6 +155,17 @@ impl Request {
         }
     }
 
+    /// The id of the clock for a READ.
+    pub(super) fn clock_that_is_read(&self) -> Option<usize> {
+        match *self {
+            Request::Whole {
+                ask: Ask::Read { clock },
+                ..
+            } => Some(clock.into()),
+            _ => None,
+        }
+    }
+
     /// How long the response is that the specification has for it, bytes.
     pub(super) fn response_size(&self) -> usize {
         match *self {

@@ -17,18 +17,10 @@ pub(crate) use session::ClockSession;
 use super::DeviceError;
 use super::timer::TimerDevice;
 use crate::counter::wall::{self, WallAlarm};
-use crate::rtc::{ClockKind, Counter, Effects, Rtc, Sample, Wants};
+use crate::rtc::{ClockKind, Effects, Rtc, Sample, Wants};
 
 /// Two samples of clocks that nobody set in between agree on an expiry to this, ns.
 const SAME: u64 = 1_000_000;
-
-/// For requests that no clock is read for.
-const NOT_LOOKED_AT: Sample = Sample {
-    utc_ns: 0,
-    tai_ns: None,
-    monotonic_ns: 0,
-    counter: Counter::Withheld,
-};
 
 /// What the operator says of the guest's clocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -130,7 +122,8 @@ impl ClockDevice {
 
     fn sample_for(&self, wants: Wants) -> Sample {
         match wants {
-            Wants::Nothing => NOT_LOOKED_AT,
+            Wants::Nothing => Sample::default(),
+            Wants::Clock(kind) => wall::sample_of(kind, self.tai),
             Wants::Time => self.sample(),
             Wants::Cross => self
                 .timer

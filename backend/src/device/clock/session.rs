@@ -24,7 +24,6 @@ use super::super::vring::{Memory, Vring};
 use super::super::{Session, VIRTIO_FEATURES};
 use super::marks::{Marks, keep_marking};
 use super::{ClockDevice, Core};
-use crate::rtc::Rtc;
 use crate::rtc::wire;
 use crate::state::clock_stream;
 
@@ -106,7 +105,7 @@ impl ClockSession {
             }
             let request = gathered.request();
             // After the chain became available, and for each in turn: the readings are in order.
-            let now = self.device.sample_for(Rtc::wants(request));
+            let now = self.device.sample_for(core.rtc.wants(request));
             let Core { rtc, effects, .. } = &mut *core;
             rtc.handle(request, gathered.room(), &now, effects);
             self.device.persist(core);

@@ -8,7 +8,7 @@ use zerocopy::FromBytes;
 
 use super::rig::{CLOCKS, MONOTONIC, Rig, START, TAI, UTC, every_message};
 use crate::rtc::wire::{self, Status};
-use crate::rtc::{Counter, Rtc, RtcRecord, Wants};
+use crate::rtc::{ClockKind, Counter, Effects, Rtc, RtcRecord, Sample, Wants};
 
 /// Bytes that are a request more often than not, or nearly one.
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
@@ -24,6 +24,22 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
         bytes
     });
     prop_oneof![4 => spoilt, 1 => vec(any::<u8>(), 0..64)]
+}
+
+/// A sample of nothing but what this clock follows.
+fn only(kind: ClockKind, now: &Sample) -> Sample {
+    let mut only = Sample {
+        utc_ns: 1,
+        tai_ns: Some(u64::MAX),
+        monotonic_ns: u64::MAX - 1,
+        counter: Counter::Unknown,
+    };
+    match kind {
+        ClockKind::Tai => only.tai_ns = now.tai_ns,
+        ClockKind::Monotonic => only.monotonic_ns = now.monotonic_ns,
+        _ => only.utc_ns = now.utc_ns,
+    }
+    only
 }
 
 /// Which bytes of a message's response are reserved.
@@ -67,7 +83,14 @@ proptest! {
             rig.now.counter = counter;
             rig.now.utc_ns = time;
             let before = rig.rtc.clone();
+            let wants = before.wants(&request);
             let response = rig.ask_with_room(&request, room);
+            if let Wants::Clock(kind) = wants {
+                let (mut rtc, mut effects) = (before.clone(), Effects::default());
+                rtc.handle(&request, room, &only(kind, &rig.now), &mut effects);
+                prop_assert_eq!(&effects.response, &response);
+                prop_assert_eq!(&rtc, &rig.rtc);
+            }
             prop_assert!(response.len() <= room);
             prop_assert_eq!(response.is_empty(), room == 0);
             prop_assert_eq!(rig.effects.response.capacity(), capacity);
@@ -76,7 +99,7 @@ proptest! {
             if response.first() != Some(&0) {
                 prop_assert!(response.iter().skip(1).all(|byte| *byte == 0));
             }
-            if Rtc::wants(&request) == Wants::Nothing {
+            if wants == Wants::Nothing {
                 prop_assert_eq!(&rig.rtc, &before);
             }
             prop_assert_eq!(Rtc::from_record(&CLOCKS, &rig.rtc.record()).unwrap().record(),

@@ -2,9 +2,11 @@
 
 use zerocopy::IntoBytes;
 
-use super::rig::{Rig, UTC, every_message, head, of_clock, of_pair, set_alarm, set_alarm_enabled};
+use super::rig::{
+    MONOTONIC, Rig, UTC, every_message, head, of_clock, of_pair, set_alarm, set_alarm_enabled,
+};
 use crate::rtc::wire::{self, Status};
-use crate::rtc::{Rtc, Wants};
+use crate::rtc::{ClockKind, Wants};
 
 const OK: u8 = Status::Ok as u8;
 const UNSUPPORTED: u8 = Status::Unsupported as u8;
@@ -138,7 +140,8 @@ fn excess_of_request_and_room_is_ignored() {
         let exact = Rig::new().ask_with_room(&request, size);
         let longer = [&request[..], &[0xEE; 100]].concat();
         assert_eq!(Rig::new().ask_with_room(&longer, 5_000), exact);
-        assert_eq!(Rtc::wants(&longer), Rtc::wants(&request));
+        let rtc = Rig::new().rtc;
+        assert_eq!(rtc.wants(&longer), rtc.wants(&request));
     }
 }
 
@@ -152,15 +155,20 @@ fn a_refused_request_is_zero_but_for_its_status() {
 
 #[test]
 fn the_shell_samples_only_what_is_looked_at() {
-    let wants = every_message().map(|(request, _)| Rtc::wants(&request));
-    use Wants::{Cross, Nothing, Time};
-    assert_eq!(
-        wants,
-        [Time, Cross, Nothing, Nothing, Cross, Nothing, Time, Time]
-    );
-    assert_eq!(Rtc::wants(&[]), Nothing);
-    assert_eq!(Rtc::wants(&of_clock(wire::REQ_READ, UTC)[..15]), Nothing);
-    assert_eq!(Rtc::wants(&[0xFF; 64]), Nothing);
+    use Wants::{Clock, Cross, Nothing, Time};
+    let mut rig = Rig::new();
+    let wants = |rig: &Rig| every_message().map(|(request, _)| rig.rtc.wants(&request));
+    let others = [Cross, Nothing, Nothing, Cross, Nothing, Time, Time];
+    let [read, rest @ ..] = wants(&rig);
+    assert_eq!((read, rest), (Clock(ClockKind::Utc), others));
+    // An alarm of any clock is to be found expired by the time of this request.
+    rig.set_alarm(MONOTONIC, u64::MAX, true);
+    let [read, rest @ ..] = wants(&rig);
+    assert_eq!((read, rest), (Time, others));
+    assert_eq!(rig.rtc.wants(&[]), Nothing);
+    let cut = &of_clock(wire::REQ_READ, UTC)[..15];
+    assert_eq!(rig.rtc.wants(cut), Nothing);
+    assert_eq!(rig.rtc.wants(&[0xFF; 64]), Nothing);
 }
 
 #[test]
