@@ -1,11 +1,13 @@
 //! A request queue: many threads, one ring.
 //!
 //! Guarantees: an answer goes to the one who asked, however the backend orders them; a thread
-//! that waits is woken by its own answer, its deadline, or the queue's end, and by little else;
+//! that waits is woken by its own answer, its deadline, or the queue's end, and by little else (one that
+//! waits to run, by any answer to one that does);
 //! small requests allocate nothing; and WAIT_RUNs, however many, never keep another request out.
 //!
 //! Of the threads that wait, one at a time leads: it sleeps on the call eventfd and hands the
-//! others their answers; the others sleep on condition variables, one per slot. A leader that
+//! others their answers; the others sleep on condition variables, one per slot, and one for all that
+//! wait to run. A leader that
 //! leaves makes another one lead. There is no thread of the library's own.
 //!
 //! A request that its caller gives up stays with the backend, and its slot taken, until it is
@@ -13,6 +15,7 @@
 //! one for the same vCPU, so that a vCPU thread can wait in short turns.
 
 mod layout;
+mod locked;
 mod restart;
 mod slots;
 mod ticket;
@@ -21,7 +24,7 @@ mod waiting;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use zerocopy::FromBytes;
@@ -37,6 +40,7 @@ use super::wait::{Deadline, drain, eventfd, signal};
 use super::{Call, Error};
 use crate::wire::ResponseHeader;
 use crate::{Op, Status};
+use locked::Locked;
 use slots::{Await, Need, Stage, State};
 
 pub(super) use layout::QueueLayout;
@@ -75,6 +79,8 @@ pub(super) struct Shared {
     state: Mutex<State>,
     /// By slot: its request is answered, or its waiter is to lead.
     done: Box<[Condvar]>,
+    /// The same of all WAIT_RUNs, which are mostly answered together: one system call wakes them.
+    runs: Condvar,
     /// By [`Need`]: there may be room again, or a waiter is to lead.
     room: [Condvar; 3],
 }
@@ -108,6 +114,7 @@ impl RequestQueue {
                 kick: eventfd()?,
                 state: Mutex::new(State::new(ring, slots)),
                 done: (0..slots).map(|_| Condvar::new()).collect(),
+                runs: Condvar::new(),
                 room: Default::default(),
             }),
         })
@@ -222,10 +229,6 @@ impl fmt::Debug for RequestQueue {
 impl Shared {
     pub(super) fn session(&self) -> &Arc<Session> {
         &self.session
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many answers the backend has given, modulo 2^16; without the lock.
@@ -350,12 +353,12 @@ impl Shared {
         if std::mem::replace(&mut state.aborted, aborted) == aborted {
             return;
         }
-        for (slot, done) in state.slots.iter_mut().zip(&self.done) {
+        for (n, slot) in (0..).zip(&mut state.slots) {
             let overtaken = |intent| history.was_overtaken(&intent);
             if slot.stage == Stage::InFlight && slot.intent.is_some_and(overtaken) {
                 slot.canceled = true;
                 if slot.followed {
-                    done.notify_one();
+                    state.wakes.add(n, true);
                 }
             }
         }
@@ -376,7 +379,7 @@ impl Shared {
         }
         state.slot(slot).stage = Stage::Done { len };
         if entry.followed {
-            self.done[usize::from(slot)].notify_one();
+            state.wakes.add(slot, entry.wait_run.is_some());
         }
     }
 
@@ -424,7 +427,7 @@ impl Shared {
     /// The answer of a slot, which is then free.
     fn take<T: Answer>(
         &self,
-        mut state: MutexGuard<'_, State>,
+        mut state: Locked<'_>,
         slot: u16,
         len: u32,
         about: &About,

@@ -1,5 +1,6 @@
 //! A request queue's slots: a request each, from its submission until its answer is taken.
 
+use super::locked::Wakes;
 use crate::frontend::error::Failure;
 use crate::frontend::repeat::Intent;
 use crate::frontend::ring::Ring;
@@ -34,6 +35,8 @@ pub(super) struct State {
     /// one, nobody else reads the eventfd or moves used_event, or it would sleep on.
     pub(super) leader: Option<Await>,
     pub(super) failure: Option<Failure>,
+    /// Who is to be woken when the lock is free.
+    pub(super) wakes: Wakes,
 }
 
 #[derive(Clone, Copy)]
@@ -117,6 +120,7 @@ impl State {
             followers: 0,
             leader: None,
             failure: None,
+            wakes: Wakes::default(),
         }
     }
 

@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 
 use super::Shared;
-use super::slots::{Await, Stage, State};
+use super::locked::Locked;
+use super::slots::{Await, Stage};
 use crate::Status;
 use crate::frontend::call::{About, Answer};
 use crate::frontend::wait::{Deadline, signal};
@@ -130,7 +131,7 @@ impl<T: Answer> Ticket<T> {
     fn take(
         &mut self,
         shared: &Shared,
-        mut state: MutexGuard<'_, State>,
+        mut state: Locked<'_>,
         slot: u16,
     ) -> Option<Result<T, Error>> {
         match (state.slot(slot).stage, state.slot(slot).canceled) {

@@ -1,8 +1,9 @@
 //! Who of those that wait on a queue sleeps on what, and who wakes whom.
 
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{Condvar, PoisonError};
 
 use super::Shared;
+use super::locked::Locked;
 use super::slots::{Await, Need, State};
 use crate::frontend::Error;
 use crate::frontend::error::Failure;
@@ -15,7 +16,7 @@ impl Shared {
         what: Await,
         name: &'static str,
         deadline: Deadline,
-    ) -> Result<MutexGuard<'_, State>, Error> {
+    ) -> Result<Locked<'_>, Error> {
         let mut state = self.lock();
         // To be told by whoever slept: a look at the clock each time would cost more than the rest.
         let mut late = false;
@@ -59,7 +60,7 @@ impl Shared {
 
     /// Sleeps until there is a call, and brings the connection back if it is lost. Returns when it
     /// is worth another look, and whether the deadline has passed.
-    fn lead(&self, deadline: Deadline) -> (MutexGuard<'_, State>, Result<bool, Error>) {
+    fn lead(&self, deadline: Deadline) -> (Locked<'_>, Result<bool, Error>) {
         let generation = self.session.generation();
         let (failure, late) = match self.bed.sleep(&self.session.link, deadline) {
             Ok(Woken::Called) => (None, false),
@@ -80,30 +81,25 @@ impl Shared {
     }
 
     /// Sleeps until a leader says that it is worth another look.
-    fn follow<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, State>,
-        what: Await,
-        deadline: Deadline,
-    ) -> MutexGuard<'a, State> {
+    fn follow<'a>(&'a self, mut state: Locked<'a>, what: Await, deadline: Deadline) -> Locked<'a> {
         let condvar = match what {
             Await::Slot(slot) => {
                 state.slot(slot).followed = true;
                 state.followers += 1;
-                &self.done[usize::from(slot)]
+                self.condvar(&state, slot)
             }
             Await::Room(need) => {
                 state.want_room[need as usize] += 1;
                 &self.room[need as usize]
             }
         };
-        state = match deadline.remaining() {
+        state = state.while_free(|guard| match deadline.remaining() {
             Some(left) => {
-                let woken = condvar.wait_timeout(state, left);
+                let woken = condvar.wait_timeout(guard, left);
                 woken.unwrap_or_else(PoisonError::into_inner).0
             }
-            None => condvar.wait(state).unwrap_or_else(PoisonError::into_inner),
-        };
+            None => condvar.wait(guard).unwrap_or_else(PoisonError::into_inner),
+        });
         match what {
             Await::Slot(slot) => {
                 state.slot(slot).followed = false;
@@ -114,16 +110,29 @@ impl Shared {
         state
     }
 
+    /// What the waiter of a slot sleeps on.
+    fn condvar(&self, state: &State, slot: u16) -> &Condvar {
+        let slot = usize::from(slot);
+        match state.slots[slot].wait_run {
+            Some(_) => &self.runs,
+            None => &self.done[slot],
+        }
+    }
+
     /// What a thread owes the others when it stops waiting: a leader, and the room that it was
     /// told of and did not take.
     fn pass_on(&self, state: &State) {
         if state.leader.is_none() && state.failure.is_none() {
             let next = match state.followers {
                 0 => None,
-                _ => state.slots.iter().position(|slot| slot.followed),
+                // Who has an answer is woken for that.
+                _ => (0..)
+                    .zip(&state.slots)
+                    .find(|(_, slot)| slot.followed && !slot.is_answered())
+                    .map(|(n, _)| n),
             };
             if let Some(slot) = next {
-                self.done[slot].notify_one();
+                self.condvar(state, slot).notify_one();
             } else if let Some(need) = state.want_room.iter().position(|&waiters| waiters > 0) {
                 self.room[need].notify_one();
             }
@@ -148,7 +157,7 @@ impl Shared {
     /// Ends the queue; the first reason stays.
     pub(super) fn fail(&self, state: &mut State, failure: Failure) {
         state.failure.get_or_insert(failure);
-        for condvar in self.done.iter().chain(&self.room) {
+        for condvar in self.done.iter().chain(&self.room).chain([&self.runs]) {
             condvar.notify_all();
         }
         if state.leader.is_some() {

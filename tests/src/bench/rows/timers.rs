@@ -77,7 +77,7 @@ pub(super) fn lateness(bench: &mut Bench) -> io::Result<()> {
             bench.cpus.split(place, backend.pid())?;
             bench.cpus.split(place, floor.pid())?;
             let mut pair = Pair::default();
-            for _ in 0..bench.count(40, 6) {
+            for _ in 0..bench.count(150, 8) {
                 let ours: io::Result<Vec<_>> = (0..ROUND)
                     .map(|_| expire(queue, &mut events, offset))
                     .collect();
