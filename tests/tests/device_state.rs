@@ -477,6 +477,8 @@ fn threads_and_descriptors_stay_as_they_are_over_two_hundred_transfers() {
     let mut client = configured(&rig, 4);
     let control = client.driver.control.clone();
     let stream = save(&control);
+    // The transfer's thread ends after the frontend has the stream.
+    assert!(rig.comes_to_rest());
     let idle = rig.usage();
     for round in 0..200 {
         match round % 5 {
