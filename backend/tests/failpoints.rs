@@ -239,6 +239,34 @@ fn times(point: Point, slots: u32) -> u32 {
 }
 
 #[test]
+fn what_was_done_before_a_change_is_answered_before_it_though_they_came_together() {
+    let pairs: [[fn() -> Ask; 2]; 3] = [
+        [|| set_regs(0), || set_regs(1)],
+        [|| Ask::GetVm { vcpus: VCPUS }, || set_regs(1)],
+        [|| set_regs(0), || Ask::GetVm { vcpus: VCPUS }],
+    ];
+    for [first, second] in pairs {
+        let mut life = Life::new();
+        let mut served = life.serve(None);
+        assert!(life.ask(&served, configure()));
+        assert!(served.backend.terminate().success());
+
+        let mut served = life.serve(Some((Point::AnswerWritten, 2)));
+        let queue = &served.frontend.queues()[0];
+        // One look finds both: the backend is told of them when both are there.
+        let tickets = [
+            first().submit(queue).unwrap(),
+            second().submit(queue).unwrap(),
+        ];
+        queue.kick();
+        let [first, second] = tickets.map(|ticket| ticket.wait(LIMIT));
+        assert!(first.is_ok(), "{first:?}");
+        assert!(matches!(second, Err(Error::Disconnected)), "{second:?}");
+        assert!(was_killed(served.backend.wait(LIMIT)));
+    }
+}
+
+#[test]
 fn a_request_killed_at_any_step_is_done_wholly_or_not_at_all() {
     for (name, before, ask, slots) in scenes() {
         let mut life = Life::new();

@@ -39,8 +39,8 @@ use machine::{Machine, State};
 use ops::{Answer, HEADER};
 use vhost_user_timer_protocol::register::BadId;
 use vhost_user_timer_protocol::wire::{self, info_flags};
-use vhost_user_timer_protocol::{Phase, Request, Status, VERSION};
-use zerocopy::IntoBytes;
+use vhost_user_timer_protocol::{Op, Phase, Request, Status, VERSION};
+use zerocopy::{FromBytes, IntoBytes};
 
 /// The highest counter frequency that a VM can have, Hz. Arm ARM D12.1.2 has counters at
 /// 1 GHz and leaves room above; host counters that stand in for one run up to some 5 GHz.
@@ -107,6 +107,25 @@ pub struct Call<'a> {
     pub room: usize,
     /// Where the answer belongs.
     pub token: Token,
+}
+
+impl Call<'_> {
+    /// The operation, where there is a whole header.
+    fn op(&self) -> Option<Op> {
+        let header = wire::RequestHeader::read_from_prefix(self.request);
+        header.ok().map(|(header, _)| Op::from(header.op.get()))
+    }
+
+    /// Whether this may leave anything other than it was. What cannot may be done again, and in any
+    /// order with its like.
+    pub fn may_change(&self) -> bool {
+        self.op().is_some_and(|op| {
+            !matches!(
+                op,
+                Op::GetInfo | Op::GetRegList | Op::GetRegs | Op::GetVm | Op::WaitRun
+            )
+        })
+    }
 }
 
 /// Whether a request was answered at once.

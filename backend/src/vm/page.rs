@@ -6,7 +6,6 @@
 
 use vhost_user_timer_protocol::wire::{self, page_flags};
 use vhost_user_timer_protocol::{Op, Status};
-use zerocopy::FromBytes;
 
 use super::clock::{Clock, ClockId};
 use super::{Call, Refusal, Vm};
@@ -41,10 +40,7 @@ impl Call<'_> {
     /// Whether this may make a clock stand still that counts. Nobody may read the count between
     /// the instant of that and the page's saying so, or he would see it go back.
     pub fn may_freeze(&self) -> bool {
-        let header = wire::RequestHeader::ref_from_prefix(self.request);
-        header.is_ok_and(|(header, _)| {
-            matches!(Op::from(header.op.get()), Op::Pause | Op::RestoreBegin)
-        })
+        matches!(self.op(), Some(Op::Pause | Op::RestoreBegin))
     }
 }
 

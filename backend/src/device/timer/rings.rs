@@ -174,6 +174,7 @@ fn serve_requests(
     held: &mut HashMap<Token, Vec<Segment>>,
     memory: &Memory<()>,
 ) -> Served {
+    let mut changed = false;
     for _ in 0..BATCH {
         if !ring.has_found() {
             publish(ring);
@@ -195,6 +196,14 @@ fn serve_requests(
             room: gathered.room(),
             token,
         };
+        // Of requests that change something only one at a time is done without an answer: a frontend
+        // that finds two such unanswered after a kill could not tell in which order to do what again.
+        // Readings are answered together.
+        let changes = call.may_change();
+        if changes || changed {
+            publish(ring);
+        }
+        changed = changes;
         if call.may_freeze() {
             core.page.open(memory);
         }
