@@ -71,7 +71,8 @@ impl Bed {
     }
 
     /// Sleeps until there was a call since the last sleep, the deadline passes or the connection
-    /// fails. It may say that there was a call where there was none.
+    /// fails. It may say that there was a call where there was none, and where the deadline has passed
+    /// there may have been one.
     pub(super) fn sleep(&self, link: &Link, deadline: Deadline) -> Result<Woken, Error> {
         let mut room = [const { MaybeUninit::uninit() }; 4];
         loop {
@@ -82,17 +83,20 @@ impl Bed {
                 Err(error) => return Err(io("wait for the backend")(error)),
             };
             let says = |what| ready.iter().any(|event| event.data.u64() == what);
-            if says(TIMER) {
-                self.made().goes_off = None;
-            }
             if says(SHUTDOWN) {
                 return Ok(Woken::Failed(Failure::ShutDown));
             } else if says(SOCKET) {
                 return Ok(Woken::Failed(Failure::Disconnected));
-            } else if says(CALL) {
+            }
+            if says(TIMER) {
+                self.made().goes_off = None;
+                // Before the call, of which there may be no end.
+                if deadline.has_passed() {
+                    return Ok(Woken::TimedOut);
+                }
+            }
+            if says(CALL) {
                 return Ok(Woken::Called);
-            } else if deadline.has_passed() {
-                return Ok(Woken::TimedOut);
             }
         }
     }
@@ -106,9 +110,10 @@ impl Bed {
         let mut made = self.made();
         if made.connection != link.connection() {
             let (connection, socket) = link.present_socket()?;
-            epoll::delete(&self.epoll, &made.socket).map_err(io("forget a control socket"))?;
             watch(&self.epoll, socket.as_fd(), SOCKET, EventFlags::RDHUP)?;
-            (made.connection, made.socket) = (connection, socket);
+            let former = std::mem::replace(&mut made.socket, socket);
+            made.connection = connection;
+            epoll::delete(&self.epoll, &former).map_err(io("forget a control socket"))?;
         }
         let Some(at) = deadline.instant() else {
             return Ok(());
@@ -186,6 +191,40 @@ mod tests {
             let woken = room.bed.sleep(&room.link, SHORT.into()).unwrap();
             assert_eq!(woken, Woken::TimedOut);
         }
+    }
+
+    #[test]
+    fn calls_without_end_do_not_put_the_deadline_off() {
+        let room = room();
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                        signal(&room.call);
+                    }
+                });
+            }
+            let deadline = Deadline::from(10 * SHORT);
+            let mut late = 0;
+            while room.bed.sleep(&room.link, deadline).unwrap() == Woken::Called {
+                late += u32::from(deadline.has_passed());
+                assert!(late < 100, "it is not told that the deadline has passed");
+            }
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+    }
+
+    #[test]
+    fn a_call_eventfd_that_is_full_is_emptied_by_who_signals() {
+        let room = room();
+        let full = (u64::MAX - 1).to_ne_bytes();
+        rustix::io::write(&room.call, &full).unwrap();
+        let woken = room.bed.sleep(&room.link, LONG.into()).unwrap();
+        assert_eq!(woken, Woken::Called);
+        signal(&room.call);
+        let woken = room.bed.sleep(&room.link, LONG.into()).unwrap();
+        assert_eq!(woken, Woken::Called);
     }
 
     #[test]

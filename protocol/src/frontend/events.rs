@@ -207,6 +207,8 @@ impl EventQueue {
     /// Makes sure that nobody has missed anything on a new connection.
     pub(super) fn go_on(&self) {
         signal(&self.kick);
+        // As for a request queue: a former backend may have filled it up.
+        drain(&self.call);
         signal(&self.call);
     }
 

@@ -193,19 +193,19 @@ impl RequestQueue {
         let failure = shared.session.link.failure()?;
         let failure = failure.and_then(|failure| shared.session.outlive(failure, generation, now));
         let mut state = shared.lock();
-        if state.leader.is_none() {
-            // Before the ring is looked at: what comes after that look makes it readable again.
-            drain(&shared.call);
-        }
+        // Before the ring is looked at: what comes after that look makes it readable again. A leader
+        // may miss a call by this.
+        drain(&shared.call);
         loop {
             shared.reap(&mut state);
-            if state.leader.is_some() || state.failure.is_some() || !state.ring.arm() {
+            if state.failure.is_some() || !state.ring.arm() {
                 break;
             }
         }
         if let Some(failure) = failure {
             shared.fail(&mut state, failure);
         }
+        shared.call_leader(&state);
         state.failure.map_or(Ok(()), |failure| Err(failure.into()))
     }
 }
@@ -264,7 +264,16 @@ impl Shared {
         let Ok(slot) = self.start(call, None) else {
             return false;
         };
-        self.lock().orphan(slot);
+        let mut state = self.lock();
+        match state.slot(slot).stage {
+            // Others' kicks and looks may have been quicker.
+            Stage::Done { len } => {
+                self.learn(&mut state, slot, len, true);
+                self.free(&mut state, slot);
+            }
+            _ => state.orphan(slot),
+        }
+        drop(state);
         self.kick();
         true
     }

@@ -73,9 +73,16 @@ pub(super) fn eventfd() -> Result<OwnedFd, Error> {
     })
 }
 
-/// Makes an eventfd readable. Its counter being full already is as good.
+/// Makes an eventfd readable, and has whoever watches it hear of that: where its counter is full, as
+/// nobody but a peer makes it, it is emptied first.
 pub(super) fn signal(fd: &OwnedFd) {
-    while rustix::io::write(fd, &1u64.to_ne_bytes()) == Err(Errno::INTR) {}
+    loop {
+        match rustix::io::write(fd, &1u64.to_ne_bytes()) {
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => drain(fd),
+            _ => return,
+        }
+    }
 }
 
 /// Makes an eventfd unreadable.

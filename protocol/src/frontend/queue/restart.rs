@@ -10,7 +10,7 @@ use super::Shared;
 use super::slots::{Stage, State};
 use crate::frontend::call::HEADER;
 use crate::frontend::repeat::{Again, Found};
-use crate::frontend::wait::signal;
+use crate::frontend::wait::{drain, signal};
 use crate::wire::ResponseHeader;
 use crate::{Op, Status};
 use zerocopy::IntoBytes;
@@ -117,6 +117,8 @@ impl Shared {
         state.publish();
         drop(state);
         signal(&self.kick);
+        // A former backend may have filled it up; then the next one's calls would go unheard.
+        drain(&self.call);
         signal(&self.call);
     }
 

@@ -31,8 +31,8 @@ pub(super) struct State {
     pub(super) want_room: [usize; 3],
     /// How many threads wait for a slot's answer without leading.
     pub(super) followers: usize,
-    /// What the leader waits for: the thread that sleeps on the call eventfd. While there is
-    /// one, nobody else reads the eventfd or moves used_event, or it would sleep on.
+    /// What the leader waits for: the thread that sleeps on the call eventfd. Whoever else reads the
+    /// eventfd or moves used_event sees to it that the leader does not sleep on over its answer.
     pub(super) leader: Option<Await>,
     pub(super) failure: Option<Failure>,
     /// Who is to be woken when the lock is free.
@@ -133,6 +133,14 @@ impl State {
                 Need::WaitRun => usize::from(self.wait_runs) < self.slots.len() * 3 / 4,
                 Need::Large => !self.large_taken,
             }
+    }
+
+    /// Whether what a thread waits for is there.
+    pub(super) fn has(&self, what: Await) -> bool {
+        match what {
+            Await::Slot(slot) => self.slots[usize::from(slot)].is_answered(),
+            Await::Room(need) => self.has_room(need),
+        }
     }
 
     pub(super) fn slot(&mut self, slot: u16) -> &mut Slot {

@@ -22,11 +22,7 @@ impl Shared {
         let mut late = false;
         let result = loop {
             self.reap(&mut state);
-            let ready = match what {
-                Await::Slot(slot) => state.slot(slot).is_answered(),
-                Await::Room(need) => state.has_room(need),
-            };
-            if ready && (state.failure.is_none() || matches!(what, Await::Slot(_))) {
+            if state.has(what) && (state.failure.is_none() || matches!(what, Await::Slot(_))) {
                 break Ok(());
             }
             if let Some(failure) = state.failure {
@@ -149,6 +145,15 @@ impl Shared {
         // A leader sleeps where no condition variable reaches it.
         if let Some(Await::Room(need)) = state.leader
             && state.has_room(need)
+        {
+            signal(&self.call);
+        }
+    }
+
+    /// Wakes the leader where somebody else has found what it waits for.
+    pub(super) fn call_leader(&self, state: &State) {
+        if let Some(what) = state.leader
+            && (state.has(what) || state.failure.is_some())
         {
             signal(&self.call);
         }

@@ -10,7 +10,7 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, TryLockError, Weak};
 use std::time::Duration;
 
-use super::{PageTime, TimePage};
+use super::{NUDGE, PageTime, TimePage};
 use crate::frontend::{Call, Deadline, Error, Refusal, RequestQueue, Run, Ticket};
 use crate::{Phase, Status};
 
@@ -129,7 +129,10 @@ impl RequestQueue {
         let last = page.gate.round.lock();
         let mut last = last.unwrap_or_else(PoisonError::into_inner);
         let open = last.upgrade().filter(|round| {
-            (round.epoch, round.wake) == (time.epoch, time.wake) && round.outcome.get().is_none()
+            // But for nudges, which say nothing of the VM.
+            round.epoch == time.epoch
+                && (round.wake ^ time.wake).is_multiple_of(NUDGE)
+                && round.outcome.get().is_none()
         });
         if let Some(round) = open {
             return Ok(round);
