@@ -157,6 +157,23 @@ fn a_stopped_ring_is_left_to_one_who_wants_kicks() {
     }
 }
 
+#[test]
+fn the_memory_of_stopped_rings_may_go_at_once() {
+    let rig = Rig::launch_release(&["--poll-max-us=10000"]);
+    let info = request(op::GET_INFO, VM, 0, &[]);
+    for _ in 0..30 {
+        let mut driver = rig.connect();
+        for _ in 0..20 {
+            driver.call(1, &info, 80, &Layout::plain());
+        }
+        driver.stop(0);
+        driver.stop(1);
+        // Whoever touches it now dies.
+        driver.memory.file().set_len(0).unwrap();
+    }
+    ask(&configured(&rig));
+}
+
 /// A frontend that is owed a kick's being wanted: who looks does not ask for any, and cannot once it
 /// is dead.
 #[test]

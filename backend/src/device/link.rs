@@ -76,6 +76,10 @@ pub(super) struct Link<B: Bitmap + 'static> {
     unfinished: AtomicU32,
     stopping: AtomicBool,
     polling: Polling,
+    /// Held while the worker looks at the rings' memory without having the rings.
+    looking: Mutex<()>,
+    /// How many want it not to.
+    turned_away: AtomicU32,
     /// Queues whose drivers were not asked to kick, as bits, since the worker looks at them.
     parked: AtomicU32,
     /// The device state that is being saved or loaded.
@@ -130,6 +134,8 @@ impl<B: Bitmap + 'static> Link<B> {
             unfinished: AtomicU32::new(0),
             stopping: AtomicBool::new(false),
             polling: Polling::new(poll_max.as_nanos().try_into().unwrap_or(u64::MAX)),
+            looking: Mutex::new(()),
+            turned_away: AtomicU32::new(0),
             parked: AtomicU32::new(0),
             transfer: Mutex::new(None),
             stop_transfer: Arc::new(Cancel::new()?),
@@ -319,9 +325,18 @@ impl<B: Bitmap + 'static> Link<B> {
         }
     }
 
+    /// Has the worker look away, and anew: a ring was stopped, or the memory is another one. Afterwards it
+    /// touches neither the one nor the other any more.
+    pub(super) fn look_away(&self) {
+        self.turned_away.fetch_add(1, Ordering::SeqCst);
+        drop(self.looking.lock().unwrap_or_else(PoisonError::into_inner));
+        self.turned_away.fetch_sub(1, Ordering::SeqCst);
+    }
+
     /// Looks at rings until one of them has chains to be taken, and returns which; or until the time
     /// has come, or somebody wants something else.
     fn look(&self, queues: Range<u16>, until: u64) -> u32 {
+        let _looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
         let mem = self.memory.memory();
         let mut reach = Reach::new(&*mem);
         let mut rings = [None; MOST_QUEUES];
@@ -355,6 +370,7 @@ impl<B: Bitmap + 'static> Link<B> {
             }
             if self.stopping()
                 || self.unfinished.load(Ordering::Relaxed) != 0
+                || self.turned_away.load(Ordering::Relaxed) != 0
                 || polling::now() >= until
             {
                 return 0;
@@ -365,6 +381,7 @@ impl<B: Bitmap + 'static> Link<B> {
     /// The rings see new memory by themselves; what they hold is looked up when it is used. A
     /// region that goes on where its file ends is refused: touching it there is SIGBUS.
     pub(super) fn check_memory(&self) -> io::Result<()> {
+        self.look_away();
         for region in self.memory.memory().iter() {
             let Some(backing) = region.file_offset() else {
                 continue;

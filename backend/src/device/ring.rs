@@ -126,6 +126,7 @@ impl<'a, B: Bitmap + 'static> Ring<'a, B> {
         if !state.get_queue().ready() || !state.is_enabled() {
             return None;
         }
+        vring.is_served();
         let mut ring = Self::of(state, queue, mem, work);
         if ring.parts.is_none() {
             ring.stop(&"it is not in the shared memory");
@@ -135,13 +136,17 @@ impl<'a, B: Bitmap + 'static> Ring<'a, B> {
     }
 
     /// The ring, though it is being stopped or is disabled: what was taken from it may be given back.
+    /// `None` where nothing ever was, since it was stopped last.
     pub(super) fn stopping(
         vring: &'a Vring<B>,
         queue: u16,
         mem: &'a GuestMemoryMmap<B>,
         work: &'a mut Work,
-    ) -> Self {
-        Self::of(vring.get_mut(), queue, mem, work)
+    ) -> Option<Self> {
+        let state = vring.get_mut();
+        vring
+            .was_served()
+            .then(|| Self::of(state, queue, mem, work))
     }
 
     fn of(

@@ -31,6 +31,8 @@ pub struct Vring<B: Bitmap + 'static = ()> {
     hold: Arc<OnceLock<Hold>>,
     /// It was set to index 0 since somebody looked.
     anew: Arc<AtomicBool>,
+    /// It was served since it was stopped last.
+    served: Arc<AtomicBool>,
 }
 
 impl<B: Bitmap + 'static> Clone for Vring<B> {
@@ -40,6 +42,7 @@ impl<B: Bitmap + 'static> Clone for Vring<B> {
             orphaned: Arc::clone(&self.orphaned),
             hold: Arc::clone(&self.hold),
             anew: Arc::clone(&self.anew),
+            served: Arc::clone(&self.served),
         }
     }
 }
@@ -49,6 +52,17 @@ impl<B: Bitmap + 'static> Vring<B> {
     /// acknowledgement comes after.
     pub(super) fn hold_enabling(&self, hold: impl Fn() + Send + Sync + 'static) {
         let _ = self.hold.set(Box::new(hold));
+    }
+
+    /// The ring is about to be served.
+    pub(super) fn is_served(&self) {
+        self.served.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the ring was served since this was last asked. One that was not is the driver's alone:
+    /// the crate knows its addresses still when it is stopped for the second time.
+    pub(super) fn was_served(&self) -> bool {
+        self.served.swap(false, Ordering::Relaxed)
     }
 
     /// Whether the ring was set to begin at index 0 since this was last asked: a ring that is only
@@ -92,6 +106,7 @@ impl<B: Bitmap + 'static> VringT<Memory<B>> for Vring<B> {
             orphaned: Arc::default(),
             hold: Arc::default(),
             anew: Arc::default(),
+            served: Arc::default(),
         })
     }
 

@@ -309,8 +309,12 @@ impl VhostUserBackend for ClockSession {
         if let Ok(queue) = u16::try_from(queue_index)
             && let Some(vring) = self.link.vring(queue)
         {
+            self.link.look_away();
             let mem = self.link.memory.memory();
-            Ring::stopping(vring, queue, &mem, &mut self.rings().work).leave();
+            let mut rings = self.rings();
+            if let Some(mut ring) = Ring::stopping(vring, queue, &mem, &mut rings.work) {
+                ring.leave();
+            }
         }
         Ok(())
     }

@@ -262,12 +262,27 @@ fn a_ring_that_is_being_stopped_takes_back_what_was_taken_of_it() {
         device.vring.set_enabled(enabled);
         device.vring.set_queue_ready(false);
         let mem = driver.shared.memory.memory();
-        let mut ring = Ring::stopping(&device.vring, 1, &mem, &mut device.work);
+        let stopping = Ring::stopping(&device.vring, 1, &mem, &mut device.work);
+        let mut ring = stopping.unwrap();
         ring.give_back(2, 8);
         drop(ring);
         assert_eq!(driver.used(), [(2, 8)]);
         assert_eq!((device.indices(), driver.calls()), ((0, 0), 1));
     }
+}
+
+#[test]
+fn a_ring_that_was_not_served_since_it_was_stopped_is_the_drivers_alone() {
+    let (mut driver, mut device) = pair::<()>(4, true, 0);
+    let is_touched = |device: &mut driver::Device<()>, driver: &driver::Driver<()>| {
+        let mem = driver.shared.memory.memory();
+        Ring::stopping(&device.vring, 1, &mem, &mut device.work).is_some()
+    };
+    assert!(!is_touched(&mut device, &driver), "never served");
+    driver.offer(&[2, 1]);
+    assert_eq!(device.serve_all(Idle::Kick), [2, 1]);
+    assert!(is_touched(&mut device, &driver));
+    assert!(!is_touched(&mut device, &driver), "stopped twice");
 }
 
 #[test]
@@ -292,7 +307,8 @@ fn a_ring_that_is_not_in_the_memory_is_stopped() {
 
         // Nothing can be given back, and nothing is said to have been.
         let mem = driver.shared.memory.memory();
-        let mut ring = Ring::stopping(&device.vring, 1, &mem, &mut device.work);
+        let stopping = Ring::stopping(&device.vring, 1, &mem, &mut device.work);
+        let mut ring = stopping.unwrap();
         ring.give_back(0, 0);
         assert!(!ring.publish());
         ring.leave();

@@ -95,6 +95,12 @@ impl Page {
             self.begin(&page);
             // Seen before the counter is read, not only before the fields change.
             fence(Ordering::SeqCst);
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: a barrier. The one above orders accesses to memory, and the counter is none; this
+            // one is complete when the store can be seen (Arm ARM B2.3.10, DSB).
+            unsafe {
+                std::arch::asm!("dsb ish", options(nostack, preserves_flags));
+            }
         }
     }
 

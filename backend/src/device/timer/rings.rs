@@ -113,9 +113,10 @@ impl Rings {
     /// the backend until GET_VRING_BASE is answered, enabled or not.
     pub(super) fn close(&mut self, vring: &Vring, queue: u16, memory: &Memory<()>) {
         let mem = memory.memory();
-        let mut ring = Ring::stopping(vring, queue, &mem, &mut self.work);
-        give_deferred(&mut self.deferred, &mut ring, queue);
-        ring.leave();
+        if let Some(mut ring) = Ring::stopping(vring, queue, &mem, &mut self.work) {
+            give_deferred(&mut self.deferred, &mut ring, queue);
+            ring.leave();
+        }
     }
 
     /// How many chains were ever taken from the rings.

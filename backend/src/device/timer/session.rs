@@ -266,6 +266,7 @@ impl VhostUserBackend for TimerSession {
         let Some(vring) = self.link.vring(queue) else {
             return Ok(());
         };
+        self.link.look_away();
         let mut core = self.device.core();
         let mut rings = self.rings();
         let Core { vm, effects, .. } = &mut *core;
