@@ -43,10 +43,10 @@ pub struct Options {
 /// | SET_TIME_PAGE | the same page; the library's own is named again on every connection | never |
 /// | an unknown one | | not sent: uncertain |
 ///
-/// *Uncertain* is [`Error::Uncertain`]. With a backend that answers each request before it begins
-/// the next, which is what this project's does, only one request of all can have been done
-/// without an answer, and only threads that contradict each other get to see that error: one
-/// completes a restore, another one aborts it.
+/// *Uncertain* is [`Error::Uncertain`]. With a backend that answers each request that changes
+/// something before it begins the next, and all before it begins such a one, which is what this
+/// project's does, only one change of all can have been done without an answer, and only threads that
+/// contradict each other get to see that error: one completes a restore, another one aborts it.
 ///
 /// A restore's time-out that fell into the outage may go untold: WAIT_RUN then waits on.
 ///
