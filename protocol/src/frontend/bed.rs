@@ -83,19 +83,19 @@ impl Bed {
                 Err(error) => return Err(io("wait for the backend")(error)),
             };
             let says = |what| ready.iter().any(|event| event.data.u64() == what);
+            let went_off = says(TIMER);
+            if went_off {
+                // It is told once, whatever else is.
+                self.made().goes_off = None;
+            }
             if says(SHUTDOWN) {
                 return Ok(Woken::Failed(Failure::ShutDown));
             } else if says(SOCKET) {
                 return Ok(Woken::Failed(Failure::Disconnected));
-            }
-            if says(TIMER) {
-                self.made().goes_off = None;
+            } else if went_off && deadline.has_passed() {
                 // Before the call, of which there may be no end.
-                if deadline.has_passed() {
-                    return Ok(Woken::TimedOut);
-                }
-            }
-            if says(CALL) {
+                return Ok(Woken::TimedOut);
+            } else if says(CALL) {
                 return Ok(Woken::Called);
             }
         }
@@ -153,6 +153,7 @@ fn watch(
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixStream;
+    use std::sync::mpsc::RecvTimeoutError;
 
     use rustix::event::{PollFd, PollFlags};
 
@@ -195,9 +196,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_call_at_the_deadline_does_not_put_it_off() {
-        let room = room();
+    /// Has the timer go off, of which nobody was told yet, at that deadline.
+    fn went_off(room: &Room) -> Deadline {
         // Sets the timer, and leaves before it goes off.
         let deadline = loop {
             let deadline = Deadline::from(SHORT);
@@ -208,6 +208,37 @@ mod tests {
         };
         let mut timer = [PollFd::new(&room.bed.timer, PollFlags::IN)];
         poll(&mut timer, Deadline::NEVER).unwrap();
+        deadline
+    }
+
+    #[test]
+    fn deadlines_are_kept_after_one_that_passed_as_the_connection_ended() {
+        let mut room = room();
+        went_off(&room);
+        let (socket, peer) = UnixStream::pair().unwrap();
+        drop(std::mem::replace(&mut room.peer, peer));
+        let woken = room.bed.sleep(&room.link, LONG.into()).unwrap();
+        assert_eq!(woken, Woken::Failed(Failure::Disconnected));
+        room.link.follow(&socket).unwrap();
+        let (done, over) = std::sync::mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            let call = &room.call;
+            scope.spawn(move || {
+                // A sleep without end is ended.
+                if over.recv_timeout(LONG / 360) == Err(RecvTimeoutError::Timeout) {
+                    signal(call);
+                }
+            });
+            let woken = room.bed.sleep(&room.link, SHORT.into());
+            drop(done);
+            assert_eq!(woken.unwrap(), Woken::TimedOut);
+        });
+    }
+
+    #[test]
+    fn a_call_at_the_deadline_does_not_put_it_off() {
+        let room = room();
+        let deadline = went_off(&room);
         signal(&room.call);
         let woken = room.bed.sleep(&room.link, deadline).unwrap();
         assert_eq!(woken, Woken::TimedOut);
