@@ -138,29 +138,14 @@ fn readings_are_in_the_order_in_which_they_became_available() {
 }
 
 fn layouts() -> Vec<Layout> {
-    let mut layouts: Vec<_> = [
+    Layout::all(&[
         Cut::whole(),
         Cut::every(1),
         Cut::every(3),
         Cut::every(8),
         Cut::at(&[0, 1, 0, 0, 5]),
         Cut::at(&[0, usize::MAX, 0]),
-    ]
-    .map(Layout::cut)
-    .into();
-    layouts.push(Layout {
-        readable: Cut::every(1),
-        ..Layout::plain()
-    });
-    layouts.push(Layout {
-        writable: Cut::every(1),
-        ..Layout::plain()
-    });
-    let reversed: Vec<_> = layouts.iter().cloned().map(Layout::reversed).collect();
-    layouts.extend(reversed);
-    let indirect: Vec<_> = layouts.iter().cloned().map(Layout::indirect).collect();
-    layouts.extend(indirect);
-    layouts
+    ])
 }
 
 /// Requests that are answered alike each time, room for the answer, and its status.

@@ -31,8 +31,7 @@ fn saved(vcpu: u32) -> Vcpu {
 }
 
 fn layouts() -> Vec<Layout> {
-    let mut layouts = Vec::new();
-    for cut in [
+    Layout::all(&[
         Cut::whole(),
         Cut::every(1),
         Cut::every(2),
@@ -45,23 +44,7 @@ fn layouts() -> Vec<Layout> {
         Cut::at(&[16, usize::MAX]),
         Cut::at(&[15, 1, 8, 8, 40]),
         Cut::at(&[0, usize::MAX, 0]),
-    ] {
-        layouts.push(Layout::cut(cut));
-    }
-    // The two sides cut differently.
-    layouts.push(Layout {
-        readable: Cut::every(1),
-        ..Layout::plain()
-    });
-    layouts.push(Layout {
-        writable: Cut::every(1),
-        ..Layout::plain()
-    });
-    let reversed: Vec<_> = layouts.iter().cloned().map(Layout::reversed).collect();
-    layouts.extend(reversed);
-    let indirect: Vec<_> = layouts.iter().cloned().map(Layout::indirect).collect();
-    layouts.extend(indirect);
-    layouts
+    ])
 }
 
 /// Requests whose answers are the same every time.

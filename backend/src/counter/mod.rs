@@ -166,7 +166,7 @@ impl Counter {
 }
 
 /// A kernel clock in ticks of `frequency` Hz.
-fn clock_ticks(clock: ClockId, frequency: u64) -> u64 {
+pub(crate) fn clock_ticks(clock: ClockId, frequency: u64) -> u64 {
     ticks_of(clock_gettime(clock), frequency)
 }
 

@@ -12,7 +12,10 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::ClockId;
+use vhost_user_timer_protocol::counter::NS_PER_SEC;
+
+use crate::counter::clock_ticks;
 
 /// Less than this is nothing, ns.
 const LEAST: u64 = 10_000;
@@ -33,16 +36,7 @@ const TRIAL: u64 = 4_000_000;
 
 /// Nanoseconds of a clock that does not go back.
 pub(super) fn now() -> u64 {
-    read(ClockId::Monotonic)
-}
-
-fn read(clock: ClockId) -> u64 {
-    let now = clock_gettime(clock);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-    let nanoseconds = u64::try_from(now.tv_nsec).unwrap_or(0);
-    seconds
-        .wrapping_mul(1_000_000_000)
-        .wrapping_add(nanoseconds)
+    clock_ticks(ClockId::Monotonic, NS_PER_SEC)
 }
 
 /// See the module. All times are ns.
@@ -74,7 +68,7 @@ impl Mark {
     fn here() -> Self {
         Mark {
             now: now(),
-            ran: read(ClockId::ThreadCPUTime),
+            ran: clock_ticks(ClockId::ThreadCPUTime, NS_PER_SEC),
         }
     }
 }

@@ -126,7 +126,7 @@ impl<'a, B: Bitmap + 'static> Ring<'a, B> {
         if !state.get_queue().ready() || !state.is_enabled() {
             return None;
         }
-        vring.is_served();
+        vring.mark_served();
         let mut ring = Self::of(state, queue, mem, work);
         if ring.parts.is_none() {
             ring.stop(&"it is not in the shared memory");

@@ -55,7 +55,7 @@ impl<B: Bitmap + 'static> Vring<B> {
     }
 
     /// The ring is about to be served.
-    pub(super) fn is_served(&self) {
+    pub(super) fn mark_served(&self) {
         self.served.store(true, Ordering::Relaxed);
     }
 

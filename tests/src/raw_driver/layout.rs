@@ -74,6 +74,25 @@ impl Layout {
         }
     }
 
+    /// Both sides cut in each of these ways, and each side cut otherwise than the other; all of that in
+    /// rising and falling order, in the table and in an indirect one.
+    pub fn all(cuts: &[Cut]) -> Vec<Layout> {
+        let mut layouts: Vec<_> = cuts.iter().cloned().map(Layout::cut).collect();
+        layouts.push(Layout {
+            readable: Cut::every(1),
+            ..Layout::plain()
+        });
+        layouts.push(Layout {
+            writable: Cut::every(1),
+            ..Layout::plain()
+        });
+        let reversed: Vec<_> = layouts.iter().cloned().map(Layout::reversed).collect();
+        layouts.extend(reversed);
+        let indirect: Vec<_> = layouts.iter().cloned().map(Layout::indirect).collect();
+        layouts.extend(indirect);
+        layouts
+    }
+
     /// The same in an indirect table.
     #[must_use]
     pub fn indirect(self) -> Self {

@@ -150,7 +150,8 @@ impl Shared {
         }
     }
 
-    /// Wakes the leader where somebody else has found what it waits for.
+    /// Wakes the leader, who sleeps on the call eventfd, where somebody else has found what it waits
+    /// for, or that it waits for nothing any more.
     pub(super) fn call_leader(&self, state: &State) {
         if let Some(what) = state.leader
             && (state.has(what) || state.failure.is_some())
@@ -165,9 +166,6 @@ impl Shared {
         for condvar in self.done.iter().chain(&self.room).chain([&self.runs]) {
             condvar.notify_all();
         }
-        if state.leader.is_some() {
-            // The leader sleeps on this.
-            signal(&self.call);
-        }
+        self.call_leader(state);
     }
 }

@@ -2,7 +2,6 @@
 
 use std::io;
 
-use rustix::time::{ClockId, clock_gettime};
 use vhost_user_timer_protocol::frontend::{Event, EventStream, Options, RequestQueue};
 use vhost_user_timer_protocol::{Abi, Register, wire};
 
@@ -10,19 +9,15 @@ use super::{Bench, LIMIT, configured, other};
 use crate::bench::floor::{Floor, Kind};
 use crate::bench::place::Place;
 use crate::bench::stats::Pair;
+use crate::watch::host_count;
 
 /// From the request to the deadline, ns.
 const AHEAD: u64 = 300_000;
 /// Timers in a round.
 const ROUND: usize = 50;
 
-fn now() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
-
 fn late(deadline: u64) -> f64 {
-    now().saturating_sub(deadline) as f64
+    host_count().saturating_sub(deadline) as f64
 }
 
 /// Returns whether it was due by then, of which no event tells.
@@ -43,9 +38,9 @@ pub(super) fn expire(
     events: &mut EventStream,
     offset: u64,
 ) -> io::Result<f64> {
-    let mut deadline = now() + AHEAD;
+    let mut deadline = host_count() + AHEAD;
     while arm(queue, 0, deadline.wrapping_sub(offset))? {
-        deadline = now() + AHEAD;
+        deadline = host_count() + AHEAD;
     }
     loop {
         if let Event::TimerAsserted { .. } = events.next(LIMIT).map_err(other)? {
@@ -83,7 +78,7 @@ pub(super) fn lateness(bench: &mut Bench) -> io::Result<()> {
                     .collect();
                 let theirs: io::Result<Vec<_>> = (0..ROUND)
                     .map(|_| {
-                        let deadline = now() + AHEAD;
+                        let deadline = host_count() + AHEAD;
                         floor.alarm(deadline)?;
                         Ok(late(deadline))
                     })
