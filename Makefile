@@ -46,7 +46,6 @@ fmt:
 
 clippy:
 	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
-	$(CARGO) clippy --locked -p vhost-user-timer-protocol -- -D warnings
 
 doc:
 	$(CARGO) doc --locked --workspace --all-features --no-deps
@@ -65,7 +64,7 @@ bench: build
 
 # Says of each operation whether it costs more than the last time, in target/criterion.
 bench-model:
-	$(CARGO) bench --locked -p vhost-user-timer-tests --bench model -- $(BENCH_ARGS)
+	$(CARGO) bench --locked -p vhost-user-timer-tools --bench model -- $(BENCH_ARGS)
 
 clean:
 	$(CARGO) clean

@@ -3,13 +3,14 @@
 use std::num::ParseIntError;
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgGroup, Parser};
 use log::LevelFilter;
+use vhost_user_timer_counter::Source;
 use vhost_user_timer_protocol::{MAX_REQUEST_QUEUES, MAX_VCPUS};
 
-use crate::counter::Source;
 use crate::device::UtcKind;
-use crate::vm::MAX_FREQUENCY;
+use vhost_user_timer_model::vm::MAX_FREQUENCY;
 
 /// Keeps a VM's time: owns its counter offset, serves its vCPUs' timer registers over
 /// vhost-user, and lets no vCPU run before every vCPU's timer is restored.
@@ -71,7 +72,8 @@ pub struct Args {
     pub counter_frequency: Option<u64>,
 
     /// What the host counter is derived from
-    #[arg(long, value_name = "SOURCE", value_enum, default_value_t = Source::Monotonic)]
+    #[arg(long, value_name = "SOURCE", value_parser = source_parser(),
+          default_value_t = Source::Monotonic)]
     pub counter_source: Source,
 
     /// Keep the VM in this file, so that it survives a crash of this process: the next one that is
@@ -88,6 +90,16 @@ pub struct Args {
     /// How much to log on stderr: off, error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: LevelFilter,
+}
+
+/// The counter sources by name.
+fn source_parser() -> impl TypedValueParser<Value = Source> {
+    let names = PossibleValuesParser::new(Source::ALL.iter().map(|source| source.name()));
+    names.try_map(|name| {
+        let mut all = Source::ALL.iter().copied();
+        all.find(|source| source.name() == name)
+            .ok_or("unknown source")
+    })
 }
 
 /// A number of ticks, decimal or, after 0x, hexadecimal.

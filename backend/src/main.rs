@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use clap::Parser;
 use vhost_user_timer::args::{Args, CAPABILITIES};
-use vhost_user_timer::counter::Counter;
 use vhost_user_timer::device::{ClockConfig, ClockDevice, TimerDevice};
 use vhost_user_timer::server::{self, Port, Socket, SocketError};
-use vhost_user_timer::vm::Profile;
+use vhost_user_timer_counter::HostCounter;
+use vhost_user_timer_model::vm::Profile;
 
 fn main() -> ExitCode {
     // Whatever else the command line says.
@@ -41,7 +41,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
-    let counter = Counter::open(args.counter_source)?;
+    let counter = HostCounter::open(args.counter_source)?;
     let profile = Profile {
         max_vcpus: args.max_vcpus,
         request_queues: args.request_queues,

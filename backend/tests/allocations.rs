@@ -4,7 +4,7 @@
 mod counting;
 
 use counting::{Cost, NOTHING, cost_of};
-use vhost_user_timer::vm::{Call, Effects, Handled, Now, Profile, Token, Vm};
+use vhost_user_timer_model::vm::{Call, Effects, Handled, Now, Profile, Token, Vm};
 use vhost_user_timer_protocol::wire;
 use vhost_user_timer_protocol::{Abi, MAX_MESSAGE, Op, Phase, Register, VM_WIDE};
 use zerocopy::{FromBytes, Immutable, IntoBytes};

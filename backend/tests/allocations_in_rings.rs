@@ -15,15 +15,15 @@ use std::time::Duration;
 use counting::{NOTHING, cost_to_others};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
-use vhost_user_timer::counter::{Counter, Source};
 use vhost_user_timer::device::{ClockConfig, ClockDevice, TimerDevice};
 use vhost_user_timer::server::{Port, Socket, serve};
-use vhost_user_timer::vm::Profile;
-use vhost_user_timer_tests::clock_driver::{ClockDriver, MONOTONIC, UTC, host};
-use vhost_user_timer_tests::contract::{
+use vhost_user_timer_counter::{HostCounter, Source};
+use vhost_user_timer_kit::clock_driver::{ClockDriver, MONOTONIC, UTC, host};
+use vhost_user_timer_kit::contract::{
     ARM64, CNT, CTL, CVAL, Client, PCVAL, TIMER_ASSERTED, op, request, status,
 };
-use vhost_user_timer_tests::raw_driver::{Driver, Setup};
+use vhost_user_timer_kit::raw_driver::{Driver, Setup};
+use vhost_user_timer_model::vm::Profile;
 
 const ROUNDS: u32 = 1_000;
 const VCPUS: u32 = 4;
@@ -40,7 +40,7 @@ struct Backend {
 
 impl Backend {
     fn start(poll_max: Duration, state_file: Option<&Path>) -> Self {
-        let counter = Counter::open(Source::Monotonic).unwrap();
+        let counter = HostCounter::open(Source::Monotonic).unwrap();
         let profile = Profile {
             max_vcpus: VCPUS,
             request_queues: 2,

@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use vhost_user_timer::failpoint::{Point, VARIABLE};
-use vhost_user_timer_protocol::frontend::{Error, HostClock, Options, TimerFrontend};
+use vhost_user_timer_frontend::{Error, HostClock, Options, TimerFrontend};
+use vhost_user_timer_kit::backend_process::BackendProcess;
+use vhost_user_timer_kit::shadow::{Ask, Asked, Shadow, Span};
+use vhost_user_timer_kit::watch::host_count;
 use vhost_user_timer_protocol::wire::restore_flags;
 use vhost_user_timer_protocol::{Phase, Register, wire};
-use vhost_user_timer_tests::backend_process::BackendProcess;
-use vhost_user_timer_tests::shadow::{Ask, Asked, Shadow, Span};
-use vhost_user_timer_tests::watch::host_count;
 
 /// Something that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -359,7 +359,7 @@ fn a_time_page_that_a_kill_leaves_open_is_not_read_and_holds_nobody_up() {
     let queue = &served.frontend.queues()[0];
     let page = served.frontend.time_page();
     page.start(queue, LIMIT).unwrap();
-    let clock = queue.guest_clock(HostClock::Monotonic, LIMIT).unwrap();
+    let clock = queue.guest_clock(HostClock::MONOTONIC, LIMIT).unwrap();
     assert!(page.read().is_some() && clock.counts().is_some());
     // The count that it freezes at is not told before it is safe in the state file.
     assert!(matches!(

@@ -5,10 +5,10 @@
 
 use std::path::PathBuf;
 
-use vhost_user_timer::rtc::{
+use vhost_user_timer::state::clock_stream::{decode, encode};
+use vhost_user_timer_model::rtc::{
     AlarmState, ClockKind, Counter, Effects, Rtc, Sample, Saved, SavedClock,
 };
-use vhost_user_timer::state::clock_stream::{decode, encode};
 
 const FILE: &str = "v1-three-clocks.bin";
 

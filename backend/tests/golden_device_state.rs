@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Once;
 
 use vhost_user_timer::state::stream::{decode, encode};
-use vhost_user_timer::vm::{Effects, Now, Profile, Saved, SavedVcpu, Vm};
+use vhost_user_timer_model::vm::{Effects, Now, Profile, Saved, SavedVcpu, Vm};
 use vhost_user_timer_protocol::{Abi, Phase};
 
 fn folder() -> PathBuf {

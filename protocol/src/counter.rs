@@ -24,46 +24,6 @@ pub fn scale(value: u64, from: u64, to: u64) -> u64 {
     (value / from).wrapping_mul(to).wrapping_add(rest as u64)
 }
 
-/// The x86-64 time-stamp counter (Intel SDM vol. 3, 20.17), read after everything before it in
-/// program order.
-#[cfg(target_arch = "x86_64")]
-pub fn tsc() -> u64 {
-    use core::arch::x86_64::{_mm_lfence, _rdtsc};
-    // SAFETY: SSE2, and with it LFENCE, is part of every x86-64 CPU.
-    unsafe { _mm_lfence() };
-    // SAFETY: RDTSC is part of every x86-64 CPU, and no kernel that Rust's std runs on turns
-    // it off (CR4.TSD).
-    unsafe { _rdtsc() }
-}
-
-/// 0, which no CPU knows before it knows the `reading` of a clock or counter: what is loaded from an
-/// address to which it was added is loaded after that. A fence orders loads among each other, and the
-/// reading of a counter is none.
-pub fn zero_after(reading: u64) -> usize {
-    let zero: u64;
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: it changes a register and flags, and nothing else.
-    unsafe {
-        core::arch::asm!("and {0}, 0", inout(reg) reading => zero, options(pure, nomem, nostack));
-    }
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: it changes a register, and nothing else.
-    unsafe {
-        core::arch::asm!(
-            "eor {0}, {1}, {1}",
-            out(reg) zero,
-            in(reg) reading,
-            options(pure, nomem, nostack, preserves_flags),
-        );
-    }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    {
-        zero = 0;
-        core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
-    }
-    zero as usize
-}
-
 /// What the VMM said of its host counter (SET_COUNTER_ANCHOR).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Anchor {

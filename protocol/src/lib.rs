@@ -12,18 +12,17 @@
 //! - [`register`]: the six timer registers of each ABI, name ↔ id both ways.
 //! - [`counter`]: the host counter as it follows from a clock.
 //!
-//! All of that is `no_std` and does no I/O. Feature `frontend` adds the library a
-//! VMM links, module `frontend`.
+//! All of that is `no_std` and does no I/O. The library that a VMM links is the crate
+//! `vhost-user-timer-frontend`.
 //!
 //! Values from the wire that this version does not know are values here too
 //! ([`Op::Unknown`]), not failures: what to do about them is for the
 //! caller to say.
 
-#![cfg_attr(not(feature = "frontend"), no_std)]
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
 
 pub mod counter;
-#[cfg(feature = "frontend")]
-pub mod frontend;
 pub mod op;
 mod ranges;
 pub mod register;

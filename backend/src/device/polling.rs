@@ -13,9 +13,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::time::ClockId;
+use vhost_user_timer_counter::clock_ticks;
 use vhost_user_timer_protocol::counter::NS_PER_SEC;
-
-use crate::counter::clock_ticks;
 
 /// Less than this is nothing, ns.
 const LEAST: u64 = 10_000;

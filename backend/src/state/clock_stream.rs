@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::envelope::Kind;
 pub use super::envelope::{DecodeError, MAX_STREAM};
-use crate::rtc::{AlarmState, ClockKind, Saved, SavedClock};
+use vhost_user_timer_model::rtc::{AlarmState, ClockKind, Saved, SavedClock};
 
 const KIND: Kind = Kind {
     magic: *b"vuclock1",
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn the_timer_devices_stream_is_refused_as_what_it_is() {
-        let vm = super::super::stream::encode(&crate::vm::Saved {
+        let vm = super::super::stream::encode(&vhost_user_timer_model::vm::Saved {
             abi: vhost_user_timer_protocol::Abi::Arm64,
             frequency: 1,
             virt_count: 0,

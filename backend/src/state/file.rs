@@ -36,11 +36,13 @@ use rustix::io::Errno;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use vhost_user_timer_counter::CounterId;
+
 use contents::{Mapping, vcpu_slots};
 
 use crate::failpoint::{Point, reached};
-use crate::rtc::RtcRecord;
-use crate::vm::{Changed, VcpuRecord, Vm, VmRecord};
+use vhost_user_timer_model::rtc::RtcRecord;
+use vhost_user_timer_model::vm::{Changed, VcpuRecord, Vm, VmRecord};
 
 const MAGIC: [u8; 8] = *b"vutstate";
 /// The layout of this file and of the records in it.
@@ -144,15 +146,6 @@ pub enum StateFileError {
         /// What is wrong with it.
         what: String,
     },
-}
-
-/// What the counts in a state file are counts of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CounterId {
-    /// The source.
-    pub source: u32,
-    /// Its own rate, Hz. What was measured once holds for as long as the VM lives.
-    pub frequency: u64,
 }
 
 /// A state file that this process has locked.

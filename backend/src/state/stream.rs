@@ -8,7 +8,7 @@ use vhost_user_timer_protocol::Abi;
 
 use super::envelope::Kind;
 pub use super::envelope::{DecodeError, MAX_STREAM};
-use crate::vm::{Saved, SavedVcpu};
+use vhost_user_timer_model::vm::{Saved, SavedVcpu};
 
 const KIND: Kind = Kind {
     magic: *b"vutimer1",

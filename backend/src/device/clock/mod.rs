@@ -8,6 +8,7 @@
 
 mod marks;
 mod session;
+pub(super) mod wall;
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,8 +17,8 @@ pub(crate) use session::ClockSession;
 
 use super::DeviceError;
 use super::timer::TimerDevice;
-use crate::counter::wall::{self, WallAlarm};
-use crate::rtc::{ClockKind, Effects, Rtc, Sample, Wants};
+use vhost_user_timer_model::rtc::{ClockKind, Effects, Rtc, Sample, Wants};
+use wall::WallAlarm;
 
 /// Two samples of clocks that nobody set in between agree on an expiry to this, ns.
 const SAME: u64 = 1_000_000;

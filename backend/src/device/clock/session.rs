@@ -24,8 +24,8 @@ use super::super::vring::{Memory, Vring};
 use super::super::{Session, VIRTIO_FEATURES};
 use super::marks::{Marks, keep_marking};
 use super::{ClockDevice, Core};
-use crate::rtc::wire;
 use crate::state::clock_stream;
+use vhost_user_timer_model::rtc::wire;
 
 /// The requestq (virtio 1.4 §5.23.2).
 const REQUEST_QUEUE: u16 = 0;

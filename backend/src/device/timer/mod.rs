@@ -3,6 +3,7 @@
 //! [`TimerDevice`] lives as long as the process and has the VM. A `TimerSession` lives as long as one
 //! connection.
 
+mod alarm;
 mod page;
 mod rings;
 mod session;
@@ -15,16 +16,22 @@ use std::time::{Duration, Instant};
 
 pub(crate) use session::TimerSession;
 
+use rustix::time::ClockId;
+use vhost_user_timer_counter::{HostCounter, clock_ticks};
+use vhost_user_timer_protocol::counter::NS_PER_SEC;
 use vhost_user_timer_protocol::{Ranges, Status};
 
+use alarm::Alarm;
 use page::Page;
 
 use super::DeviceError;
+use super::clock::wall;
 use super::vring::Memory;
-use crate::counter::{Alarm, Counter, wall};
-use crate::rtc::{BadRecord, Counter as ClockCounter, RtcRecord, Sample};
 use crate::state::file::StateFile;
-use crate::vm::{Anchor, Effects, GuestCounter, Notice, Now, PageOrder, Profile, Vm, ns_of_ticks};
+use vhost_user_timer_model::rtc::{BadRecord, Counter as ClockCounter, RtcRecord, Sample};
+use vhost_user_timer_model::vm::{
+    Anchor, Effects, GuestCounter, Notice, Now, PageOrder, Profile, Vm, ns_of_ticks,
+};
 
 /// For how long a restore without a time-out holds the clock device's frontend back.
 const LONGEST_HOLD: Duration = Duration::from_secs(60);
@@ -45,23 +52,39 @@ struct Core {
     vm: Vm,
     effects: Effects,
     alarm: Alarm,
-    counter: Counter,
+    counter: HostCounter,
     /// The last instant, and what the host counter was then.
-    last: Option<(HostCounter, u64)>,
+    last: Option<(CountedBy, u64)>,
     state: Option<StateFile>,
     /// The time page of the present connection.
     page: Page,
 }
 
 /// What a host counter is told by: another one may read less.
-type HostCounter = (Option<Anchor>, u64);
+type CountedBy = (Option<Anchor>, u64);
+
+/// The VM's instant: its host counter, by the anchor where the VMM gave one, and the wall clock
+/// where the VM wants it.
+fn instant(counter: HostCounter, vm: &Vm) -> Now {
+    let frequency = vm.frequency();
+    let host = match vm.anchor() {
+        Some(anchor) => anchor.host(clock_ticks(ClockId::Monotonic, NS_PER_SEC), frequency),
+        None => counter.read(frequency),
+    };
+    let realtime_ns = if vm.wants_realtime() {
+        clock_ticks(ClockId::Realtime, NS_PER_SEC)
+    } else {
+        0
+    };
+    Now { host, realtime_ns }
+}
 
 impl Core {
     /// The present instant. The model takes a step back of the host counter for a wrap, so one
     /// that two CPUs do not agree on stands still instead.
     fn now(&mut self) -> Now {
-        let mut now = self.counter.now(&self.vm);
-        let counter = self.host_counter();
+        let mut now = instant(self.counter, &self.vm);
+        let counter = self.counted_by();
         if let Some((same, last)) = self.last
             && same == counter
             && now.host.wrapping_sub(last).cast_signed() < 0
@@ -72,7 +95,7 @@ impl Core {
         now
     }
 
-    fn host_counter(&self) -> HostCounter {
+    fn counted_by(&self) -> CountedBy {
         (self.vm.anchor(), self.vm.frequency())
     }
 
@@ -105,7 +128,7 @@ impl Core {
     fn follow_time(&mut self) {
         // Mostly it is set already, and to find that out the last instant will do.
         if let Some((counter, host)) = self.last
-            && counter == self.host_counter()
+            && counter == self.counted_by()
             && self.alarm.follows(&self.vm, Now::at(host))
         {
             return;
@@ -149,7 +172,7 @@ impl TimerDevice {
     /// [`DeviceError`] where the system refuses, or the state file is not to be used.
     pub fn new(
         mut profile: Profile,
-        mut counter: Counter,
+        mut counter: HostCounter,
         state_file: Option<&Path>,
     ) -> Result<Self, DeviceError> {
         let mut vm = Vm::new(profile);
@@ -166,7 +189,7 @@ impl TimerDevice {
                 profile.frequency = counter.native_frequency();
             }
             if let Some(found) = found {
-                let now = |vm: &Vm| counter.now(vm);
+                let now = |vm: &Vm| instant(counter, vm);
                 vm = Vm::from_records(profile, found.vm(), |index| found.vcpu(index), now)
                     .map_err(|bad| file.damaged(&bad))?;
                 log::info!(

@@ -18,7 +18,7 @@ use vm_memory::{
 use zerocopy::little_endian::U32;
 
 use super::super::vring::Memory;
-use crate::vm::Vm;
+use vhost_user_timer_model::vm::Vm;
 
 const LEN: usize = size_of::<wire::Page>();
 const SEQ: usize = offset_of!(wire::Page, seq);

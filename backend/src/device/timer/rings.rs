@@ -12,7 +12,7 @@ use super::super::ring::{Idle, Ring, Work};
 use super::super::vring::{Memory, Vring};
 use super::Core;
 use crate::failpoint::{Point, reached};
-use crate::vm::{Call, Handled, Released, Token};
+use vhost_user_timer_model::vm::{Call, Handled, Released, Token};
 
 const HEADER: usize = size_of::<wire::ResponseHeader>();
 const EVENT: usize = size_of::<wire::Event>();

@@ -9,8 +9,8 @@ use super::{
     CLOCK_SLOT, CLOCK_SLOTS, COMMIT, HEAD, SlotHead, VCPU_SLOT, VCPU_SLOTS, VM_SLOT, VM_SLOTS,
     VOID, checksum,
 };
-use crate::rtc::RtcRecord;
-use crate::vm::{VcpuRecord, VmRecord};
+use vhost_user_timer_model::rtc::RtcRecord;
+use vhost_user_timer_model::vm::{VcpuRecord, VmRecord};
 
 /// All of a file that may be one.
 pub(super) struct Mapping {

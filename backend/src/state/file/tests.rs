@@ -1,5 +1,5 @@
 use super::*;
-use crate::vm::{Call, Effects, Now, Profile, Token};
+use vhost_user_timer_model::vm::{Call, Effects, Now, Profile, Token};
 use vhost_user_timer_protocol::wire::{self, RequestHeader};
 use vhost_user_timer_protocol::{Abi, Op, Phase, Register, VM_WIDE};
 

@@ -5,7 +5,7 @@ use vhost_user_timer_protocol::{Op, VM_WIDE};
 use vm_memory::GuestMemoryAtomic;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::vm::{Call, Effects, Now, Profile, Token};
+use vhost_user_timer_model::vm::{Call, Effects, Now, Profile, Token};
 
 const AT: u64 = 0x1040;
 const MEMORY: usize = 0x4000;

@@ -1,0 +1,154 @@
+//! An open restore: what each vCPU has brought, and who is missing.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use vhost_user_timer_protocol::Register;
+use vhost_user_timer_protocol::wire::{present, restore_flags};
+
+use super::clock::ClockId;
+use super::machine::Machine;
+
+/// What one vCPU has brought in this epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Staged {
+    /// Registers set, as [`present`] bits.
+    pub(super) present: u32,
+    /// RESTORE_DONE was answered.
+    pub(super) done: bool,
+    pub(super) counts: [u64; 2],
+}
+
+impl Staged {
+    pub(super) fn stage_count(&mut self, clock: ClockId, count: u64) {
+        self.counts[clock.index()] = count;
+    }
+
+    pub(super) fn count(&self, clock: ClockId) -> Option<u64> {
+        let bit = match clock {
+            ClockId::Virtual => present::CNT,
+            ClockId::Physical => present::PCNT,
+        };
+        (self.present & bit != 0).then(|| self.counts[clock.index()])
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Restore {
+    /// The VM from before the restore, in PAUSED, for RESTORE_ABORT.
+    pub(super) before: Box<Machine>,
+    pub(super) staged: Vec<Staged>,
+    pub(super) terms: Terms,
+    done: u32,
+    /// The time-out has passed.
+    overdue: bool,
+}
+
+/// What was asked of a restore when it was begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Terms {
+    /// [`restore_flags`].
+    pub(super) flags: u32,
+    pub(super) saved_realtime_ns: u64,
+    /// The host counter at RESTORE_BEGIN.
+    pub(super) began: u64,
+    /// Ticks after which waiters are told that it takes too long.
+    pub(super) timeout: Option<u64>,
+}
+
+/// Unequal counts in a restore that was asked to be STRICT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct UnequalCounts;
+
+impl Restore {
+    /// A restore to which each vCPU has brought this much.
+    pub(super) fn open(before: Box<Machine>, terms: Terms, staged: Vec<Staged>) -> Self {
+        Restore {
+            before,
+            terms,
+            done: staged.iter().filter(|staged| staged.done).count() as u32,
+            staged,
+            overdue: false,
+        }
+    }
+
+    pub(super) fn autorun(&self) -> bool {
+        self.terms.flags & restore_flags::AUTORUN != 0
+    }
+
+    pub(super) fn elapsed(&self) -> bool {
+        self.terms.flags & restore_flags::ELAPSED != 0
+    }
+
+    pub(super) fn done(&self) -> u32 {
+        self.done
+    }
+
+    pub(super) fn remaining(&self) -> u32 {
+        self.staged.len() as u32 - self.done
+    }
+
+    /// The vCPUs that are not done, in index order.
+    pub(super) fn missing(&self) -> impl Iterator<Item = u32> {
+        (0..)
+            .zip(&self.staged)
+            .filter(|(_, staged)| !staged.done)
+            .map(|(vcpu, _)| vcpu)
+    }
+
+    /// The registers that this vCPU must still set before it can be done, as [`present`] bits.
+    pub(super) fn lacks(&self, vcpu: usize, pinned: bool) -> u32 {
+        let count = if pinned {
+            0
+        } else {
+            Register::TimerCnt.present_bit()
+        };
+        let needed = present::CTL | present::CVAL | count;
+        needed & !self.staged[vcpu].present
+    }
+
+    pub(super) fn set_done(&mut self, vcpu: usize) {
+        if !core::mem::replace(&mut self.staged[vcpu].done, true) {
+            self.done += 1;
+        }
+    }
+
+    /// Whether this vCPU's RESTORE_DONE would be the last.
+    pub(super) fn would_complete(&self, vcpu: usize) -> bool {
+        self.remaining() == u32::from(!self.staged[vcpu].done)
+    }
+
+    /// The one count that all vCPUs go on from: the largest that any brought, so that none
+    /// sees time go back. `None` where none brought any.
+    pub(super) fn settled_count(&self, clock: ClockId) -> Result<Option<u64>, UnequalCounts> {
+        let counts = || self.staged.iter().filter_map(|staged| staged.count(clock));
+        let largest = counts().max();
+        if self.terms.flags & restore_flags::STRICT != 0 && counts().min() != largest {
+            return Err(UnequalCounts);
+        }
+        Ok(largest)
+    }
+
+    /// Ticks until the waiters are told that it takes too long.
+    pub(super) fn ticks_to_timeout(&self, host: u64) -> Option<u64> {
+        let passed = host.wrapping_sub(self.terms.began);
+        self.terms
+            .timeout
+            .map(|timeout| timeout.saturating_sub(passed))
+    }
+
+    /// Whether the time-out has passed.
+    pub(super) fn overdue(&self, host: u64) -> bool {
+        self.overdue || self.ticks_to_timeout(host) == Some(0)
+    }
+
+    /// True once, when the time-out has passed.
+    pub(super) fn take_timeout(&mut self, host: u64) -> bool {
+        let passed = self.ticks_to_timeout(host) == Some(0);
+        if passed {
+            self.terms.timeout = None;
+            self.overdue = true;
+        }
+        passed
+    }
+}

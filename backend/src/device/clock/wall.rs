@@ -1,0 +1,190 @@
+//! The host's clocks for the guest's clock device, and an alarm on the wall clock.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use rustix::io::Errno;
+use rustix::time::{
+    ClockId, DynamicClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec,
+    clock_gettime_dynamic, timerfd_create, timerfd_settime,
+};
+
+use vhost_user_timer_counter::{clock_ticks, ticks_of};
+use vhost_user_timer_model::rtc::{ClockKind, Counter, Sample};
+use vhost_user_timer_protocol::counter::NS_PER_SEC;
+
+/// How often a reading that is paired with a counter is taken: the tightest pair is used.
+const TRIES: usize = 3;
+
+/// Whether the kernel knows how far TAI is from UTC (adjtimex(2), `tai`): CLOCK_TAI reads
+/// CLOCK_REALTIME where it does not.
+pub(crate) fn tai_is_known() -> bool {
+    // It is 10 s ahead at least, since 1972: one is enough to tell, however long this takes.
+    tai().is_some_and(|tai| {
+        tai.saturating_sub(clock_ticks(ClockId::Realtime, NS_PER_SEC)) > NS_PER_SEC
+    })
+}
+
+fn tai() -> Option<u64> {
+    let time = clock_gettime_dynamic(DynamicClockId::Tai).ok()?;
+    Some(ticks_of(time, NS_PER_SEC))
+}
+
+/// What the clocks read now. CLOCK_TAI is read where it is known.
+pub(crate) fn sample(with_tai: bool) -> Sample {
+    Sample {
+        utc_ns: clock_ticks(ClockId::Realtime, NS_PER_SEC),
+        tai_ns: with_tai.then(tai).flatten(),
+        monotonic_ns: clock_ticks(ClockId::Boottime, NS_PER_SEC),
+        counter: Counter::Withheld,
+    }
+}
+
+/// What one clock follows, read now; the rest is not.
+pub(crate) fn sample_of(kind: ClockKind, with_tai: bool) -> Sample {
+    let mut sample = Sample::default();
+    match kind {
+        ClockKind::Utc | ClockKind::UtcSmeared | ClockKind::UtcMaybeSmeared => {
+            sample.utc_ns = clock_ticks(ClockId::Realtime, NS_PER_SEC);
+        }
+        ClockKind::Tai => sample.tai_ns = with_tai.then(tai).flatten(),
+        ClockKind::Monotonic => sample.monotonic_ns = clock_ticks(ClockId::Boottime, NS_PER_SEC),
+    }
+    sample
+}
+
+/// What the clocks read now, and a counter at the same instant: the count half-way between one
+/// before the clocks were read and one after. With it comes by how many ticks the count may be off
+/// at most.
+pub(crate) fn sample_with(with_tai: bool, mut count: impl FnMut() -> u64) -> (Sample, u64, u64) {
+    let mut best: Option<(Sample, u64, u64)> = None;
+    for _ in 0..TRIES {
+        let before = count();
+        let sample = sample(with_tai);
+        let window = count().wrapping_sub(before);
+        let half = window / 2;
+        if best.is_none_or(|(.., error)| window - half < error) {
+            best = Some((sample, before.wrapping_add(half), window - half));
+        }
+    }
+    best.unwrap_or_else(|| (sample(with_tai), count(), u64::MAX))
+}
+
+/// Goes off, by becoming readable, when the wall clock reaches a value, and whenever it is set.
+#[derive(Debug)]
+pub(crate) struct WallAlarm {
+    fd: OwnedFd,
+    /// CLOCK_REALTIME, ns.
+    set_for: Option<u64>,
+}
+
+impl WallAlarm {
+    /// An alarm that is not set.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says where it makes no timerfd.
+    pub(crate) fn new() -> io::Result<Self> {
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        Ok(WallAlarm {
+            fd: timerfd_create(TimerfdClockId::Realtime, flags)?,
+            set_for: None,
+        })
+    }
+
+    /// Sets it; no system call where it is set for that already. True where the wall clock was set
+    /// since it was last looked at: it will not go off for that any more.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says where it refuses.
+    pub(crate) fn set(&mut self, utc_ns: Option<u64>) -> io::Result<bool> {
+        if utc_ns == self.set_for {
+            return Ok(false);
+        }
+        // 0 would disarm it.
+        let value = utc_ns.map_or(0, |ns| ns.max(1));
+        let timer = Itimerspec {
+            it_interval: Timespec::default(),
+            it_value: Timespec {
+                tv_sec: (value / NS_PER_SEC).try_into().unwrap_or(i64::MAX),
+                tv_nsec: (value % NS_PER_SEC).try_into().unwrap_or(0),
+            },
+        };
+        let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
+        let clock_was_set = match timerfd_settime(&self.fd, flags, &timer) {
+            Ok(_) => false,
+            // The new time is taken in all the same (timerfd_create(2)).
+            Err(Errno::CANCELED) => true,
+            Err(error) => return Err(error.into()),
+        };
+        self.set_for = utc_ns;
+        Ok(clock_was_set)
+    }
+
+    /// Takes in that it went off: it is to be set again then.
+    pub(crate) fn went_off(&mut self) {
+        // ECANCELED says that the clock was set. The caller looks at the clock in any case.
+        let _ = rustix::io::read(&self.fd, &mut [0u8; 8]);
+        self.set_for = None;
+    }
+}
+
+impl AsRawFd for WallAlarm {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clocks_are_the_hosts() {
+        let before = sample(false);
+        let now = sample(tai_is_known());
+        let after = sample(false);
+        assert!((before.utc_ns..=after.utc_ns).contains(&now.utc_ns));
+        assert!((before.monotonic_ns..=after.monotonic_ns).contains(&now.monotonic_ns));
+        assert_eq!(now.tai_ns.is_some(), tai_is_known());
+        assert!(now.tai_ns.is_none_or(|tai| tai > now.utc_ns));
+    }
+
+    #[test]
+    fn the_count_of_a_pair_is_half_way_and_the_tightest_pair_counts() {
+        let mut counts = [100, 120, 200, 206, 300, 330].into_iter();
+        let (_, count, error) = sample_with(false, || counts.next().unwrap());
+        assert_eq!((count, error), (203, 3));
+        let mut counts = [u64::MAX, 2, 10, 90, 100, 190].into_iter();
+        let (_, count, error) = sample_with(false, || counts.next().unwrap());
+        assert_eq!((count, error), (0, 2));
+    }
+
+    #[test]
+    fn an_alarm_in_the_past_goes_off_at_once_and_one_to_come_does_not() {
+        let readable = |alarm: &WallAlarm| {
+            let mut fds = [rustix::event::PollFd::new(
+                &alarm.fd,
+                rustix::event::PollFlags::IN,
+            )];
+            rustix::event::poll(&mut fds, Some(&Timespec::default())).unwrap() == 1
+        };
+        let mut alarm = WallAlarm::new().unwrap();
+        let now = sample(false).utc_ns;
+        for past in [0, 1, now] {
+            alarm.set(Some(past)).unwrap();
+            assert!(readable(&alarm), "{past}");
+            alarm.went_off();
+            assert!(!readable(&alarm));
+        }
+        alarm.set(Some(now + 3_600 * NS_PER_SEC)).unwrap();
+        assert!(!readable(&alarm));
+        alarm.set(Some(i64::MAX as u64)).unwrap();
+        assert!(!readable(&alarm));
+        alarm.set(Some(1)).unwrap();
+        assert!(readable(&alarm));
+        alarm.set(None).unwrap();
+        assert!(!readable(&alarm));
+    }
+}

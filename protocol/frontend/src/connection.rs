@@ -1,0 +1,398 @@
+//! The control channel: vhost-user messages by vhost's `Frontend`, each within its time.
+//!
+//! vhost retries a receive that runs into SO_RCVTIMEO for ever, so a socket time-out cannot
+//! bound a message. Instead a guard stands by for the length of each exchange; at the deadline,
+//! or on a shutdown, it shuts the socket, at which `Frontend` fails. After that the connection
+//! is of no more use, which is right: nobody knows how much of a message the peer has had.
+
+use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserHeaderFlag,
+};
+use vhost::vhost_user::{
+    Frontend, VhostUserFrontend, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+};
+use vhost::{VhostBackend, VringConfigData};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vmm_sys_util::eventfd::EventFd;
+use zerocopy::FromBytes;
+
+use super::memory::SharedMemory;
+use super::ring::RingLayout;
+use super::wait::{Deadline, ShutdownHandle, eventfd, poll, signal};
+use super::{Error, Info};
+use vhost_user_timer_protocol::{FIRST_REQUEST_QUEUE, MAX_REQUEST_QUEUES, wire};
+
+const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+const INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
+const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+
+const INFO_LEN: usize = size_of::<wire::Info>();
+
+/// What both sides agreed on.
+pub(super) struct Negotiated {
+    features: u64,
+    protocol: VhostUserProtocolFeatures,
+    /// Request queues that the backend serves.
+    pub(super) request_queues: u16,
+}
+
+impl Negotiated {
+    pub(super) fn event_idx(&self) -> bool {
+        self.features & EVENT_IDX != 0
+    }
+
+    pub(super) fn indirect(&self) -> bool {
+        self.features & INDIRECT_DESC != 0
+    }
+
+    pub(super) fn has_device_state(&self) -> bool {
+        let feature = VhostUserProtocolFeatures::DEVICE_STATE;
+        self.protocol.contains(feature)
+    }
+
+    pub(super) fn has_config(&self) -> bool {
+        self.protocol.contains(VhostUserProtocolFeatures::CONFIG)
+    }
+}
+
+/// A virtqueue's descriptors, as the backend gets them.
+pub(super) struct Vring<'a> {
+    pub(super) index: u16,
+    pub(super) layout: RingLayout,
+    pub(super) call: &'a OwnedFd,
+    pub(super) kick: &'a OwnedFd,
+}
+
+/// The control channel of one connection.
+pub(super) struct Connection {
+    frontend: Mutex<Frontend>,
+    /// Another descriptor of the `Frontend`'s socket.
+    pub(super) socket: UnixStream,
+    shutdown: ShutdownHandle,
+}
+
+/// Connects to a listening backend.
+pub(super) fn connect(path: &Path, deadline: Deadline) -> Result<UnixStream, Error> {
+    let connect = || -> rustix::io::Result<UnixStream> {
+        let socket = rustix::net::socket_with(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        let address = SocketAddrUnix::new(path)?;
+        loop {
+            // A listener whose backlog is full makes connect() wait for this long (unix(7)).
+            // Zero would mean for ever.
+            let left = deadline
+                .remaining()
+                .map(|left| left.max(std::time::Duration::from_millis(1)));
+            set_socket_timeout(&socket, Timeout::Send, left)?;
+            match rustix::net::connect(&socket, &address) {
+                Err(rustix::io::Errno::INTR) if !deadline.has_passed() => {}
+                other => break other?,
+            }
+        }
+        Ok(UnixStream::from(socket))
+    };
+    connect().map_err(|e| match e {
+        rustix::io::Errno::AGAIN => Error::TimedOut { what: "connect" },
+        e => Error::Connect {
+            path: path.to_owned(),
+            source: e.into(),
+        },
+    })
+}
+
+/// A descriptor of the same eventfd, in the type that vhost wants.
+fn vhost_eventfd(fd: &OwnedFd) -> Result<EventFd, Error> {
+    let fd = fd.try_clone().map_err(|source| Error::Io {
+        what: "duplicate an eventfd",
+        source,
+    })?;
+    // SAFETY: `into_raw_fd` gives up the ownership of an open descriptor of an eventfd.
+    Ok(unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) })
+}
+
+/// Names the message in its error.
+fn message<T>(message: &'static str, result: vhost::Result<T>) -> Result<T, Error> {
+    result.map_err(|source| Error::Control { message, source })
+}
+
+impl Connection {
+    pub(super) fn new(socket: UnixStream, shutdown: ShutdownHandle) -> Result<Self, Error> {
+        let error = |source| Error::Io {
+            what: "set up the control socket",
+            source,
+        };
+        // A receive that returns early would make vhost spin.
+        socket.set_nonblocking(false).map_err(error)?;
+        socket.set_read_timeout(None).map_err(error)?;
+        socket.set_write_timeout(None).map_err(error)?;
+        let own = socket.try_clone().map_err(error)?;
+        let queues = u64::from(FIRST_REQUEST_QUEUE + MAX_REQUEST_QUEUES);
+        Ok(Connection {
+            frontend: Mutex::new(Frontend::from_stream(socket, queues)),
+            socket: own,
+            shutdown,
+        })
+    }
+
+    /// Does an exchange of messages, within the deadline.
+    fn exchange<T>(
+        &self,
+        what: &'static str,
+        deadline: Deadline,
+        heed_shutdown: bool,
+        exchange: impl FnOnce(&mut Frontend) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut frontend = self.frontend.lock().unwrap_or_else(PoisonError::into_inner);
+        if heed_shutdown && self.shutdown.was_used() {
+            return Err(Error::ShutDown);
+        }
+        let done = eventfd()?;
+        let late = AtomicBool::new(false);
+        let guard = || {
+            let mut fds = [
+                PollFd::new(&done, PollFlags::IN),
+                PollFd::from_borrowed_fd(self.shutdown.as_fd(), PollFlags::IN),
+            ];
+            let watched = if heed_shutdown { 2 } else { 1 };
+            let _ = poll(&mut fds[..watched], deadline);
+            if fds[0].revents().is_empty() {
+                late.store(true, Ordering::Relaxed);
+                self.close();
+            }
+        };
+        let result = std::thread::scope(|scope| {
+            let guard = std::thread::Builder::new()
+                .name("vhost-user-guard".into())
+                .spawn_scoped(scope, guard)
+                .map_err(|source| Error::Io {
+                    what: "start a thread",
+                    source,
+                })?;
+            let result = exchange(&mut frontend);
+            signal(&done);
+            // The scope waits for the closure only, not for the thread to be gone.
+            let _ = guard.join();
+            result
+        });
+        match result {
+            Ok(value) => Ok(value),
+            Err(_) if late.load(Ordering::Relaxed) => Err(match self.shutdown.was_used() {
+                true if heed_shutdown => Error::ShutDown,
+                _ => Error::TimedOut { what },
+            }),
+            Err(Error::Control { source, .. }) if is_disconnect(&source) => {
+                Err(Error::Disconnected)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Ends the connection: the backend sees it closed, and so does every wait.
+    pub(super) fn close(&self) {
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+    }
+
+    /// Agrees on features and learns how many queues there are: as on a former connection, if
+    /// there was one.
+    pub(super) fn negotiate(
+        &self,
+        former: Option<&Negotiated>,
+        deadline: Deadline,
+    ) -> Result<Negotiated, Error> {
+        self.exchange("the handshake", deadline, true, |frontend| {
+            let offered = message("GET_FEATURES", frontend.get_features())?;
+            for (feature, name) in [
+                (VERSION_1, "VIRTIO_F_VERSION_1"),
+                (PROTOCOL_FEATURES, "VHOST_USER_F_PROTOCOL_FEATURES"),
+            ] {
+                if offered & feature == 0 {
+                    return Err(Error::MissingFeature(name));
+                }
+            }
+            let wanted = VERSION_1 | PROTOCOL_FEATURES | INDIRECT_DESC | EVENT_IDX;
+            let features = offered & former.map_or(wanted, |former| former.features);
+
+            let offered = message("GET_PROTOCOL_FEATURES", frontend.get_protocol_features())?;
+            let wanted = VhostUserProtocolFeatures::MQ
+                | VhostUserProtocolFeatures::REPLY_ACK
+                | VhostUserProtocolFeatures::CONFIG
+                | VhostUserProtocolFeatures::RESET_DEVICE
+                | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+                | VhostUserProtocolFeatures::DEVICE_STATE;
+            let protocol = offered & former.map_or(wanted, |former| former.protocol);
+            if !protocol.contains(VhostUserProtocolFeatures::MQ) {
+                return Err(Error::MissingFeature("VHOST_USER_PROTOCOL_F_MQ"));
+            }
+            let set = frontend.set_protocol_features(protocol);
+            message("SET_PROTOCOL_FEATURES", set)?;
+            if protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+                frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+            }
+
+            let queues = message("GET_QUEUE_NUM", frontend.get_queue_num())?;
+            let request_queues = queues.saturating_sub(u64::from(FIRST_REQUEST_QUEUE));
+            let request_queues = request_queues.min(u64::from(MAX_REQUEST_QUEUES)) as u16;
+            if request_queues == 0 {
+                return Err(Error::MissingFeature("a request queue"));
+            }
+            let less = |former: &Negotiated| {
+                (features, protocol) != (former.features, former.protocol)
+                    || request_queues < former.request_queues
+            };
+            if former.is_some_and(less) {
+                return Err(Error::MissingFeature("all that it offered before"));
+            }
+            message("SET_OWNER", frontend.set_owner())?;
+            message("SET_FEATURES", frontend.set_features(features))?;
+            Ok(Negotiated {
+                features,
+                protocol,
+                request_queues,
+            })
+        })
+    }
+
+    /// Shares the memory and starts the rings.
+    pub(super) fn start(
+        &self,
+        memory: &SharedMemory,
+        vrings: &[Vring<'_>],
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        self.exchange("the handshake", deadline, true, |frontend| {
+            let table = [memory.region_info()];
+            message("SET_MEM_TABLE", frontend.set_mem_table(&table))?;
+            for vring in vrings {
+                let (index, size) = (usize::from(vring.index), vring.layout.size);
+                let config = VringConfigData {
+                    queue_max_size: size,
+                    queue_size: size,
+                    flags: 0,
+                    desc_table_addr: memory.address(vring.layout.descriptors),
+                    used_ring_addr: memory.address(vring.layout.used),
+                    avail_ring_addr: memory.address(vring.layout.avail),
+                    log_addr: None,
+                };
+                let (call, kick) = (vhost_eventfd(vring.call)?, vhost_eventfd(vring.kick)?);
+                message("SET_VRING_NUM", frontend.set_vring_num(index, size))?;
+                message("SET_VRING_ADDR", frontend.set_vring_addr(index, &config))?;
+                message("SET_VRING_BASE", frontend.set_vring_base(index, 0))?;
+                message("SET_VRING_CALL", frontend.set_vring_call(index, &call))?;
+                message("SET_VRING_KICK", frontend.set_vring_kick(index, &kick))?;
+            }
+            enable(frontend, vrings.iter().map(|vring| vring.index))
+        })
+    }
+
+    /// The device's config space.
+    pub(super) fn config(&self, deadline: Deadline) -> Result<Info, Error> {
+        let bytes = self.exchange("GET_CONFIG", deadline, true, |frontend| {
+            let flags = VhostUserConfigFlags::empty();
+            let config = frontend.get_config(0, INFO_LEN as u32, flags, &[0; INFO_LEN]);
+            Ok(message("GET_CONFIG", config)?.1)
+        })?;
+        // vhost checked the length.
+        let info = wire::Info::read_from_bytes(&bytes).unwrap_or_default();
+        Info::from_config(&info)
+    }
+
+    /// Resets the device and starts the rings again.
+    pub(super) fn reset_device(
+        &self,
+        negotiated: &Negotiated,
+        vrings: impl Iterator<Item = u16>,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        let feature = VhostUserProtocolFeatures::RESET_DEVICE;
+        if !negotiated.protocol.contains(feature) {
+            return Err(Error::MissingFeature("VHOST_USER_PROTOCOL_F_RESET_DEVICE"));
+        }
+        self.exchange("RESET_DEVICE", deadline, true, |frontend| {
+            message("RESET_DEVICE", frontend.reset_device())?;
+            // A reset takes back the features and disables the rings; it leaves them set up.
+            message("SET_FEATURES", frontend.set_features(negotiated.features))?;
+            enable(frontend, vrings)
+        })
+    }
+
+    /// Has the backend save or load its state by this descriptor, or by the one that it gives
+    /// instead.
+    pub(super) fn transfer_device_state(
+        &self,
+        direction: VhostTransferStateDirection,
+        fd: OwnedFd,
+        deadline: Deadline,
+    ) -> Result<Option<OwnedFd>, Error> {
+        self.exchange("SET_DEVICE_STATE_FD", deadline, true, |frontend| {
+            let stopped = VhostTransferStatePhase::STOPPED;
+            let other = frontend.set_device_state_fd(direction, stopped, fd);
+            Ok(message("SET_DEVICE_STATE_FD", other)?.map(OwnedFd::from))
+        })
+    }
+
+    /// Learns whether the transfer went well.
+    pub(super) fn check_device_state(&self, deadline: Deadline) -> Result<(), Error> {
+        self.exchange("CHECK_DEVICE_STATE", deadline, true, |frontend| {
+            message("CHECK_DEVICE_STATE", frontend.check_device_state())
+        })
+    }
+
+    /// Stops the rings, even after a shutdown.
+    pub(super) fn stop(
+        &self,
+        vrings: impl Iterator<Item = u16>,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        self.exchange("GET_VRING_BASE", deadline, false, |frontend| {
+            for index in vrings {
+                let base = frontend.get_vring_base(usize::from(index));
+                message("GET_VRING_BASE", base)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+fn enable(frontend: &mut Frontend, vrings: impl Iterator<Item = u16>) -> Result<(), Error> {
+    for index in vrings {
+        let enabled = frontend.set_vring_enable(usize::from(index), true);
+        message("SET_VRING_ENABLE", enabled)?;
+    }
+    Ok(())
+}
+
+/// Whether the peer's closing the connection is what made a message fail.
+fn is_disconnect(error: &vhost::Error) -> bool {
+    use vhost::vhost_user::Error::{Disconnected, PartialMessage, SocketBroken};
+    matches!(
+        error,
+        vhost::Error::VhostUserProtocol(Disconnected | PartialMessage | SocketBroken(_))
+    )
+}
+
+/// Whether the backend refused what a message asked for.
+pub(super) fn is_refusal(error: &Error) -> bool {
+    use vhost::vhost_user::Error::BackendInternalError;
+    matches!(
+        error,
+        Error::Control {
+            source: vhost::Error::VhostUserProtocol(BackendInternalError),
+            ..
+        }
+    )
+}

@@ -1,0 +1,243 @@
+//! The device state: the whole VM as the backend's own opaque stream
+//! (VHOST_USER_SET_DEVICE_STATE_FD), for a VMM that puts it into its migration stream as it is.
+//!
+//! A save takes one instant; a load leaves the VM RESTORING with every vCPU's registers staged,
+//! and each vCPU has RESTORE_DONE to say.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::OFlags;
+use vhost::vhost_user::message::VhostTransferStateDirection as Direction;
+
+use super::connection::{Connection, is_refusal};
+use super::wait::{Deadline, poll};
+use super::{Error, TimerFrontend};
+use vhost_user_timer_protocol::Phase;
+
+/// The longest device state (SPEC.md, "Device state").
+const MAX_STATE: usize = 4 << 20;
+
+const REFUSED_SAVE: Error = Error::DeviceState("saved: the backend refused; its log says why");
+const REFUSED_LOAD: Error = Error::DeviceState("loaded: the backend refused; its log says why");
+const REFUSED: Error = Error::DeviceState("transferred: the backend refused; its log says why");
+
+impl TimerFrontend {
+    /// Saves the VM as the backend's device state, of 4 MiB at most. Not in NEW, and not while
+    /// a restore is open.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DeviceState`] where the backend refuses, and for more than 4 MiB;
+    /// [`Error::MissingFeature`] where it has no device state; [`Error::TimedOut`]; or as the
+    /// handshake.
+    pub fn save_device_state(&self, deadline: impl Into<Deadline>) -> Result<Vec<u8>, Error> {
+        let deadline = deadline.into();
+        self.needs_device_state()?;
+        self.session.exchange(deadline, |connection, one_message| {
+            let (ours, theirs) = io::pipe().map_err(pipe_failed)?;
+            let other = connection
+                .transfer_device_state(Direction::SAVE, theirs.into(), one_message)
+                .map_err(instead_of_refusal(REFUSED_SAVE))?;
+            let state = self.read(other.unwrap_or(ours.into()), deadline)?;
+            self.check(connection, deadline)
+                .map_err(instead_of_refusal(REFUSED_SAVE))?;
+            Ok(state)
+        })
+    }
+
+    /// Loads a device state: the VM is then RESTORING, in a new epoch, with every vCPU's
+    /// registers staged. In NEW and PAUSED.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DeviceState`] where the backend refuses, and the VM is as it was;
+    /// [`Error::MissingFeature`] where it has no device state; [`Error::TimedOut`]; or as the
+    /// handshake.
+    pub fn load_device_state(
+        &self,
+        state: &[u8],
+        deadline: impl Into<Deadline>,
+    ) -> Result<(), Error> {
+        let deadline = deadline.into();
+        self.needs_device_state()?;
+        let before = Cell::new(None);
+        self.session.exchange(deadline, |connection, one_message| {
+            // On a second connection, the epoch tells whether it was done on the first.
+            if self.session.negotiated.has_config() {
+                let info = connection.config(one_message)?;
+                let former = before.replace(Some(info.epoch)).unwrap_or(info.epoch);
+                if info.phase == Phase::Restoring && info.epoch > former {
+                    return Ok(());
+                }
+            }
+            let (theirs, ours) = io::pipe().map_err(pipe_failed)?;
+            let other = connection
+                .transfer_device_state(Direction::LOAD, theirs.into(), one_message)
+                .map_err(instead_of_refusal(REFUSED_LOAD))?;
+            self.write(other.unwrap_or(ours.into()), state, deadline)?;
+            self.check(connection, deadline)
+                .map_err(instead_of_refusal(REFUSED_LOAD))
+        })?;
+        self.learn_epoch()
+    }
+
+    /// Has the backend write its device state to a descriptor, such as a pipe's, and does not
+    /// wait for that. The answer is a descriptor only where the backend wants that one used
+    /// instead: to be read. After the stream's end comes
+    /// [`check_device_state`](Self::check_device_state).
+    ///
+    /// # Errors
+    ///
+    /// As [`save_device_state`](Self::save_device_state); a lost connection is
+    /// [`Error::Disconnected`] in any case.
+    pub fn begin_device_state_save(
+        &self,
+        to: impl Into<OwnedFd>,
+    ) -> Result<Option<OwnedFd>, Error> {
+        self.begin(Direction::SAVE, to.into())
+    }
+
+    /// Has the backend read its device state from a descriptor, and does not wait for that. The
+    /// answer is a descriptor only where the backend wants that one used instead: to be
+    /// written. After the stream's end, which is the closing of its write end, comes
+    /// [`check_device_state`](Self::check_device_state), and nothing is loaded before.
+    ///
+    /// # Errors
+    ///
+    /// As [`load_device_state`](Self::load_device_state); a lost connection is
+    /// [`Error::Disconnected`] in any case.
+    pub fn begin_device_state_load(
+        &self,
+        from: impl Into<OwnedFd>,
+    ) -> Result<Option<OwnedFd>, Error> {
+        self.begin(Direction::LOAD, from.into())
+    }
+
+    /// Waits until the transfer that was begun is done. It takes
+    /// [`Options::timeout`](super::Options::timeout) at most.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DeviceState`] where it failed; [`Error::Disconnected`] where the connection was
+    /// lost, with which the transfer is gone, though a load may have been done: then the VM is
+    /// RESTORING in a new epoch.
+    pub fn check_device_state(&self) -> Result<(), Error> {
+        self.needs_device_state()?;
+        self.check(&self.session.connection(), Deadline::NEVER)
+            .map_err(instead_of_refusal(REFUSED))?;
+        self.learn_epoch()
+    }
+
+    fn begin(&self, direction: Direction, fd: OwnedFd) -> Result<Option<OwnedFd>, Error> {
+        self.needs_device_state()?;
+        let deadline = self.session.timeout.into();
+        self.session
+            .connection()
+            .transfer_device_state(direction, fd, deadline)
+            .map_err(instead_of_refusal(REFUSED))
+    }
+
+    fn check(&self, connection: &Connection, deadline: Deadline) -> Result<(), Error> {
+        // A load may take the anchor with it.
+        self.session.history.counter_changes();
+        connection.check_device_state(deadline.or(self.session.timeout))
+    }
+
+    fn needs_device_state(&self) -> Result<(), Error> {
+        if self.session.negotiated.has_device_state() {
+            Ok(())
+        } else {
+            Err(Error::MissingFeature("VHOST_USER_PROTOCOL_F_DEVICE_STATE"))
+        }
+    }
+
+    /// A load opens an epoch, and no answer says so.
+    fn learn_epoch(&self) -> Result<(), Error> {
+        let info = match self.session.negotiated.has_config() {
+            true => self.config()?,
+            false => self.queues[0].info(self.session.timeout)?,
+        };
+        self.session.history.learn_info(&info);
+        Ok(())
+    }
+
+    /// Reads to the end.
+    fn read(&self, from: OwnedFd, deadline: Deadline) -> Result<Vec<u8>, Error> {
+        let from = not_blocking(from)?;
+        let mut state = Vec::new();
+        loop {
+            let room = (MAX_STATE + 1 - state.len()) as u64;
+            match (&from).take(room).read_to_end(&mut state) {
+                Ok(_) if state.len() > MAX_STATE => {
+                    return Err(Error::DeviceState("saved: it is longer than 4 MiB"));
+                }
+                Ok(_) => return Ok(state),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.wait_for(&from, PollFlags::IN, deadline)?;
+                }
+                Err(source) => return Err(pipe_failed(source)),
+            }
+        }
+    }
+
+    /// Writes it all, and closes. That the backend has stopped reading is for CHECK_DEVICE_STATE
+    /// to explain.
+    fn write(&self, to: OwnedFd, mut state: &[u8], deadline: Deadline) -> Result<(), Error> {
+        let to = not_blocking(to)?;
+        while !state.is_empty() {
+            match (&to).write(state) {
+                Ok(written) => state = &state[written..],
+                Err(error) => match error.kind() {
+                    ErrorKind::Interrupted => {}
+                    ErrorKind::WouldBlock => self.wait_for(&to, PollFlags::OUT, deadline)?,
+                    ErrorKind::BrokenPipe => break,
+                    _ => return Err(pipe_failed(error)),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_for(&self, fd: &File, ready: PollFlags, deadline: Deadline) -> Result<(), Error> {
+        let shutdown = &self.session.link.shutdown;
+        let mut fds = [
+            PollFd::new(fd, ready),
+            PollFd::from_borrowed_fd(shutdown.as_fd(), PollFlags::IN),
+        ];
+        poll(&mut fds, deadline)?;
+        if !fds[1].revents().is_empty() {
+            Err(Error::ShutDown)
+        } else if fds[0].revents().is_empty() {
+            Err(Error::TimedOut {
+                what: "the device state's transfer",
+            })
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// What a refusal means here.
+fn instead_of_refusal(refused: Error) -> impl FnOnce(Error) -> Error {
+    |error| if is_refusal(&error) { refused } else { error }
+}
+
+fn pipe_failed(source: io::Error) -> Error {
+    Error::Io {
+        what: "transfer the device state",
+        source,
+    }
+}
+
+fn not_blocking(fd: OwnedFd) -> Result<File, Error> {
+    let set = || {
+        let flags = rustix::fs::fcntl_getfl(&fd)?;
+        rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)
+    };
+    set().map_err(|e| pipe_failed(e.into()))?;
+    Ok(fd.into())
+}

@@ -1,0 +1,356 @@
+//! The event queue, as a stream.
+//!
+//! The buffers are posted by the library, and again as soon as an event was read from them, in
+//! batches. While none is posted the backend keeps its events; none is lost.
+//!
+//! Over a reconnect events come at least once: those that were written and not read stay where they are,
+//! their buffers are not posted on the new connection until they were read, and the backend
+//! tells every line that stands high again (SPEC.md, "Events").
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use zerocopy::FromBytes;
+
+use super::bed::Bed;
+use super::connection::Vring;
+use super::error::{Failure, Fault};
+use super::memory::Layout;
+use super::ring::{self, Ring, RingLayout, Used};
+use super::session::Session;
+use super::wait::{Deadline, Woken, drain, eventfd, signal};
+use super::{Error, Timer};
+use vhost_user_timer_protocol::{EVENT_QUEUE, Phase, wire};
+
+const EVENT: usize = size_of::<wire::Event>();
+
+/// Something that happened in the VM's time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A timer's line rose by the passing of time, or stood high at the change to RUNNING.
+    TimerAsserted {
+        /// The vCPU's index, as the backend gave it.
+        vcpu: u32,
+        /// Which timer.
+        timer: Timer,
+        /// Its compare value.
+        cval: u64,
+        /// The count of its clock when the event was written.
+        count: u64,
+        /// The VM's epoch.
+        epoch: u64,
+    },
+    /// The VM's phase changed.
+    PhaseChanged {
+        /// The new phase.
+        phase: Phase,
+        /// The virtual count when the event was written.
+        count: u64,
+        /// The VM's epoch.
+        epoch: u64,
+    },
+    /// An event that this version does not know.
+    Unknown(wire::Event),
+}
+
+impl From<&wire::Event> for Event {
+    fn from(event: &wire::Event) -> Self {
+        let timer = match event.timer.get() {
+            wire::TIMER_VIRTUAL => Some(Timer::Virtual),
+            wire::TIMER_PHYSICAL => Some(Timer::Physical),
+            _ => None,
+        };
+        let phase = Phase::from_code(event.vcpu.get());
+        let (count, epoch) = (event.count.get(), event.epoch.get());
+        match (event.kind.get(), timer, phase) {
+            (wire::EVENT_TIMER_ASSERTED, Some(timer), _) => Event::TimerAsserted {
+                vcpu: event.vcpu.get(),
+                timer,
+                cval: event.cval.get(),
+                count,
+                epoch,
+            },
+            (wire::EVENT_PHASE_CHANGED, _, Some(phase)) => Event::PhaseChanged {
+                phase,
+                count,
+                epoch,
+            },
+            _ => Event::Unknown(*event),
+        }
+    }
+}
+
+/// The VM's events, in the order in which the backend wrote them.
+///
+/// An event loop watches the descriptor ([`AsFd`]: readable when there may be events) and calls
+/// [`try_next`](Self::try_next) until it gives `None`, once before it first sleeps too. A thread
+/// of its own calls [`next`](Self::next). The descriptor stays the same over reconnects, after
+/// which an event may be told a second time.
+pub struct EventStream {
+    queue: Arc<EventQueue>,
+}
+
+/// The event queue, which every connection has whether events are read or not.
+pub(super) struct EventQueue {
+    session: Arc<Session>,
+    layout: EventLayout,
+    call: OwnedFd,
+    /// Where the thread sleeps that waits for an event.
+    bed: Bed,
+    kick: OwnedFd,
+    state: Mutex<State>,
+}
+
+struct State {
+    ring: Ring,
+    /// Events of a former connection.
+    unread: VecDeque<Used>,
+    failure: Option<Failure>,
+}
+
+/// Where the event queue's parts lie.
+pub(super) struct EventLayout {
+    ring: RingLayout,
+    buffers: usize,
+}
+
+impl EventLayout {
+    pub(super) fn reserve(layout: &mut Layout, size: u16) -> Self {
+        EventLayout {
+            ring: RingLayout::reserve(layout, size),
+            buffers: layout.reserve(usize::from(size) * EVENT, 64),
+        }
+    }
+
+    fn buffer(&self, head: u16) -> usize {
+        self.buffers + EVENT * usize::from(head)
+    }
+}
+
+impl EventQueue {
+    /// Posts all buffers. The backend is not notified: it does not have the ring yet.
+    pub(super) fn new(session: Arc<Session>, layout: EventLayout) -> Result<Self, Error> {
+        let memory = &session.memory;
+        let event_idx = session.negotiated.event_idx();
+        let ring = Ring::new(memory.clone(), layout.ring, event_idx, 0);
+        for head in 0..layout.ring.size {
+            let buffer = memory.address(layout.buffer(head));
+            let descriptor = ring::descriptor(buffer, EVENT as u32, ring::WRITE, 0);
+            memory.write(ring.descriptor(head), &descriptor);
+        }
+        let call = eventfd()?;
+        let queue = EventQueue {
+            bed: Bed::new(&session.link, call.as_fd())?,
+            session,
+            layout,
+            call,
+            kick: eventfd()?,
+            state: Mutex::new(State {
+                ring,
+                unread: VecDeque::new(),
+                failure: None,
+            }),
+        };
+        queue.refill();
+        Ok(queue)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn vring(&self) -> Vring<'_> {
+        Vring {
+            index: EVENT_QUEUE,
+            layout: self.layout.ring,
+            call: &self.call,
+            kick: &self.kick,
+        }
+    }
+
+    /// Notifies the backend whether it wants it or not.
+    pub(super) fn force_kick(&self) {
+        signal(&self.kick);
+    }
+
+    /// Keeps what was written, and posts all other buffers on an empty ring.
+    pub(super) fn refill(&self) {
+        let mut state = self.lock();
+        let State {
+            ring,
+            unread,
+            failure,
+        } = &mut *state;
+        loop {
+            match ring.pop() {
+                Ok(Some(used)) => unread.push_back(used),
+                Ok(None) => break,
+                Err(broken) => {
+                    failure.get_or_insert(fault(broken.into()));
+                    break;
+                }
+            }
+        }
+        ring.restart(0);
+        for head in 0..self.layout.ring.size {
+            if unread.iter().all(|used| used.head != head) {
+                ring.push(head, EVENT as u32);
+            }
+        }
+        ring.publish();
+        // A backend that serves the ring before anyone waits makes the descriptor readable.
+        let _ = ring.arm();
+    }
+
+    /// Makes sure that nobody has missed anything on a new connection.
+    pub(super) fn go_on(&self) {
+        signal(&self.kick);
+        // As for a request queue: a former backend may have filled it up.
+        drain(&self.call);
+        signal(&self.call);
+    }
+
+    fn fail(&self, failure: Failure) -> Error {
+        (*self.lock().failure.get_or_insert(failure)).into()
+    }
+
+    fn pop(&self) -> Result<Option<Event>, Error> {
+        let mut state = self.lock();
+        if let Some(failure) = state.failure {
+            return Err(failure.into());
+        }
+        let used = match state.unread.pop_front() {
+            Some(used) => used,
+            None => match state.ring.pop() {
+                Ok(Some(used)) => used,
+                Ok(None) => return Ok(None),
+                Err(broken) => {
+                    drop(state);
+                    return Err(self.fail(fault(broken.into())));
+                }
+            },
+        };
+        let mut bytes = [0; EVENT];
+        let buffer = self.layout.buffer(used.head);
+        self.session.memory.read(buffer, &mut bytes);
+        state.ring.push(used.head, EVENT as u32);
+        if state.ring.unpublished() >= self.layout.ring.size / 2 {
+            self.repost(&mut state);
+        }
+        drop(state);
+        match wire::Event::ref_from_bytes(&bytes) {
+            Ok(event) if used.len as usize == EVENT => Ok(Some(event.into())),
+            _ => Err(self.fail(fault(Fault::EventLength { len: used.len }))),
+        }
+    }
+
+    fn repost(&self, state: &mut State) {
+        if state.ring.publish() {
+            signal(&self.kick);
+        }
+    }
+
+    /// Gives the buffers back that were read, and asks to be called at the next event.
+    /// Returns whether there is one already.
+    fn arm(&self) -> bool {
+        let mut state = self.lock();
+        self.repost(&mut state);
+        // A reconnect may have come in between, and kept events.
+        state.ring.arm() || !state.unread.is_empty()
+    }
+}
+
+fn fault(fault: Fault) -> Failure {
+    Failure::Protocol {
+        queue: EVENT_QUEUE,
+        fault,
+    }
+}
+
+impl EventStream {
+    pub(super) fn new(queue: Arc<EventQueue>) -> Self {
+        EventStream { queue }
+    }
+
+    /// The next event, if there is one; if there is none, the descriptor reports the next one.
+    ///
+    /// It never blocks, and so does not bring a lost connection back; see
+    /// [`keep_connected`](super::TimerFrontend::keep_connected).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Disconnected`], [`Error::ShutDown`], [`Error::StateLost`] or [`Error::Protocol`],
+    /// for good. All but the last only after the last event was read.
+    pub fn try_next(&mut self) -> Result<Option<Event>, Error> {
+        let queue = &*self.queue;
+        loop {
+            if let Some(event) = queue.pop()? {
+                return Ok(Some(event));
+            }
+            // Before the ring is looked at for the last time: nothing more comes after a failure.
+            let generation = queue.session.generation();
+            let failure = queue.session.link.failure()?;
+            let now = Duration::ZERO.into();
+            let failure =
+                failure.and_then(|failure| queue.session.outlive(failure, generation, now));
+            // Before the last look, too: what comes after that makes it readable again.
+            drain(&queue.call);
+            if queue.arm() {
+                continue;
+            }
+            return failure.map_or(Ok(None), |failure| Err(queue.fail(failure)));
+        }
+    }
+
+    /// Waits for the next event.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TimedOut`] at the deadline, or as [`try_next`](Self::try_next).
+    pub fn next(&mut self, deadline: impl Into<Deadline>) -> Result<Event, Error> {
+        let deadline = deadline.into();
+        let queue = &*self.queue;
+        let session = &queue.session;
+        let mut late = false;
+        loop {
+            if let Some(event) = queue.pop()? {
+                return Ok(event);
+            }
+            if late {
+                return Err(Error::TimedOut { what: "an event" });
+            }
+            if queue.arm() {
+                continue;
+            }
+            let generation = session.generation();
+            late = match queue.bed.sleep(&session.link, deadline)? {
+                Woken::Called => false,
+                Woken::TimedOut => true,
+                Woken::Failed(failure) => {
+                    if let Some(failure) = session.outlive(failure, generation, deadline) {
+                        // It may have told events before it went.
+                        let last = queue.pop()?;
+                        return last.ok_or_else(|| queue.fail(failure));
+                    }
+                    deadline.has_passed()
+                }
+            };
+        }
+    }
+}
+
+impl AsFd for EventStream {
+    /// Readable when there may be events. [`EventStream::try_next`] reads it; the caller must
+    /// not.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.queue.call.as_fd()
+    }
+}
+
+impl std::fmt::Debug for EventStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EventStream").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,478 @@
+//! The frontend library: what a VMM links to have its VM's timers kept by a backend process.
+//!
+//! [`TimerFrontend`] connects, does the vhost-user handshake, and owns the memory shared with
+//! the backend and the rings in it. From it come
+//!
+//! - [`RequestQueue`]s: every operation of the protocol, from any thread;
+//! - an [`EventStream`]: timers that expired, phases that changed;
+//! - a [`TimePage`]: the clocks without a request;
+//! - a [`ShutdownHandle`]: ends every wait.
+//!
+//! What holds throughout:
+//!
+//! - Every wait ends: at its [`Deadline`], when the backend dies (at once), or by the shutdown
+//!   handle. That goes for connecting and for control messages too ([`Options::timeout`]).
+//! - The backend is not trusted. Whatever it writes to the shared memory, the worst that comes
+//!   of it is an [`Error::Protocol`], and the end of that queue.
+//! - There is no thread of the library's own, except for the length of a control message. When
+//!   the frontend and all that came from it are dropped, no descriptor and no mapping is left.
+//!
+//! Losing the connection changes nothing in the VM: a new frontend finds it as it was. With
+//! [`Options::reconnect`] there need not be a new one.
+//!
+//! # Saving on one host and restoring on another
+//!
+//! The guarantee that this is all about: on the destination no vCPU runs before every one of
+//! them has its timers back, and all of them run with the same offset.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use vhost_user_timer_frontend::{
+//!     Deadline, Error, Options, RestoreOptions, SavedVm, TimerFrontend,
+//! };
+//!
+//! const SECOND: Duration = Duration::from_secs(1);
+//!
+//! /// On the source, once no vCPU runs any more.
+//! fn save(frontend: &TimerFrontend) -> Result<SavedVm, Error> {
+//!     let queue = &frontend.queues()[0];
+//!     queue.pause(false, SECOND)?;
+//!     queue.save(SECOND)
+//! }
+//!
+//! /// On the destination.
+//! fn restore(saved: &SavedVm) -> Result<(), Error> {
+//!     let frontend = TimerFrontend::connect("/run/vm1/timer.sock", Options::default())?;
+//!     let queue = &frontend.queues()[0];
+//!     let vcpus = saved.vcpus.len() as u32;
+//!     queue.configure(vcpus, saved.abi, saved.frequency, SECOND)?;
+//!     let options = RestoreOptions {
+//!         autorun: true,
+//!         timeout: Some(10 * SECOND),
+//!         ..RestoreOptions::default()
+//!     };
+//!     queue.restore_begin(vcpus, options, SECOND)?;
+//!
+//!     // Each vCPU thread restores its own registers, in whatever order they come.
+//!     std::thread::scope(|scope| {
+//!         for vcpu in &saved.vcpus {
+//!             let queue = frontend.queue_of(vcpu.vcpu.get());
+//!             scope.spawn(move || -> Result<(), Error> {
+//!                 queue.restore_vcpu(vcpu, SECOND)?;
+//!                 let run = queue.wait_run(vcpu.vcpu.get(), Deadline::NEVER)?;
+//!                 println!("running with cntvoff {:#x}", run.cntvoff);
+//!                 // KVM_ARM_SET_COUNTER_OFFSET, KVM_RUN, …
+//!                 Ok(())
+//!             });
+//!         }
+//!     });
+//!     Ok(())
+//! }
+//! # let _ = (save, restore);
+//! ```
+//!
+//! # A backend that comes back
+//!
+//! With [`Options::reconnect`] a lost connection is no error: whoever waits for an answer connects
+//! again, for as long as [`Reconnect`] and his own deadline let him, and waits on. What had no answer is
+//! asked again, and each answer is got once:
+//!
+//! - A thread in [`wait_run`](RequestQueue::wait_run) when the backend is killed gets its answer from
+//!   the one that comes next, which needs the former one's state file; without the VM's
+//!   state everything ends with [`Error::StateLost`].
+//! - To do a request twice is the same as to do it once, or the library sees that it was done and does
+//!   not: [`Reconnect`] says which, for each operation. Where it cannot be told there is
+//!   [`Error::Uncertain`], which takes two threads that contradict each other.
+//! - Requests and events of the outage wait for its end: submitting does not fail.
+//! - Events come at least once, and may be told again.
+//! - The time page stands still in the outage, and cannot be read from its end until the new backend has
+//!   written it. Who [waits by it](RequestQueue::wait_run_by_page) is in `wait_run` as well.
+//! - A device state's save is done anew, a load if it was not done; the parts of which a VMM
+//!   makes its own fail with [`Error::Disconnected`].
+//!
+//! A VMM that only polls has nobody who waits: it gives
+//! [`keep_connected`](TimerFrontend::keep_connected) a thread.
+//!
+//! ```no_run
+//! # use std::time::Duration;
+//! # use vhost_user_timer_frontend::{Error, Options, Reconnect, TimerFrontend};
+//! # fn connect() -> Result<TimerFrontend, Error> {
+//! let patience = Duration::from_secs(60);
+//! let options = Options::default().reconnect(Reconnect::default().patience(patience));
+//! let frontend = TimerFrontend::connect("/run/vm1/timer.sock", options)?;
+//! # Ok(frontend)
+//! # }
+//! ```
+//!
+//! # The clock without a request
+//!
+//! ```no_run
+//! # use std::time::Duration;
+//! # use vhost_user_timer_frontend::{Error, HostClock, TimerFrontend};
+//! # const SECOND: Duration = Duration::from_secs(1);
+//! # fn by_page(frontend: &TimerFrontend, vcpu: u32) -> Result<(), Error> {
+//! let queue = frontend.queue_of(vcpu);
+//! frontend.time_page().start(queue, SECOND)?;
+//! // Of a backend with `--counter-source monotonic`.
+//! let clock = queue.guest_clock(HostClock::MONOTONIC, SECOND)?;
+//! let offsets = queue.wait_run_by_page(vcpu, 10 * SECOND)?;
+//! println!("running with cntvoff {:#x}", offsets.cntvoff);
+//! if let Some(counts) = clock.counts() {
+//!     println!("CNTVCT {}, CNTPCT {}", counts.virt_count, counts.phys_count);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Many requests, one kick
+//!
+//! ```no_run
+//! # use std::time::Duration;
+//! # use vhost_user_timer_frontend::{Call, Error, RequestQueue};
+//! # use vhost_user_timer_protocol::{Abi, Register};
+//! fn compare_values(queue: &RequestQueue, vcpus: u32) -> Result<Vec<u64>, Error> {
+//!     let ids = [Register::TimerCval.id(Abi::Arm64)];
+//!     let tickets = (0..vcpus)
+//!         .map(|vcpu| queue.submit(&Call::get_regs(vcpu, &ids)))
+//!         .collect::<Result<Vec<_>, _>>()?;
+//!     queue.kick();
+//!     tickets
+//!         .into_iter()
+//!         .map(|ticket| Ok(ticket.wait(Duration::from_secs(1))?[0].1))
+//!         .collect()
+//! }
+//! # let _ = compare_values;
+//! ```
+
+mod bed;
+mod call;
+mod connection;
+mod device_state;
+mod error;
+mod events;
+mod memory;
+mod ops;
+mod options;
+mod queue;
+mod repeat;
+mod ring;
+mod session;
+mod time_page;
+mod types;
+mod wait;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+
+pub use call::{Answer, Call, MAX_REGS, RawAnswer, Remaining};
+pub use error::{Error, Fault, Refusal, RingFault};
+pub use events::{Event, EventStream};
+pub use options::{Options, Reconnect};
+pub use queue::{RequestQueue, Ticket};
+pub use time_page::{Counts, GuestClock, HostClock, Offsets, PageTime, TimePage};
+pub use types::{Info, List, RegIds, RegValues, RestoreOptions, Run, SavedVm, SetRegs, Timer, Vm};
+pub use wait::{Deadline, ShutdownHandle};
+
+use connection::{Connection, Vring};
+use events::{EventLayout, EventQueue};
+use memory::{Layout, SharedMemory};
+use queue::QueueLayout;
+use session::{Connector, Session};
+
+use vhost_user_timer_protocol::{EVENT_QUEUE, FIRST_REQUEST_QUEUE};
+
+/// A timer backend, which serves one VM.
+///
+/// To drop it is to [`close`](Self::close) it, which takes [`Options::timeout`] at most: queues
+/// that are still held elsewhere fail with [`Error::ShutDown`] from then on.
+pub struct TimerFrontend {
+    session: Arc<Session>,
+    queues: Vec<RequestQueue>,
+    events: Arc<EventQueue>,
+    /// Not taken yet.
+    stream: Option<EventStream>,
+    closed: bool,
+}
+
+impl TimerFrontend {
+    /// Connects to the backend that listens at `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connect`], or as [`from_stream`](Self::from_stream).
+    pub fn connect(path: impl AsRef<Path>, options: Options) -> Result<Self, Error> {
+        let connector = Connector::Path(path.as_ref().to_owned());
+        Self::connect_by(connector, options, ShutdownHandle::new()?)
+    }
+
+    /// Gets its connections, the first and those after it, from a function. It should not take
+    /// long: nothing interrupts it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] where the function's first call fails, or as
+    /// [`from_stream`](Self::from_stream).
+    pub fn connect_with(
+        connect: impl Fn() -> io::Result<UnixStream> + Send + Sync + 'static,
+        options: Options,
+        shutdown: ShutdownHandle,
+    ) -> Result<Self, Error> {
+        let connector = Connector::Function(Box::new(connect));
+        Self::connect_by(connector, options, shutdown)
+    }
+
+    fn connect_by(
+        connector: Connector,
+        options: Options,
+        shutdown: ShutdownHandle,
+    ) -> Result<Self, Error> {
+        options.check()?;
+        let deadline = options.timeout.into();
+        let socket = connector.connect(deadline)?;
+        Self::set_up(socket, Some(connector), options, shutdown, deadline)
+    }
+
+    /// Uses a socket that is connected to a backend.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for options out of range, and for [`Options::reconnect`], which
+    /// needs to know where to ([`connect_with`](Self::connect_with)); [`Error::TimedOut`],
+    /// [`Error::Disconnected`] and [`Error::Control`] for a handshake that fails;
+    /// [`Error::MissingFeature`] and [`Error::Version`] for a backend that this library cannot
+    /// work with; [`Error::Io`] where this process lacks resources.
+    pub fn from_stream(socket: UnixStream, options: Options) -> Result<Self, Error> {
+        Self::from_stream_with(socket, options, ShutdownHandle::new()?)
+    }
+
+    /// As [`from_stream`](Self::from_stream), with a shutdown handle that exists already, so
+    /// that it can end the handshake too ([`Error::ShutDown`]).
+    ///
+    /// # Errors
+    ///
+    /// As [`from_stream`](Self::from_stream).
+    pub fn from_stream_with(
+        socket: UnixStream,
+        options: Options,
+        shutdown: ShutdownHandle,
+    ) -> Result<Self, Error> {
+        options.check()?;
+        if options.reconnect.is_some() {
+            return Err(Error::InvalidArgument(
+                "A frontend that was given its socket cannot reconnect",
+            ));
+        }
+        Self::set_up(socket, None, options, shutdown, options.timeout.into())
+    }
+
+    fn set_up(
+        socket: UnixStream,
+        connector: Option<Connector>,
+        options: Options,
+        shutdown: ShutdownHandle,
+        deadline: Deadline,
+    ) -> Result<Self, Error> {
+        let connection = Connection::new(socket, shutdown.clone())?;
+        let negotiated = connection.negotiate(None, deadline)?;
+        let has_config = negotiated.has_config();
+        if options.reconnect.is_some() && !has_config {
+            return Err(Error::MissingFeature("VHOST_USER_PROTOCOL_F_CONFIG"));
+        }
+        let info = has_config
+            .then(|| connection.config(deadline))
+            .transpose()?;
+        let count = options.request_queues.unwrap_or(negotiated.request_queues);
+        if count > negotiated.request_queues {
+            return Err(Error::MissingFeature("as many request queues as asked for"));
+        }
+
+        let mut layout = Layout::default();
+        let page = TimePage::reserve(&mut layout);
+        let event_layout = EventLayout::reserve(&mut layout, options.event_buffers);
+        let (size, indirect) = (options.queue_size, negotiated.indirect());
+        let queue_layouts: Vec<_> = (0..count)
+            .map(|_| QueueLayout::reserve(&mut layout, size, indirect))
+            .collect();
+        let memory = Arc::new(SharedMemory::new(&layout)?);
+
+        let page = TimePage::new(memory.clone(), page);
+        let session = Arc::new(Session::new(
+            connection, shutdown, memory, negotiated, page, &options, connector,
+        )?);
+        let events = Arc::new(EventQueue::new(session.clone(), event_layout)?);
+        let queues = (FIRST_REQUEST_QUEUE..)
+            .zip(queue_layouts)
+            .map(|(index, layout)| RequestQueue::new(index, session.clone(), layout))
+            .collect::<Result<Vec<_>, _>>()?;
+        let vrings: Vec<Vring<'_>> = std::iter::once(events.vring())
+            .chain(queues.iter().map(|queue| queue.shared.vring()))
+            .collect();
+        session
+            .connection()
+            .start(&session.memory, &vrings, deadline)?;
+        drop(vrings);
+        session.attach(&events, &queues);
+
+        let frontend = TimerFrontend {
+            session,
+            queues,
+            stream: Some(EventStream::new(events.clone())),
+            events,
+            closed: false,
+        };
+        // The event buffers were posted before the backend had the ring.
+        frontend.events.force_kick();
+        let info = match info {
+            Some(info) => info,
+            None => frontend.queues[0].info(deadline)?,
+        };
+        frontend.session.history.learn_info(&info);
+        Ok(frontend)
+    }
+
+    /// The request queues; at least one.
+    pub fn queues(&self) -> &[RequestQueue] {
+        &self.queues
+    }
+
+    /// The queue for a vCPU's requests: spreads vCPUs evenly over the queues. Any queue will do,
+    /// though.
+    pub fn queue_of(&self, vcpu: u32) -> &RequestQueue {
+        &self.queues[vcpu as usize % self.queues.len()]
+    }
+
+    /// The VM's events. There is one stream: the first call gets it.
+    pub fn take_events(&mut self) -> Option<EventStream> {
+        self.stream.take()
+    }
+
+    /// The time page, which the backend writes after [`TimePage::start`].
+    pub fn time_page(&self) -> TimePage {
+        self.session.page.clone()
+    }
+
+    /// What ends every wait of this frontend.
+    pub fn shutdown_handle(&self) -> ShutdownHandle {
+        self.session.link.shutdown.clone()
+    }
+
+    /// The device's config space: the VM as GET_INFO tells it, by a control message and so
+    /// without a queue; `host_count` is 0 there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MissingFeature`] where the backend has no config space, [`Error::Config`] or
+    /// [`Error::Version`] for what is in it, or as the handshake.
+    pub fn config(&self) -> Result<Info, Error> {
+        if !self.session.negotiated.has_config() {
+            return Err(Error::MissingFeature("VHOST_USER_PROTOCOL_F_CONFIG"));
+        }
+        self.session
+            .exchange(self.session.timeout.into(), Connection::config)
+    }
+
+    /// Puts the VM back to NEW. The queues go on; a request in flight may be answered before or
+    /// after it, or be refused.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MissingFeature`] where the backend cannot be reset, or as the handshake.
+    pub fn reset_device(&self) -> Result<(), Error> {
+        let session = &self.session;
+        let reset = |connection: &Connection, deadline| {
+            session.history.resetting();
+            connection.reset_device(&session.negotiated, self.vring_indices(), deadline)
+        };
+        session.exchange(session.timeout.into(), reset)?;
+        // Kicks while the rings were disabled are lost.
+        self.events.force_kick();
+        for queue in &self.queues {
+            queue.force_kick();
+        }
+        session.page_again();
+        Ok(())
+    }
+
+    /// Reconnects whenever the connection is lost, until there is nothing more to do, and
+    /// returns why. For a thread of its own, in a VMM whose other threads only poll; where
+    /// they wait for answers, they do it themselves.
+    pub fn keep_connected(&self) -> Error {
+        let link = &self.session.link;
+        loop {
+            let generation = self.session.generation();
+            let ended = match link.watch(Deadline::NEVER) {
+                Ok(Some(failure)) => self
+                    .session
+                    .outlive(failure, generation, Deadline::NEVER)
+                    .map(Error::from),
+                Ok(None) => None,
+                Err(error) => Some(error),
+            };
+            if let Some(error) = ended {
+                return error;
+            }
+        }
+    }
+
+    /// Ends all waits with [`Error::ShutDown`], has the backend stop every ring
+    /// (GET_VRING_BASE), and closes the connection. The VM in the backend stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// As the handshake. The connection is closed in any case.
+    pub fn close(mut self) -> Result<(), Error> {
+        self.stop()
+    }
+
+    fn vring_indices(&self) -> impl Iterator<Item = u16> + use<> {
+        let count = self.queues.len() as u16;
+        EVENT_QUEUE..FIRST_REQUEST_QUEUE + count
+    }
+
+    fn stop(&mut self) -> Result<(), Error> {
+        if std::mem::replace(&mut self.closed, true) {
+            return Ok(());
+        }
+        let shutdown = &self.session.link.shutdown;
+        // One who has shut the frontend down himself is in a hurry, or knows the backend hung.
+        let in_a_hurry = shutdown.was_used();
+        shutdown.shut_down();
+        let connection = self.session.connection();
+        let stopped = if in_a_hurry {
+            Ok(())
+        } else {
+            connection.stop(self.vring_indices(), self.session.timeout.into())
+        };
+        connection.close();
+        stopped
+    }
+}
+
+impl AsFd for TimerFrontend {
+    /// The control socket, for an event loop: it reports a hang-up (`POLLHUP`, `POLLRDHUP`) when
+    /// the backend is gone. It must not be read.
+    ///
+    /// After a reconnect the same number is another socket: poll() sees that, an epoll instance
+    /// needs to be told (`EPOLL_CTL_ADD`).
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.session.link.as_fd()
+    }
+}
+
+impl Drop for TimerFrontend {
+    fn drop(&mut self) {
+        // The connection ends either way; nobody is left to be told how.
+        let _ = self.stop();
+    }
+}
+
+impl std::fmt::Debug for TimerFrontend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TimerFrontend")
+            .field("queues", &self.queues)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,224 @@
+//! Every operation as a method that waits, and the two that a save and a restore are made of.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::types::{Info, RegIds, RegValues, RestoreOptions, Run, SavedVm, SetRegs, Vm};
+use super::{Call, Deadline, Error, RequestQueue};
+use vhost_user_timer_protocol::{Abi, Phase, Status, wire};
+
+/// The operations. All of them wait for the answer until the deadline, a `Duration` from now or
+/// an [`Instant`](std::time::Instant) ([`Deadline`]).
+///
+/// # Errors
+///
+/// Each returns [`Error::Refused`] where the backend refuses, with the statuses that its
+/// documentation names among others; [`Error::TimedOut`] at the deadline (the backend may still
+/// do what was asked); or what ended the queue.
+#[expect(
+    clippy::missing_errors_doc,
+    reason = "said once, above, for all of them"
+)]
+impl RequestQueue {
+    /// GET_INFO: the VM; in any phase.
+    pub fn info(&self, deadline: impl Into<Deadline>) -> Result<Info, Error> {
+        self.call(&Call::get_info(), deadline)
+    }
+
+    /// CONFIGURE_VM: fixes the VM's vCPUs (1 to [`Info::max_vcpus`]), ABI and counter frequency
+    /// in Hz (0: the backend's). NEW → PAUSED; the same values again are taken in every phase,
+    /// others refused with EBUSY.
+    pub fn configure(
+        &self,
+        vcpus: u32,
+        abi: Abi,
+        frequency: u64,
+        deadline: impl Into<Deadline>,
+    ) -> Result<(), Error> {
+        self.call(&Call::configure(vcpus, abi, frequency), deadline)
+    }
+
+    /// GET_REG_LIST: the KVM ids of the vCPU's timer registers. Not in NEW.
+    pub fn reg_list(&self, vcpu: u32, deadline: impl Into<Deadline>) -> Result<RegIds, Error> {
+        self.call(&Call::reg_list(vcpu), deadline)
+    }
+
+    /// GET_REGS: reads up to [`MAX_REGS`](super::MAX_REGS) registers by their KVM ids, all at
+    /// one instant. The answer has these very ids. Not in NEW.
+    pub fn get_regs(
+        &self,
+        vcpu: u32,
+        ids: &[u64],
+        deadline: impl Into<Deadline>,
+    ) -> Result<RegValues, Error> {
+        self.call(&Call::get_regs(vcpu, ids), deadline)
+    }
+
+    /// SET_REGS: writes up to [`MAX_REGS`](super::MAX_REGS) registers, given as KVM id and
+    /// value, all together: their order does not matter. Not in NEW; counts in PAUSED and
+    /// RESTORING only (EBUSY).
+    pub fn set_regs(
+        &self,
+        vcpu: u32,
+        values: &[(u64, u64)],
+        deadline: impl Into<Deadline>,
+    ) -> Result<SetRegs, Error> {
+        self.call(&Call::set_regs(vcpu, values), deadline)
+    }
+
+    /// GET_VM: `count` vCPUs from `first` on, all at one instant. Not in NEW.
+    pub fn get_vm(
+        &self,
+        first: u32,
+        count: u32,
+        deadline: impl Into<Deadline>,
+    ) -> Result<Vm, Error> {
+        self.call(&Call::get_vm(first, count), deadline)
+    }
+
+    /// SET_VM: stages the registers of many vCPUs. In RESTORING.
+    pub fn set_vm(&self, vcpus: &[wire::Vcpu], deadline: impl Into<Deadline>) -> Result<(), Error> {
+        self.call(&Call::set_vm(vcpus), deadline)
+    }
+
+    /// SET_COUNTER_OFFSET: sets and pins cntvoff = cntpoff = `offset`. In PAUSED and RESTORING.
+    pub fn set_counter_offset(
+        &self,
+        offset: u64,
+        deadline: impl Into<Deadline>,
+    ) -> Result<(), Error> {
+        self.call(&Call::set_counter_offset(offset), deadline)
+    }
+
+    /// SET_COUNTER_ANCHOR: the VMM's host counter read `count` when CLOCK_MONOTONIC read
+    /// `monotonic_ns`. In PAUSED.
+    pub fn set_counter_anchor(
+        &self,
+        monotonic_ns: u64,
+        count: u64,
+        deadline: impl Into<Deadline>,
+    ) -> Result<(), Error> {
+        self.call(&Call::set_counter_anchor(monotonic_ns, count), deadline)
+    }
+
+    /// PAUSE: stops the VM's time, or with `keep_counting` only the VM. RUNNING → PAUSED; in
+    /// PAUSED it changes nothing.
+    pub fn pause(&self, keep_counting: bool, deadline: impl Into<Deadline>) -> Result<Run, Error> {
+        self.call(&Call::pause(keep_counting), deadline)
+    }
+
+    /// RESUME: lets the VM's time go on. PAUSED → RUNNING; in RUNNING it changes nothing.
+    pub fn resume(&self, deadline: impl Into<Deadline>) -> Result<Run, Error> {
+        self.call(&Call::resume(), deadline)
+    }
+
+    /// RESTORE_BEGIN: opens a restore of all `vcpus` vCPUs, and with it a new epoch. In PAUSED
+    /// and RESTORING.
+    pub fn restore_begin(
+        &self,
+        vcpus: u32,
+        options: RestoreOptions,
+        deadline: impl Into<Deadline>,
+    ) -> Result<(), Error> {
+        self.call(&Call::restore_begin(vcpus, options), deadline)
+    }
+
+    /// RESTORE_DONE: the vCPU has all its timer registers. Returns how many vCPUs are still
+    /// missing. In RESTORING; refused with ENODATA where registers are missing, and with EINVAL
+    /// at the end of a strict restore whose counts differ.
+    pub fn restore_done(&self, vcpu: u32, deadline: impl Into<Deadline>) -> Result<u32, Error> {
+        let remaining = self.call(&Call::restore_done(vcpu), deadline)?;
+        Ok(remaining.0)
+    }
+
+    /// The vCPUs that are missing in the open restore, in order; none where no restore is open.
+    /// [`Ranges`](vhost_user_timer_protocol::Ranges) puts them into words, "7, 12-13".
+    ///
+    /// Changes nothing: a write of no registers is refused with EBUSY for a vCPU that is done. It
+    /// takes a request per vCPU, so it is for when WAIT_RUN has ended in ETIMEDOUT, and not for
+    /// polling.
+    pub fn missing_vcpus(&self, deadline: impl Into<Deadline>) -> Result<Vec<u32>, Error> {
+        let deadline = deadline.into();
+        let info = self.info(deadline)?;
+        let mut missing = Vec::new();
+        if info.phase == Phase::Restoring {
+            for vcpu in 0..info.vcpus {
+                let none = Call::set_regs(vcpu, &[]).in_epoch(info.epoch);
+                match self.call(&none, deadline) {
+                    Ok(_) => missing.push(vcpu),
+                    Err(error) if error.status() == Some(Status::Busy) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        // It may have been completed meanwhile, and then nobody is missing.
+        match self.info(deadline)? {
+            now if now.phase == Phase::Restoring && now.epoch == info.epoch => Ok(missing),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// RESTORE_ABORT: gives the open restore up; the VM is PAUSED as it was before it.
+    pub fn restore_abort(&self, deadline: impl Into<Deadline>) -> Result<(), Error> {
+        self.call(&Call::restore_abort(), deadline)
+    }
+
+    /// WAIT_RUN: returns when the vCPU may run, and not before. Not in NEW.
+    ///
+    /// With a time page, [`wait_run_by_page`](Self::wait_run_by_page) is the shorter way.
+    ///
+    /// Any number of vCPU threads can wait on one queue; other requests go by them. After
+    /// [`Error::TimedOut`] a thread may wait again: that takes up the same request. A new restore
+    /// ends the wait with [`Status::Stale`](vhost_user_timer_protocol::Status::Stale), its being given up with
+    /// [`Status::Canceled`](vhost_user_timer_protocol::Status::Canceled), its time-out with
+    /// [`Status::TimedOut`](vhost_user_timer_protocol::Status::TimedOut).
+    pub fn wait_run(&self, vcpu: u32, deadline: impl Into<Deadline>) -> Result<Run, Error> {
+        self.call(&Call::wait_run(vcpu), deadline)
+    }
+
+    /// SET_TIME_PAGE with an address in the memory shared on this connection; length 0 stops the
+    /// backend's writing. [`TimePage`](super::TimePage) does this for the frontend's own page.
+    pub fn set_time_page(
+        &self,
+        address: u64,
+        length: u64,
+        deadline: impl Into<Deadline>,
+    ) -> Result<(), Error> {
+        self.call(&Call::set_time_page(address, length), deadline)
+    }
+
+    /// Reads the whole VM for a save, by one GET_INFO and one GET_VM.
+    ///
+    /// To pause the VM first is the caller's job; a running VM is read at one instant none the
+    /// less.
+    pub fn save(&self, deadline: impl Into<Deadline>) -> Result<SavedVm, Error> {
+        let deadline = deadline.into();
+        let info = self.info(deadline)?;
+        let vm = self.get_vm(0, info.vcpus, deadline)?;
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+        let realtime_ns = since_1970.map_or(0, |since| since.as_nanos());
+        Ok(SavedVm {
+            abi: info.abi,
+            frequency: vm.frequency,
+            realtime_ns: u64::try_from(realtime_ns).unwrap_or(u64::MAX),
+            virt_count: vm.virt_count,
+            phys_count: vm.phys_count,
+            vcpus: vm.vcpus,
+        })
+    }
+
+    /// Restores one vCPU in an open restore: stages its registers and says RESTORE_DONE.
+    /// Returns how many vCPUs are still missing.
+    ///
+    /// A vCPU thread calls this and then [`wait_run`](Self::wait_run); the order of the threads
+    /// does not matter.
+    pub fn restore_vcpu(
+        &self,
+        vcpu: &wire::Vcpu,
+        deadline: impl Into<Deadline>,
+    ) -> Result<u32, Error> {
+        let deadline = deadline.into();
+        // Not pipelined: after a refused SET_VM there must be no RESTORE_DONE.
+        self.set_vm(std::slice::from_ref(vcpu), deadline)?;
+        self.restore_done(vcpu.vcpu.get(), deadline)
+    }
+}

@@ -1,0 +1,181 @@
+//! How a frontend is set up, and what it does about a lost connection.
+
+use std::time::Duration;
+
+use super::Error;
+use vhost_user_timer_protocol::{MAX_QUEUE_SIZE, MAX_REQUEST_QUEUES};
+
+/// How a frontend is set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Options {
+    /// Descriptors of a request queue: a power of two from 4 to 1024. As many requests can be in
+    /// flight, or half as many with a backend that does not take indirect descriptors.
+    pub queue_size: u16,
+    /// Request queues, 1 to 16; `None` for all that the backend serves. More than it serves is
+    /// an error.
+    pub request_queues: Option<u16>,
+    /// Event buffers: a power of two from 2 to 1024.
+    pub event_buffers: u16,
+    /// How long connecting, the handshake, and any later control message may take.
+    pub timeout: Duration,
+    /// Whether, and how, a lost connection is brought back. That takes a backend with a config
+    /// space.
+    pub reconnect: Option<Reconnect>,
+}
+
+/// How a lost connection is brought back.
+///
+/// What was answered is not asked again. What was not is, since each operation can be done twice:
+///
+/// | operation | done twice | the repetition is refused because the first was done |
+/// |---|---|---|
+/// | GET_INFO, GET_REG_LIST, GET_REGS, GET_VM | reads | never |
+/// | CONFIGURE_VM | the same values again are fine in any phase | never |
+/// | SET_REGS | the same values; a count, in PAUSED, freezes the clock at the same value | EBUSY or ESTALE after a change of phase that was sent behind it: uncertain |
+/// | SET_VM | stages the same values | EBUSY after a RESTORE_DONE that was sent behind it: uncertain |
+/// | SET_COUNTER_OFFSET, SET_COUNTER_ANCHOR | the same offset, the same pair | as SET_REGS |
+/// | PAUSE, RESUME | in PAUSED, in RUNNING, nothing changes | as SET_REGS |
+/// | RESTORE_BEGIN | would drop what was staged since: sent only where the epoch has not grown | not sent where the epoch has grown: it was done |
+/// | RESTORE_DONE | done stays done | EBUSY in the same epoch: the restore was completed, none is missing. Uncertain where a RESTORE_ABORT was sent as well |
+/// | RESTORE_ABORT | sent only while the restore is open, or where it cannot have closed it | not sent where the restore was closed: it was done. Uncertain where an unanswered RESTORE_DONE may have closed it |
+/// | WAIT_RUN | changes nothing: waits on, or gets the present `run` | ESTALE is the truth. Not sent, but answered with ECANCELED, where a RESTORE_ABORT has been done meanwhile |
+/// | SET_TIME_PAGE | the same page; the library's own is named again on every connection | never |
+/// | an unknown one | | not sent: uncertain |
+///
+/// *Uncertain* is [`Error::Uncertain`]. With a backend that answers each request that changes
+/// something before it begins the next, and all before it begins such a one, which is what this
+/// project's does, only one change of all can have been done without an answer, and only threads that
+/// contradict each other get to see that error: one completes a restore, another one aborts it.
+///
+/// A restore's time-out that fell into the outage may go untold: WAIT_RUN then waits on.
+///
+/// RESET_DEVICE and a device state's load are control messages. The first is sent again, and does
+/// the same; for the second the epoch tells whether it was done.
+///
+/// An attempt to reconnect takes a handshake's time, and ends at the deadline of the thread that
+/// makes it. Where every thread waits in very short turns, none gets anywhere:
+/// [`keep_connected`](super::TimerFrontend::keep_connected) is for that, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reconnect {
+    /// How long an outage may last before it is [`Error::Disconnected`]. A backend that goes
+    /// away again without having answered anything does not get it anew.
+    pub patience: Duration,
+    /// How long to wait after the first attempt that fails, from 1 ms to 1 h. The first one is
+    /// made at once; the wait doubles from one to the next.
+    pub first_delay: Duration,
+    /// The longest such wait, up to 1 h.
+    pub max_delay: Duration,
+}
+
+impl Default for Reconnect {
+    /// 30 s, 10 ms, 1 s.
+    fn default() -> Self {
+        Reconnect {
+            patience: Duration::from_secs(30),
+            first_delay: Duration::from_millis(10),
+            max_delay: Duration::from_secs(1),
+        }
+    }
+}
+
+impl Reconnect {
+    /// Sets [`patience`](Self::patience).
+    #[must_use]
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Sets [`first_delay`](Self::first_delay) and [`max_delay`](Self::max_delay).
+    #[must_use]
+    pub fn delays(mut self, first: Duration, max: Duration) -> Self {
+        (self.first_delay, self.max_delay) = (first, max);
+        self
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let least = Duration::from_millis(1);
+        let most = Duration::from_secs(60 * 60);
+        if (least..=most).contains(&self.first_delay)
+            && (self.first_delay..=most).contains(&self.max_delay)
+        {
+            Ok(())
+        } else {
+            Err(Error::InvalidArgument(
+                "The delays between attempts to reconnect go from 1 ms to 1 h, the first one first",
+            ))
+        }
+    }
+}
+
+impl Default for Options {
+    /// 256 descriptors, all queues, 256 event buffers, 10 s, no reconnecting.
+    fn default() -> Self {
+        Options {
+            queue_size: 256,
+            request_queues: None,
+            event_buffers: 256,
+            timeout: Duration::from_secs(10),
+            reconnect: None,
+        }
+    }
+}
+
+impl Options {
+    /// Sets [`queue_size`](Self::queue_size).
+    #[must_use]
+    pub fn queue_size(mut self, queue_size: u16) -> Self {
+        self.queue_size = queue_size;
+        self
+    }
+
+    /// Sets [`request_queues`](Self::request_queues).
+    #[must_use]
+    pub fn request_queues(mut self, request_queues: u16) -> Self {
+        self.request_queues = Some(request_queues);
+        self
+    }
+
+    /// Sets [`event_buffers`](Self::event_buffers).
+    #[must_use]
+    pub fn event_buffers(mut self, event_buffers: u16) -> Self {
+        self.event_buffers = event_buffers;
+        self
+    }
+
+    /// Sets [`timeout`](Self::timeout).
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Sets [`reconnect`](Self::reconnect).
+    #[must_use]
+    pub fn reconnect(mut self, reconnect: Reconnect) -> Self {
+        self.reconnect = Some(reconnect);
+        self
+    }
+
+    pub(super) fn check(&self) -> Result<(), Error> {
+        self.reconnect.as_ref().map_or(Ok(()), Reconnect::check)?;
+        let sizes = |least: u16| least..=MAX_QUEUE_SIZE;
+        if !self.queue_size.is_power_of_two() || !sizes(4).contains(&self.queue_size) {
+            return Err(Error::InvalidArgument(
+                "The queue size must be a power of two from 4 to 1024",
+            ));
+        }
+        if !self.event_buffers.is_power_of_two() || !sizes(2).contains(&self.event_buffers) {
+            return Err(Error::InvalidArgument(
+                "The number of event buffers must be a power of two from 2 to 1024",
+            ));
+        }
+        let queues = self.request_queues.unwrap_or(1);
+        if !(1..=MAX_REQUEST_QUEUES).contains(&queues) {
+            return Err(Error::InvalidArgument("There are 1 to 16 request queues"));
+        }
+        Ok(())
+    }
+}

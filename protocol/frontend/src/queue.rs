@@ -1,0 +1,482 @@
+//! A request queue: many threads, one ring.
+//!
+//! Guarantees: an answer goes to the one who asked, however the backend orders them; a thread
+//! that waits is woken by its own answer, its deadline, or the queue's end, and by little else (one that
+//! waits to run, by any answer to one that does);
+//! small requests allocate nothing; and WAIT_RUNs, however many, never keep another request out.
+//!
+//! Of the threads that wait, one at a time leads: it sleeps on the call eventfd and hands the
+//! others their answers; the others sleep on condition variables, one per slot, and one for all that
+//! wait to run. A leader that
+//! leaves makes another one lead. There is no thread of the library's own.
+//!
+//! A request that its caller gives up stays with the backend, and its slot taken, until it is
+//! answered: there is no cancelling on the wire. A WAIT_RUN given up is taken over by the next
+//! one for the same vCPU, so that a vCPU thread can wait in short turns.
+
+mod layout;
+mod locked;
+mod restart;
+mod slots;
+mod ticket;
+mod waiting;
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use zerocopy::FromBytes;
+
+use super::bed::Bed;
+use super::call::{About, Answer, HEADER, Reply};
+use super::connection::Vring;
+use super::error::{Failure, Fault};
+use super::repeat::Verdict;
+use super::ring::{self, DESCRIPTOR, Ring};
+use super::session::Session;
+use super::wait::{Deadline, drain, eventfd, signal};
+use super::{Call, Error};
+use locked::Locked;
+use slots::{Await, Need, Stage, State};
+use vhost_user_timer_protocol::wire::ResponseHeader;
+use vhost_user_timer_protocol::{Op, Status};
+
+pub(super) use layout::QueueLayout;
+pub use ticket::Ticket;
+
+/// The bytes of a slot's own request buffer, and of its response buffer. What does not fit goes
+/// by the queue's one large pair of buffers.
+const SMALL: usize = 512;
+
+/// Descriptors of a request: what the device reads, and what it writes.
+const CHAIN: u16 = 2;
+
+/// A request queue, to be cloned and used by any number of threads.
+///
+/// Every operation comes three ways: as a method that waits, as a [`Call`] for
+/// [`submit`](Self::submit), and so as a [`Ticket`], for which a caller waits, polls, or watches
+/// the queue's descriptor ([`AsFd`]).
+///
+/// A queue is ended by the first [`Error::Disconnected`], [`Error::ShutDown`],
+/// [`Error::StateLost`] or [`Error::Protocol`]: every request in flight and every later one fails
+/// with the same.
+#[derive(Clone)]
+pub struct RequestQueue {
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What a queue's users share.
+pub(super) struct Shared {
+    index: u16,
+    session: Arc<Session>,
+    layout: QueueLayout,
+    call: OwnedFd,
+    /// Where a leader sleeps.
+    bed: Bed,
+    kick: OwnedFd,
+    state: Mutex<State>,
+    /// By slot: its request is answered, or its waiter is to lead.
+    done: Box<[Condvar]>,
+    /// The same of all WAIT_RUNs, which are mostly answered together: one system call wakes them.
+    runs: Condvar,
+    /// By [`Need`]: there may be room again, or a waiter is to lead.
+    room: [Condvar; 3],
+}
+
+impl RequestQueue {
+    pub(super) fn new(
+        index: u16,
+        session: Arc<Session>,
+        layout: QueueLayout,
+    ) -> Result<Self, Error> {
+        let memory = &session.memory;
+        let event_idx = session.negotiated.event_idx();
+        let ring = Ring::new(memory.clone(), layout.ring, event_idx, 0);
+        let slots = layout.slots();
+        if let Some(tables) = layout.tables {
+            let len = DESCRIPTOR * usize::from(CHAIN);
+            for slot in 0..slots {
+                let table = memory.address(tables + usize::from(slot) * len);
+                let descriptor = ring::descriptor(table, len as u32, ring::INDIRECT, 0);
+                memory.write(ring.descriptor(slot), &descriptor);
+            }
+        }
+        let call = eventfd()?;
+        Ok(RequestQueue {
+            shared: Arc::new(Shared {
+                index,
+                bed: Bed::new(&session.link, call.as_fd())?,
+                session,
+                layout,
+                call,
+                kick: eventfd()?,
+                state: Mutex::new(State::new(ring, slots)),
+                done: (0..slots).map(|_| Condvar::new()).collect(),
+                runs: Condvar::new(),
+                room: Default::default(),
+            }),
+        })
+    }
+
+    /// The virtqueue's index, from 1.
+    pub fn index(&self) -> u16 {
+        self.shared.index
+    }
+
+    /// How many requests can be in flight at once. Three quarters of them can be WAIT_RUNs.
+    pub fn capacity(&self) -> usize {
+        self.shared.done.len()
+    }
+
+    /// Notifies the backend whether it wants it or not: it may have missed a notification while
+    /// the ring was disabled.
+    pub(super) fn force_kick(&self) {
+        signal(&self.shared.kick);
+    }
+
+    /// Runs a call and waits for its answer, and before that for room, until the deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] by the backend, [`Error::TimedOut`], [`Error::InvalidArgument`], or
+    /// what ended the queue.
+    pub fn call<T: Answer>(
+        &self,
+        call: &Call<'_, T>,
+        deadline: impl Into<Deadline>,
+    ) -> Result<T, Error> {
+        let deadline = deadline.into();
+        let slot = self.shared.start(call, Some(deadline))?;
+        Ticket::new(self.shared.clone(), call, slot).wait(deadline)
+    }
+
+    /// Puts a call on the ring without telling the backend; [`kick`](Self::kick) does that for
+    /// any number of them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::QueueFull`], [`Error::InvalidArgument`], or what ended the queue.
+    pub fn submit<T: Answer>(&self, call: &Call<'_, T>) -> Result<Ticket<T>, Error> {
+        let slot = self.shared.start(call, None)?;
+        Ok(Ticket::new(self.shared.clone(), call, slot))
+    }
+
+    /// Gives the backend all that was submitted, and notifies it if it wants that.
+    pub fn kick(&self) {
+        self.shared.kick();
+    }
+
+    /// Takes note of what the backend has answered, for tickets that are then
+    /// [tried](Ticket::try_wait), and makes the queue's descriptor report the next answer.
+    ///
+    /// This is what an event loop calls when the descriptor ([`AsFd`]) is readable, and once
+    /// before it first sleeps. It reads the descriptor; the caller must not. A blocking wait on
+    /// the same queue takes the descriptor's reports for itself, so an event loop should have a
+    /// queue of its own. The descriptor does not report a dead backend: watch
+    /// [`TimerFrontend`](super::TimerFrontend)'s for that.
+    ///
+    /// It never blocks, and so does not bring a lost connection back; see
+    /// [`keep_connected`](super::TimerFrontend::keep_connected). The descriptor stays the same
+    /// over reconnects.
+    ///
+    /// # Errors
+    ///
+    /// What ended the queue. Tickets that were answered before that can still be tried.
+    pub fn process(&self) -> Result<(), Error> {
+        let shared = &*self.shared;
+        shared.kick();
+        let generation = shared.session.generation();
+        // Somebody who can wait sees to a lost connection, unless it is too late for that.
+        let now = Duration::ZERO.into();
+        let failure = shared.session.link.failure()?;
+        let failure = failure.and_then(|failure| shared.session.outlive(failure, generation, now));
+        let mut state = shared.lock();
+        // Before the ring is looked at: what comes after that look makes it readable again. A leader
+        // may miss a call by this.
+        drain(&shared.call);
+        loop {
+            shared.reap(&mut state);
+            if state.failure.is_some() || !state.ring.arm() {
+                break;
+            }
+        }
+        if let Some(failure) = failure {
+            shared.fail(&mut state, failure);
+        }
+        shared.call_leader(&state);
+        state.failure.map_or(Ok(()), |failure| Err(failure.into()))
+    }
+}
+
+impl AsFd for RequestQueue {
+    /// The call eventfd: readable when there may be answers. See
+    /// [`process`](RequestQueue::process).
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.call.as_fd()
+    }
+}
+
+impl fmt::Debug for RequestQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestQueue")
+            .field("index", &self.shared.index)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(super) fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    /// How many answers the backend has given, modulo 2^16; without the lock.
+    fn used_index(&self) -> u16 {
+        let index = self.session.memory.atomic(self.layout.ring.used_idx());
+        u16::from_le(index.load(Ordering::Acquire))
+    }
+
+    pub(super) fn vring(&self) -> Vring<'_> {
+        Vring {
+            index: self.index,
+            layout: self.layout.ring,
+            call: &self.call,
+            kick: &self.kick,
+        }
+    }
+
+    /// Makes whoever leads look again.
+    pub(super) fn look_again(&self) {
+        signal(&self.call);
+    }
+
+    fn kick(&self) {
+        let wanted = self.lock().publish();
+        // Not under the lock: the system call wakes the backend.
+        if wanted {
+            signal(&self.kick);
+        }
+    }
+
+    /// Sends a call whose answer nobody waits for, if there is room.
+    pub(super) fn send<T>(&self, call: &Call<'_, T>) -> bool {
+        let Ok(slot) = self.start(call, None) else {
+            return false;
+        };
+        let mut state = self.lock();
+        match state.slot(slot).stage {
+            // Others' kicks and looks may have been quicker.
+            Stage::Done { len } => {
+                self.learn(&mut state, slot, len, true);
+                self.free(&mut state, slot);
+            }
+            _ => state.orphan(slot),
+        }
+        drop(state);
+        self.kick();
+        true
+    }
+
+    /// Puts a call on the ring, waiting for room if there is a deadline.
+    fn start<T>(&self, call: &Call<'_, T>, deadline: Option<Deadline>) -> Result<u16, Error> {
+        let (request, answer) = call.lens()?;
+        let large = request.max(answer) > SMALL;
+        let wait_run = call.as_wait_run();
+        let need = match (large, wait_run) {
+            (true, _) => Need::Large,
+            (false, Some(_)) => Need::WaitRun,
+            (false, None) => Need::Small,
+        };
+        let mut state = self.lock();
+        self.reap(&mut state);
+        if let Some(failure) = state.failure {
+            return Err(failure.into());
+        }
+        if let Some(slot) = wait_run.and_then(|of| state.adopt(of)) {
+            if let Some(intent) = &mut state.slot(slot).intent {
+                self.session.history.asked_anew(intent);
+            }
+            return Ok(slot);
+        }
+        if !state.has_room(need) {
+            let Some(deadline) = deadline else {
+                return Err(Error::QueueFull { queue: self.index });
+            };
+            // Others' answers make room, and theirs may be waiting for a kick.
+            drop(state);
+            self.kick();
+            let waited = self.wait(Await::Room(need), "a free slot", deadline);
+            state = waited?;
+        }
+        // `lens` keeps both below 2^32.
+        let (request, answer) = (request as u32, answer as u32);
+        let history = &self.session.history;
+        let intent = history.intent(call.op(), call.epoch(), state.begins);
+        let Some(slot) = state.take_free(need, wait_run, answer, intent) else {
+            return Err(Error::QueueFull { queue: self.index });
+        };
+        state.begins += u16::from(call.op() == Op::RestoreBegin);
+
+        let memory = &self.session.memory;
+        let (request_at, answer_at) = self.layout.buffers(slot, large);
+        call.write(memory, request_at);
+        let head = slot * self.layout.descriptors_per_slot();
+        let (first, next) = match self.layout.tables {
+            Some(tables) => (tables + DESCRIPTOR * usize::from(slot * CHAIN), 1),
+            None => (state.ring.descriptor(head), head + 1),
+        };
+        // Mostly as they were: then the backend's CPU has them already.
+        let laid = Some((request, answer, large));
+        if std::mem::replace(&mut state.laid[usize::from(slot)], laid) != laid {
+            let readable = memory.address(request_at);
+            let readable = ring::descriptor(readable, request, ring::NEXT, next);
+            let writable = memory.address(answer_at);
+            let writable = ring::descriptor(writable, answer, ring::WRITE, 0);
+            memory.write(first, &readable);
+            memory.write(first + DESCRIPTOR, &writable);
+        }
+        state.ring.push(head, answer);
+        Ok(slot)
+    }
+
+    /// Takes what the backend is done with off the ring.
+    fn reap(&self, state: &mut State) {
+        while state.failure.is_none() {
+            match state.ring.pop() {
+                Ok(Some(used)) => {
+                    let slot = used.head / self.layout.descriptors_per_slot();
+                    self.complete(state, slot, used.len);
+                }
+                Ok(None) => break,
+                Err(fault) => self.fault(state, fault.into()),
+            }
+        }
+        self.cancel_overtaken(state);
+    }
+
+    /// Answers the WAIT_RUNs that a RESTORE_ABORT has overtaken.
+    fn cancel_overtaken(&self, state: &mut State) {
+        let history = &self.session.history;
+        let aborted = history.aborted();
+        if std::mem::replace(&mut state.aborted, aborted) == aborted {
+            return;
+        }
+        for (n, slot) in (0..).zip(&mut state.slots) {
+            let overtaken = |intent| history.was_overtaken(&intent);
+            if slot.stage == Stage::InFlight && slot.intent.is_some_and(overtaken) {
+                slot.canceled = true;
+                if slot.followed {
+                    state.wakes.add(n, true);
+                }
+            }
+        }
+    }
+
+    fn complete(&self, state: &mut State, slot: u16, len: u32) {
+        let entry = *state.slot(slot);
+        let orphaned = match entry.stage {
+            Stage::InFlight => false,
+            Stage::Orphaned => true,
+            // The ring gives only heads that were posted.
+            Stage::Free | Stage::Done { .. } => return,
+        };
+        self.learn(state, slot, len, orphaned);
+        if orphaned {
+            self.free(state, slot);
+            return;
+        }
+        state.slot(slot).stage = Stage::Done { len };
+        if entry.followed {
+            state.wakes.add(slot, entry.wait_run.is_some());
+        }
+    }
+
+    /// Takes from an answer what is of interest beyond its request.
+    fn learn(&self, state: &mut State, slot: u16, len: u32, orphaned: bool) {
+        let &mut slots::Slot { large, intent, .. } = state.slot(slot);
+        let Some(op) = intent.map(|intent| intent.op) else {
+            return;
+        };
+        state.begins -= u16::from(op == Op::RestoreBegin && state.begins > 0);
+        let session = &self.session;
+        if !session.answered.load(Ordering::Relaxed) {
+            session.answered.store(true, Ordering::Relaxed);
+        }
+        let mut bytes = [0; HEADER + size_of::<u32>()];
+        let (_, at) = self.layout.buffers(slot, large);
+        let len = bytes.len().min(len as usize);
+        session.memory.read(at, &mut bytes[..len]);
+        let Ok((header, number)) = ResponseHeader::ref_from_prefix(&bytes[..len]) else {
+            return;
+        };
+        let status = Status::from(header.status.get());
+        let number = number.try_into().map_or(u32::MAX, u32::from_le_bytes);
+        session
+            .history
+            .learn(op, status, header.epoch.get(), number);
+        if op == Op::RestoreAbort && status == Status::Ok {
+            session.look_again();
+        }
+        if orphaned && op == Op::SetTimePage && status != Status::Ok {
+            session.page.invalidate();
+        }
+    }
+
+    fn free(&self, state: &mut State, slot: u16) {
+        state.free(slot);
+        self.offer_room(state);
+    }
+
+    fn fault(&self, state: &mut State, fault: Fault) {
+        let queue = self.index;
+        self.fail(state, Failure::Protocol { queue, fault });
+    }
+
+    /// The answer of a slot, which is then free.
+    fn take<T: Answer>(
+        &self,
+        mut state: Locked<'_>,
+        slot: u16,
+        len: u32,
+        about: &About,
+    ) -> Result<T, Error> {
+        let &mut slots::Slot { large, intent, .. } = state.slot(slot);
+        let (_, at) = self.layout.buffers(slot, large);
+        // The ring keeps it at or below what was posted.
+        let len = len as usize;
+        let mut small = [0; SMALL];
+        let mut heap = Vec::new();
+        let bytes = match small.get_mut(..len) {
+            Some(bytes) => bytes,
+            None => {
+                heap.resize(len, 0);
+                &mut heap[..]
+            }
+        };
+        self.session.memory.read(at, bytes);
+        self.free(&mut state, slot);
+        let history = &self.session.history;
+        let judge =
+            |status| intent.map_or(Verdict::Refused, |intent| history.judge(&intent, status));
+        let answer = match about.parse(bytes) {
+            Err(Reply::Refused(refusal)) => match judge(refusal.status) {
+                Verdict::Refused => Err(Reply::Refused(refusal)),
+                Verdict::Done => about.parse_done(),
+                Verdict::Uncertain => return Err(Error::Uncertain(refusal)),
+            },
+            answer => answer,
+        };
+        answer.map_err(|reply| match reply {
+            Reply::Refused(refusal) => refusal.into(),
+            Reply::Version(version) => Error::Version(version),
+            Reply::Fault(fault) => {
+                self.fault(&mut state, fault);
+                Error::Protocol {
+                    queue: self.index,
+                    fault,
+                }
+            }
+        })
+    }
+}

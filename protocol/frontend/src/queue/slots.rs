@@ -1,0 +1,230 @@
+//! A request queue's slots: a request each, from its submission until its answer is taken.
+
+use super::locked::Wakes;
+use crate::error::Failure;
+use crate::repeat::Intent;
+use crate::ring::Ring;
+
+/// What one lock protects.
+pub(super) struct State {
+    pub(super) ring: Ring,
+    pub(super) slots: Box<[Slot]>,
+    /// By slot, what its descriptors say: the bytes of the request, those of the answer, and whether
+    /// they are in the large buffers.
+    pub(super) laid: Box<[Option<(u32, u32, bool)>]>,
+    free: Vec<u16>,
+    large_taken: bool,
+    /// Slots that hold a WAIT_RUN.
+    wait_runs: u16,
+    /// WAIT_RUNs in flight that nobody waits for.
+    orphans: usize,
+    /// RESTORE_BEGINs in flight.
+    pub(super) begins: u16,
+    /// The sequence number of the next request, and of the first that is not published.
+    next: u64,
+    unpublished: u64,
+    /// How many RESTORE_ABORTs were done when somebody last looked whom they answer.
+    pub(super) aborted: u32,
+    /// The connection is lost: requests are taken, and not published.
+    pub(super) down: bool,
+    /// How many threads wait for room, by [`Need`].
+    pub(super) want_room: [usize; 3],
+    /// How many threads wait for a slot's answer without leading.
+    pub(super) followers: usize,
+    /// What the leader waits for: the thread that sleeps on the call eventfd. Whoever else reads the
+    /// eventfd or moves used_event sees to it that the leader does not sleep on over its answer.
+    pub(super) leader: Option<Await>,
+    pub(super) failure: Option<Failure>,
+    /// Who is to be woken when the lock is free.
+    pub(super) wakes: Wakes,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Slot {
+    pub(super) stage: Stage,
+    pub(super) large: bool,
+    /// The vCPU and epoch of a WAIT_RUN.
+    pub(super) wait_run: Option<(u32, u64)>,
+    /// A thread sleeps on the slot's condition variable.
+    pub(super) followed: bool,
+    /// Its restore was aborted, which the backend may not answer.
+    pub(super) canceled: bool,
+    /// Bytes that the backend may write.
+    pub(super) room: u32,
+    /// Orders requests.
+    pub(super) sequence: u64,
+    /// `None` in a free slot.
+    pub(super) intent: Option<Intent>,
+}
+
+const FREE: Slot = Slot {
+    stage: Stage::Free,
+    large: false,
+    wait_run: None,
+    followed: false,
+    canceled: false,
+    room: 0,
+    sequence: 0,
+    intent: None,
+};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    Free,
+    InFlight,
+    /// In flight, and nobody wants the answer.
+    Orphaned,
+    Done {
+        len: u32,
+    },
+}
+
+impl Slot {
+    /// Whether there is an answer to be taken.
+    pub(super) fn is_answered(&self) -> bool {
+        matches!(self.stage, Stage::Done { .. }) || self.canceled
+    }
+}
+
+/// What a request needs room for.
+#[derive(Clone, Copy)]
+pub(super) enum Need {
+    Small,
+    WaitRun,
+    Large,
+}
+
+/// What a thread waits for.
+#[derive(Clone, Copy)]
+pub(super) enum Await {
+    Slot(u16),
+    Room(Need),
+}
+
+impl State {
+    pub(super) fn new(ring: Ring, slots: u16) -> Self {
+        State {
+            ring,
+            slots: vec![FREE; usize::from(slots)].into(),
+            laid: vec![None; usize::from(slots)].into(),
+            free: (0..slots).rev().collect(),
+            large_taken: false,
+            wait_runs: 0,
+            orphans: 0,
+            begins: 0,
+            next: 0,
+            unpublished: 0,
+            aborted: 0,
+            down: false,
+            want_room: [0; 3],
+            followers: 0,
+            leader: None,
+            failure: None,
+            wakes: Wakes::default(),
+        }
+    }
+
+    pub(super) fn has_room(&self, need: Need) -> bool {
+        !self.free.is_empty()
+            && match need {
+                Need::Small => true,
+                // The rest is for what makes a VM run: a vCPU that waits must not keep out the
+                // ones that it waits for.
+                Need::WaitRun => usize::from(self.wait_runs) < self.slots.len() * 3 / 4,
+                Need::Large => !self.large_taken,
+            }
+    }
+
+    /// Whether what a thread waits for is there.
+    pub(super) fn has(&self, what: Await) -> bool {
+        match what {
+            Await::Slot(slot) => self.slots[usize::from(slot)].is_answered(),
+            Await::Room(need) => self.has_room(need),
+        }
+    }
+
+    pub(super) fn slot(&mut self, slot: u16) -> &mut Slot {
+        &mut self.slots[usize::from(slot)]
+    }
+
+    /// Takes a free slot for a request.
+    pub(super) fn take_free(
+        &mut self,
+        need: Need,
+        wait_run: Option<(u32, u64)>,
+        room: u32,
+        intent: Intent,
+    ) -> Option<u16> {
+        let slot = self.free.pop()?;
+        let large = matches!(need, Need::Large);
+        *self.slot(slot) = Slot {
+            stage: Stage::InFlight,
+            large,
+            wait_run,
+            followed: false,
+            canceled: false,
+            room,
+            sequence: self.next,
+            intent: Some(intent),
+        };
+        self.next += 1;
+        self.large_taken |= large;
+        self.wait_runs += u16::from(wait_run.is_some());
+        Some(slot)
+    }
+
+    pub(super) fn free(&mut self, slot: u16) {
+        let freed = std::mem::replace(self.slot(slot), FREE);
+        if freed.wait_run.is_some() {
+            self.wait_runs -= 1;
+            self.orphans -= usize::from(freed.stage == Stage::Orphaned);
+        }
+        if freed.large {
+            self.large_taken = false;
+        }
+        self.free.push(slot);
+    }
+
+    /// Notes that the caller gives the answer up.
+    pub(super) fn orphan(&mut self, slot: u16) {
+        let entry = self.slot(slot);
+        entry.stage = Stage::Orphaned;
+        let wait_run = entry.wait_run.is_some();
+        self.orphans += usize::from(wait_run);
+    }
+
+    /// Takes over a WAIT_RUN that its caller gave up.
+    pub(super) fn adopt(&mut self, of: (u32, u64)) -> Option<u16> {
+        if self.orphans == 0 {
+            return None;
+        }
+        let orphan = |slot: &Slot| slot.stage == Stage::Orphaned && slot.wait_run == Some(of);
+        let slot = self.slots.iter().position(orphan)?;
+        self.slots[slot].stage = Stage::InFlight;
+        self.slots[slot].canceled = false;
+        self.orphans -= 1;
+        u16::try_from(slot).ok()
+    }
+
+    /// Gives the backend all that was submitted, if there is one. Returns whether it is to be
+    /// notified.
+    pub(super) fn publish(&mut self) -> bool {
+        if self.down {
+            return false;
+        }
+        self.unpublished = self.next;
+        self.ring.publish()
+    }
+
+    /// Whether the backend can have seen the slot's request.
+    pub(super) fn was_published(&self, slot: &Slot) -> bool {
+        slot.sequence < self.unpublished
+    }
+
+    /// As if all that is in flight were published. The ring has to be, before the backend gets
+    /// it.
+    pub(super) fn publish_all(&mut self) {
+        self.unpublished = self.next;
+        self.ring.publish();
+    }
+}

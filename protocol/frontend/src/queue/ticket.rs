@@ -1,0 +1,175 @@
+//! One request in flight: how its answer is waited for, polled for, or given up.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use super::Shared;
+use super::locked::Locked;
+use super::slots::{Await, Stage};
+use crate::call::{About, Answer};
+use crate::wait::{Deadline, signal};
+use crate::{Call, Error};
+use vhost_user_timer_protocol::Status;
+
+/// How often a busy wait looks whether the backend is still there.
+const SPINS_PER_CHECK: u32 = 1024;
+
+/// A request in flight, and its answer to be.
+///
+/// To drop it is to give the answer up. The slot is free again once the backend has answered.
+#[must_use = "dropping a ticket gives the answer up"]
+pub struct Ticket<T> {
+    shared: Arc<Shared>,
+    about: About,
+    /// `None` once the answer is taken.
+    slot: Option<u16>,
+    answer: PhantomData<fn() -> T>,
+}
+
+impl<T> Ticket<T> {
+    pub(super) fn new(shared: Arc<Shared>, call: &Call<'_, T>, slot: u16) -> Self {
+        Ticket {
+            shared,
+            about: call.about(),
+            slot: Some(slot),
+            answer: PhantomData,
+        }
+    }
+}
+
+impl<T: Answer> Ticket<T> {
+    /// Waits for the answer. The backend is told of all that was submitted.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] by the backend, [`Error::TimedOut`], or what ended the queue.
+    pub fn wait(mut self, deadline: impl Into<Deadline>) -> Result<T, Error> {
+        self.wait_longer(deadline.into())
+    }
+
+    /// As [`wait`](Self::wait), and may be called again where it timed out.
+    pub(crate) fn wait_longer(&mut self, deadline: Deadline) -> Result<T, Error> {
+        let shared = self.shared.clone();
+        shared.kick();
+        let slot = self.open_slot()?;
+        let state = shared.wait(Await::Slot(slot), self.about.name(), deadline)?;
+        self.take(&shared, state, slot)
+            .unwrap_or(Err(Error::InvalidArgument("The answer was taken already")))
+    }
+
+    /// The answer, if it is there. This makes no system call, unless there is something to kick
+    /// the backend for; it does not notice a lost connection, and so does not bring it back.
+    ///
+    /// After an answer or a refusal the ticket is spent.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] by the backend, what ended the queue, or [`Error::InvalidArgument`] on
+    /// a spent ticket.
+    pub fn try_wait(&mut self) -> Result<Option<T>, Error> {
+        let slot = self.open_slot()?;
+        let shared = self.shared.clone();
+        let mut state = shared.lock();
+        if state.ring.unpublished() > 0 && state.publish() {
+            signal(&shared.kick);
+        }
+        shared.reap(&mut state);
+        let failure = state.failure;
+        match self.take(&shared, state, slot) {
+            Some(answer) => answer.map(Some),
+            None => failure.map_or(Ok(None), |failure| Err(failure.into())),
+        }
+    }
+
+    /// Waits without sleeping: the shortest way to an answer, at the price of a CPU.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait).
+    pub fn spin(mut self, deadline: impl Into<Deadline>) -> Result<T, Error> {
+        let deadline = deadline.into();
+        let shared = self.shared.clone();
+        loop {
+            // First what it is, then the look: a later answer changes it.
+            let mut seen = shared.used_index();
+            if let Some(answer) = self.try_wait()? {
+                return Ok(answer);
+            }
+            for _ in 0..SPINS_PER_CHECK {
+                std::hint::spin_loop();
+                let now = shared.used_index();
+                if std::mem::replace(&mut seen, now) != now
+                    && let Some(answer) = self.try_wait()?
+                {
+                    return Ok(answer);
+                }
+            }
+            let session = &self.shared.session;
+            let generation = session.generation();
+            let failure = session.link.failure()?;
+            let failure =
+                failure.and_then(|failure| session.outlive(failure, generation, deadline));
+            if let Some(failure) = failure {
+                let mut state = self.shared.lock();
+                self.shared.reap(&mut state);
+                self.shared.fail(&mut state, failure);
+            } else if deadline.has_passed() {
+                return Err(Error::TimedOut {
+                    what: self.about.name(),
+                });
+            }
+        }
+    }
+
+    fn open_slot(&self) -> Result<u16, Error> {
+        self.slot
+            .ok_or(Error::InvalidArgument("The answer was taken already"))
+    }
+
+    /// The answer, if the slot has one.
+    fn take(
+        &mut self,
+        shared: &Shared,
+        mut state: Locked<'_>,
+        slot: u16,
+    ) -> Option<Result<T, Error>> {
+        match (state.slot(slot).stage, state.slot(slot).canceled) {
+            (Stage::Done { len }, _) => {
+                self.slot = None;
+                Some(shared.take(state, slot, len, &self.about))
+            }
+            (Stage::InFlight, true) => {
+                self.slot = None;
+                // The backend has it still.
+                state.orphan(slot);
+                let epoch = shared.session.history.epoch();
+                Some(Err(self.about.refused(Status::Canceled, epoch).into()))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl<T> Drop for Ticket<T> {
+    fn drop(&mut self) {
+        let Some(slot) = self.slot else {
+            return;
+        };
+        let mut state = self.shared.lock();
+        match state.slot(slot).stage {
+            Stage::InFlight => state.orphan(slot),
+            Stage::Done { .. } => self.shared.free(&mut state, slot),
+            Stage::Free | Stage::Orphaned => {}
+        }
+    }
+}
+
+impl<T> fmt::Debug for Ticket<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ticket")
+            .field("op", &self.about.op)
+            .field("vcpu", &self.about.vcpu)
+            .finish_non_exhaustive()
+    }
+}

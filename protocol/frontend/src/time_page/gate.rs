@@ -1,0 +1,245 @@
+//! Waiting for RUNNING by the time page.
+//!
+//! Threads that find the VM in the same state wait together, in a [`Round`]. A round has one WAIT_RUN
+//! under way, whose ticket one of the threads waits for: it leads. The others sleep on the page's
+//! futex, and go when the page says RUNNING. So what the page cannot tell, all of them learn from the
+//! one request, which was there for as long as any of them: that the restore was aborted or timed out,
+//! that the backend is gone, that it came back. A leader that leaves, or has an answer, makes the
+//! others look again, and one of them leads.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, TryLockError, Weak};
+use std::time::Duration;
+
+use super::{NUDGE, PageTime, TimePage};
+use crate::{Call, Deadline, Error, Refusal, RequestQueue, Run, Ticket};
+use vhost_user_timer_protocol::{Phase, Status};
+
+/// Nobody misses anything for longer, whatever a backend does to the futex.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// With which a vCPU may run: what the time page and WAIT_RUN have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offsets {
+    /// Host count − virtual count, modulo 2^64.
+    pub cntvoff: u64,
+    /// Host count − physical count, modulo 2^64.
+    pub cntpoff: u64,
+}
+
+impl From<Run> for Offsets {
+    fn from(run: Run) -> Self {
+        Offsets {
+            cntvoff: run.cntvoff,
+            cntpoff: run.cntpoff,
+        }
+    }
+}
+
+/// Where threads meet that wait by the page.
+#[derive(Default)]
+pub(super) struct Gate {
+    /// The last round; gone when nobody is in it.
+    round: Mutex<Weak<Round>>,
+}
+
+/// Threads that wait together. Whoever joins it found the page as the first one did, so that the
+/// request was not answered then.
+struct Round {
+    epoch: u64,
+    wake: u32,
+    /// The vCPU that the request names.
+    vcpu: u32,
+    /// Whoever has it leads.
+    ticket: Mutex<Ticket<Run>>,
+    outcome: OnceLock<Outcome>,
+}
+
+/// What became of a round's request.
+#[derive(Clone, Copy, Debug)]
+enum Outcome {
+    Run(Offsets),
+    /// As all who wait are.
+    Refused(Refusal),
+    /// It is over for a reason that is not everyone's.
+    Again,
+}
+
+impl RequestQueue {
+    /// As [`wait_run`](Self::wait_run), by the time page where the backend writes one
+    /// ([`TimePage::start`]): where it says RUNNING no request is made, and those who wait have one
+    /// WAIT_RUN under way, all together, and are woken by the page. Without a page it is WAIT_RUN.
+    ///
+    /// It returns what WAIT_RUN would, with two exceptions: by the page it is not checked whether
+    /// there is such a vCPU; and a RUNNING that is over again before the thread has looked may go
+    /// unnoticed, and the thread waits on.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait_run`](Self::wait_run).
+    pub fn wait_run_by_page(
+        &self,
+        vcpu: u32,
+        deadline: impl Into<Deadline>,
+    ) -> Result<Offsets, Error> {
+        let deadline = deadline.into();
+        let session = self.shared.session();
+        loop {
+            match session.page.read() {
+                Some(time) if time.phase == Phase::Running => {
+                    // A page that nobody writes any more may be wrong.
+                    if let Some(offsets) = offsets(&time)
+                        && session.link.failure()?.is_none()
+                    {
+                        return Ok(offsets);
+                    }
+                }
+                Some(time) if time.phase != Phase::New => {
+                    if let Some(result) = self.wait_together(&time, vcpu, deadline)? {
+                        return result;
+                    }
+                    continue;
+                }
+                _ => {}
+            }
+            return self.wait_run(vcpu, deadline).map(Offsets::from);
+        }
+    }
+
+    /// Waits with all who found the page so; `None` where it is worth another look.
+    fn wait_together(
+        &self,
+        time: &PageTime,
+        vcpu: u32,
+        deadline: Deadline,
+    ) -> Result<Option<Result<Offsets, Error>>, Error> {
+        let page = &self.shared.session().page;
+        match self.join(page, time, vcpu) {
+            Ok(round) => Ok(round.wait(page, vcpu, deadline)),
+            // Others' requests: there will be room.
+            Err(Error::QueueFull { .. }) => {
+                let call = Call::wait_run(vcpu).in_epoch(time.epoch);
+                let run = self.call(&call, deadline)?;
+                Ok(Some(Ok(run.into())))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn join(&self, page: &TimePage, time: &PageTime, vcpu: u32) -> Result<Arc<Round>, Error> {
+        let last = page.gate.round.lock();
+        let mut last = last.unwrap_or_else(PoisonError::into_inner);
+        let open = last.upgrade().filter(|round| {
+            // But for nudges, which say nothing of the VM.
+            round.epoch == time.epoch
+                && (round.wake ^ time.wake).is_multiple_of(NUDGE)
+                && round.outcome.get().is_none()
+        });
+        if let Some(round) = open {
+            return Ok(round);
+        }
+        let ticket = self.submit(&Call::wait_run(vcpu).in_epoch(time.epoch))?;
+        let round = Arc::new(Round {
+            epoch: time.epoch,
+            wake: time.wake,
+            vcpu,
+            ticket: Mutex::new(ticket),
+            outcome: OnceLock::new(),
+        });
+        *last = Arc::downgrade(&round);
+        Ok(round)
+    }
+}
+
+impl Round {
+    /// `None` where it is worth another look.
+    fn wait(
+        &self,
+        page: &TimePage,
+        vcpu: u32,
+        deadline: Deadline,
+    ) -> Option<Result<Offsets, Error>> {
+        loop {
+            // Before anything is looked at: what changes after that is not slept through.
+            let wake = page.wake().load(std::sync::atomic::Ordering::Acquire);
+            if let Some(outcome) = self.outcome.get() {
+                return outcome.of(vcpu);
+            }
+            if let Some(time) = page.read()
+                && time.epoch == self.epoch
+                && let Some(offsets) = offsets(&time)
+            {
+                return Some(Ok(offsets));
+            }
+            if deadline.has_passed() {
+                return Some(Err(Error::TimedOut { what: "WAIT_RUN" }));
+            }
+            let mut ticket = match self.ticket.try_lock() {
+                Ok(ticket) => ticket,
+                Err(TryLockError::Poisoned(ticket)) => ticket.into_inner(),
+                Err(TryLockError::WouldBlock) => {
+                    let left = deadline.remaining().unwrap_or(LOOK_AGAIN);
+                    if let Err(error) = page.sleep(wake, left.min(LOOK_AGAIN)) {
+                        return Some(Err(error));
+                    }
+                    continue;
+                }
+            };
+            if self.outcome.get().is_some() {
+                // The ticket is spent.
+                continue;
+            }
+            let answer = ticket.wait_longer(deadline);
+            let result = self.answered(vcpu, answer);
+            drop(ticket);
+            page.nudge();
+            return result;
+        }
+    }
+
+    /// Takes the end of leading in.
+    fn answered(&self, vcpu: u32, answer: Result<Run, Error>) -> Option<Result<Offsets, Error>> {
+        let outcome = match &answer {
+            // The request is under way still, and somebody else's to wait for.
+            Err(Error::TimedOut { .. }) => return answer.err().map(Err),
+            Ok(run) => Outcome::Run((*run).into()),
+            Err(Error::Refused(refusal))
+                if matches!(
+                    refusal.status,
+                    Status::Stale | Status::Canceled | Status::TimedOut
+                ) =>
+            {
+                Outcome::Refused(*refusal)
+            }
+            Err(_) => Outcome::Again,
+        };
+        let _ = self.outcome.set(outcome);
+        match outcome {
+            // It was about another vCPU.
+            Outcome::Again if matches!(answer, Err(Error::Refused(_))) && self.vcpu != vcpu => None,
+            Outcome::Again => answer.err().map(Err),
+            outcome => outcome.of(vcpu),
+        }
+    }
+}
+
+impl Outcome {
+    fn of(self, vcpu: u32) -> Option<Result<Offsets, Error>> {
+        match self {
+            Outcome::Run(offsets) => Some(Ok(offsets)),
+            Outcome::Refused(refusal) => {
+                let vcpu = Some(vcpu);
+                Some(Err(Refusal { vcpu, ..refusal }.into()))
+            }
+            Outcome::Again => None,
+        }
+    }
+}
+
+/// The offsets with which a vCPU may run, where the page says so.
+fn offsets(time: &PageTime) -> Option<Offsets> {
+    let counting = time.frozen_virt_count.is_none() && time.frozen_phys_count.is_none();
+    (time.phase == Phase::Running && counting).then_some(Offsets {
+        cntvoff: time.cntvoff,
+        cntpoff: time.cntpoff,
+    })
+}

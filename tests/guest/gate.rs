@@ -1,0 +1,145 @@
+//! A stock QEMU knows nothing of the timer device, and yet none of its vCPUs runs while a restore is
+//! open there: the acknowledgement that `cont` waits for is held back.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use vhost_user_timer_frontend::{Options, RestoreOptions, TimerFrontend};
+use vhost_user_timer_kit::qemu::{Bracket, ClockVm, HostClock, Transport, environment};
+use vhost_user_timer_protocol::Abi;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// How long a restore is kept open.
+const OPEN: Duration = Duration::from_millis(1500);
+
+/// QEMU answers nothing while it is held, so this is how long it is listened for.
+const HELD: Duration = Duration::from_millis(500);
+
+/// The VM's other frontend, which restores it.
+struct Restorer(TimerFrontend);
+
+impl Restorer {
+    fn connect(vm: &ClockVm) -> Self {
+        let frontend = TimerFrontend::connect(vm.backend.socket_path(), Options::default());
+        Restorer(frontend.expect("a frontend"))
+    }
+
+    fn queue(&self) -> &vhost_user_timer_frontend::RequestQueue {
+        &self.0.queues()[0]
+    }
+
+    fn begin(&self, timeout: Option<Duration>) {
+        let options = RestoreOptions {
+            autorun: true,
+            timeout,
+            ..Default::default()
+        };
+        self.queue()
+            .restore_begin(2, options, SECOND)
+            .expect("RESTORE_BEGIN");
+    }
+}
+
+/// A running guest, and the frontend that configured its VM.
+fn boot(transport: Transport) -> Option<(ClockVm, Restorer)> {
+    let environment = environment()?;
+    let vm = ClockVm::boot(&environment, transport, &["--rtc-clock=utc"]);
+    let restorer = Restorer::connect(&vm);
+    let queue = restorer.queue();
+    queue
+        .configure(2, Abi::Arm64, 0, SECOND)
+        .expect("CONFIGURE_VM");
+    let saved = queue.save(SECOND).expect("the VM");
+    assert_eq!(saved.vcpus.len(), 2);
+    Some((vm, restorer))
+}
+
+#[test]
+fn cont_is_held_while_a_restore_is_open_and_goes_on_when_it_closes() {
+    for transport in Transport::ALL {
+        let Some((mut vm, restorer)) = boot(transport) else {
+            return;
+        };
+        let saved = restorer.queue().save(SECOND).unwrap();
+        vm.guest.qmp().stop().unwrap();
+        restorer.begin(None);
+        let began = Instant::now();
+        let qmp = vm.guest.qmp();
+        qmp.send("cont", json!({})).unwrap();
+        assert!(qmp.answer("cont", HELD).is_err(), "it is not held");
+        restorer
+            .queue()
+            .restore_vcpu(&saved.vcpus[0], SECOND)
+            .unwrap();
+        assert!(
+            vm.guest.qmp().answer("cont", HELD).is_err(),
+            "one of two is enough"
+        );
+        restorer
+            .queue()
+            .restore_vcpu(&saved.vcpus[1], SECOND)
+            .unwrap();
+        let released = Instant::now();
+        vm.guest.qmp().answer("cont", 20 * SECOND).unwrap();
+        println!(
+            "{transport:?}: cont was held for {} ms of an open restore, and went on {} ms after it closed",
+            (released - began).as_millis(),
+            released.elapsed().as_millis()
+        );
+        assert!(released - began >= 2 * HELD);
+        vm.guest.qmp().event("RESUME", 20 * SECOND).unwrap();
+        let brackets = vm.guest.exchange("ptp0", HostClock::Realtime, 100).unwrap();
+        assert!(brackets.iter().all(Bracket::holds));
+        vm.assert_no_complaint();
+    }
+}
+
+#[test]
+fn a_guest_that_is_started_during_a_restore_runs_when_it_is_over() {
+    let Some(environment) = environment() else {
+        return;
+    };
+    // Stopped before its first instruction, it has no driver yet, and nothing to hold back: the guest's
+    // firmware and kernel may run. Its clock may not be used before the gate opens.
+    let mut vm = ClockVm::start(&environment, &["--rtc-clock=utc"], |options, socket| {
+        options.rtc(Transport::Pci, socket)
+    });
+    let restorer = Restorer::connect(&vm);
+    restorer
+        .queue()
+        .configure(2, Abi::Arm64, 0, SECOND)
+        .unwrap();
+    let saved = restorer.queue().save(SECOND).unwrap();
+    restorer.begin(None);
+    vm.guest.await_ready().unwrap();
+    let probe = "modprobe virtio_rtc && guest read ptp0";
+    assert!(
+        vm.guest.run_within(2 * SECOND, probe).is_err(),
+        "it is not held"
+    );
+    for vcpu in &saved.vcpus {
+        restorer.queue().restore_vcpu(vcpu, SECOND).unwrap();
+    }
+    assert_eq!(vm.guest.run_within(30 * SECOND, "true").unwrap().status, 0);
+    assert!(vm.run("guest read ptp0").len() >= 19);
+}
+
+#[test]
+fn the_hold_ends_with_the_restores_time_out_and_the_log_says_so() {
+    let Some((mut vm, restorer)) = boot(Transport::Pci) else {
+        return;
+    };
+    vm.guest.qmp().stop().unwrap();
+    restorer.begin(Some(OPEN));
+    let began = Instant::now();
+    vm.guest.qmp().send("cont", json!({})).unwrap();
+    vm.guest.qmp().answer("cont", 20 * SECOND).unwrap();
+    assert!(began.elapsed() >= OPEN);
+    assert_eq!(vm.run("echo alive"), "alive");
+    let log = vm.backend.log();
+    assert!(
+        log.contains("is let go on, though a restore is open"),
+        "{log}"
+    );
+}

@@ -1,0 +1,4 @@
+//! Frontends that break the rules.
+
+mod bad_input;
+mod frontend;

@@ -1,0 +1,541 @@
+//! A backend as an external process: started, watched, and never left behind.
+//!
+//! The backend gets its socket from its launcher, as libvirt gives it to QEMU's backends: bound
+//! and listening already, with `--fd`. So there is nothing to wait for; a frontend can connect
+//! at once, and finds the connection closed if the backend did not come up.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use tempfile::TempDir;
+
+/// How long a backend may take to end after SIGTERM before it is killed.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// The environment variable that names the backend program.
+pub const BACKEND_VARIABLE: &str = "VHOST_USER_TIMER";
+
+/// The backend program's file name.
+const PROGRAM: &str = "vhost-user-timer";
+
+/// The sockets' file names.
+const TIMER_SOCKET: &str = "timer.sock";
+const CLOCK_SOCKET: &str = "clock.sock";
+
+/// The backend program: what the environment variable `VHOST_USER_TIMER` names, or else the
+/// nearest `vhost-user-timer` in the directory of this executable or one above it. For a test
+/// that is the build's own directory, `target/<profile>`.
+///
+/// # Errors
+///
+/// `NotFound`, with what to do about it, where there is none.
+pub fn find_program() -> io::Result<PathBuf> {
+    if let Some(path) = std::env::var_os(BACKEND_VARIABLE) {
+        return Ok(path.into());
+    }
+    let this = std::env::current_exe()?;
+    this.ancestors()
+        .skip(1)
+        // `target/<profile>/deps/test` has it one above; an installed program beside itself.
+        .take(2)
+        .map(|directory| directory.join(PROGRAM))
+        .find(|candidate| candidate.is_file())
+        .ok_or_else(|| {
+            let text = format!(
+                "There is no {PROGRAM} beside {}; build it first (cargo build -p {PROGRAM}), or \
+                 set {BACKEND_VARIABLE} to its path",
+                this.display()
+            );
+            io::Error::new(io::ErrorKind::NotFound, text)
+        })
+}
+
+/// Which devices a backend that binds its own sockets has one for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Devices {
+    /// The timer device alone.
+    Timer,
+    /// The guest's clock device alone.
+    Clock,
+    /// Both.
+    TimerAndClock,
+}
+
+impl Devices {
+    /// Each one's option and the name of its socket.
+    fn sockets(self) -> &'static [(&'static str, &'static str)] {
+        const BOTH: [(&str, &str); 2] = [
+            ("--socket-path", TIMER_SOCKET),
+            ("--rtc-socket-path", CLOCK_SOCKET),
+        ];
+        match self {
+            Devices::Timer => &BOTH[..1],
+            Devices::Clock => &BOTH[1..],
+            Devices::TimerAndClock => &BOTH,
+        }
+    }
+}
+
+/// A running backend. Dropping it kills it and reaps it.
+#[derive(Debug)]
+pub struct BackendProcess {
+    child: Child,
+    devices: Devices,
+    socket_path: PathBuf,
+    log_path: PathBuf,
+    directory: TempDir,
+}
+
+impl BackendProcess {
+    /// Starts the program that [`find_program`] finds, listening at
+    /// [`socket_path`](Self::socket_path).
+    ///
+    /// # Errors
+    ///
+    /// Where there is no such program or the system refuses to start it. A program that starts
+    /// and then fails is not noticed here: connecting to it fails.
+    pub fn launch<A: AsRef<OsStr>>(extra_args: &[A]) -> io::Result<Self> {
+        Self::launch_program(&find_program()?, extra_args)
+    }
+
+    /// As [`launch`](Self::launch), with this program.
+    ///
+    /// # Errors
+    ///
+    /// As [`launch`](Self::launch).
+    pub fn launch_program<A: AsRef<OsStr>>(program: &Path, extra_args: &[A]) -> io::Result<Self> {
+        Self::launch_command(Command::new(program), extra_args)
+    }
+
+    /// As [`launch`](Self::launch), with this command, which may have an environment of its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`launch`](Self::launch).
+    pub fn launch_command<A: AsRef<OsStr>>(command: Command, extra_args: &[A]) -> io::Result<Self> {
+        let directory = private_directory()?;
+        let socket = UnixListener::bind(directory.path().join(TIMER_SOCKET))?;
+        Self::launch_on(command, Some(socket.into()), None, directory, extra_args)
+    }
+
+    /// Starts the backend with one connected socket, of which the caller gets the other end. The
+    /// backend ends when that is closed.
+    ///
+    /// # Errors
+    ///
+    /// As [`launch`](Self::launch).
+    pub fn launch_connected<A: AsRef<OsStr>>(extra_args: &[A]) -> io::Result<(Self, UnixStream)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let directory = private_directory()?;
+        let command = Command::new(find_program()?);
+        let backend = Self::launch_on(command, Some(theirs.into()), None, directory, extra_args)?;
+        Ok((backend, ours))
+    }
+
+    /// Starts the backend with these sockets for its devices, each of them listening or connected.
+    ///
+    /// # Errors
+    ///
+    /// As [`launch`](Self::launch).
+    pub fn launch_on_sockets<A: AsRef<OsStr>>(
+        timer: Option<OwnedFd>,
+        clock: Option<OwnedFd>,
+        extra_args: &[A],
+    ) -> io::Result<Self> {
+        let command = Command::new(find_program()?);
+        Self::launch_on(command, timer, clock, private_directory()?, extra_args)
+    }
+
+    /// Starts the backend so that it binds its socket itself, by `--socket-path`, and waits until
+    /// it says that it is ready. That needs a log level of info or more.
+    ///
+    /// # Errors
+    ///
+    /// As [`launch`](Self::launch), or where the program ends without ever being ready.
+    pub fn launch_binding<A: AsRef<OsStr>>(extra_args: &[A]) -> io::Result<Self> {
+        Self::launch_devices(&find_program()?, Devices::Timer, extra_args)
+    }
+
+    /// As [`launch_binding`](Self::launch_binding), with this program and a socket for each of
+    /// these devices.
+    ///
+    /// # Errors
+    ///
+    /// As [`launch_binding`](Self::launch_binding).
+    pub fn launch_devices<A: AsRef<OsStr>>(
+        program: &Path,
+        devices: Devices,
+        extra_args: &[A],
+    ) -> io::Result<Self> {
+        Self::launch_binding_in(program, private_directory()?, devices, extra_args)
+    }
+
+    /// Starts this program so that it binds its socket itself and keeps its VM in a state file,
+    /// as [`relaunch_with_state`](Self::relaunch_with_state) can then find both.
+    ///
+    /// # Errors
+    ///
+    /// As [`launch_binding`](Self::launch_binding).
+    pub fn launch_with_state<A: AsRef<OsStr>>(
+        program: &Path,
+        extra_args: &[A],
+    ) -> io::Result<Self> {
+        Self::launch_devices_with_state(program, Devices::Timer, extra_args)
+    }
+
+    /// As [`launch_with_state`](Self::launch_with_state), with a socket for each of these devices.
+    ///
+    /// # Errors
+    ///
+    /// As [`launch_binding`](Self::launch_binding).
+    pub fn launch_devices_with_state<A: AsRef<OsStr>>(
+        program: &Path,
+        devices: Devices,
+        extra_args: &[A],
+    ) -> io::Result<Self> {
+        let directory = private_directory()?;
+        let args = with_state_file(directory.path(), extra_args);
+        Self::launch_binding_in(program, directory, devices, &args)
+    }
+
+    /// Starts another backend at the same socket paths and on the same state file, where this one
+    /// was killed, and returns when it is ready. This value is the new one then; its log follows
+    /// the old one's.
+    ///
+    /// # Errors
+    ///
+    /// As [`launch_binding`](Self::launch_binding).
+    pub fn relaunch_with_state<A: AsRef<OsStr>>(
+        &mut self,
+        program: &Path,
+        extra_args: &[A],
+    ) -> io::Result<()> {
+        let args = with_state_file(self.directory(), extra_args);
+        self.child = spawn_binding(program, self.directory(), self.devices, &args)?;
+        self.until_ready()
+    }
+
+    fn launch_binding_in<A: AsRef<OsStr>>(
+        program: &Path,
+        directory: TempDir,
+        devices: Devices,
+        extra_args: &[A],
+    ) -> io::Result<Self> {
+        let mut backend = BackendProcess {
+            child: spawn_binding(program, directory.path(), devices, extra_args)?,
+            devices,
+            socket_path: directory.path().join(TIMER_SOCKET),
+            log_path: directory.path().join("log"),
+            directory,
+        };
+        backend.until_ready()?;
+        Ok(backend)
+    }
+
+    /// Reads the log until it says so of each device, and has the rest of it written to the log file.
+    fn until_ready(&mut self) -> io::Result<()> {
+        let stderr = self.child.stderr.take();
+        let mut lines = BufReader::new(stderr.ok_or(io::ErrorKind::BrokenPipe)?);
+        let mut options = File::options();
+        let mut log = options.append(true).create(true).open(&self.log_path)?;
+        let mut said = String::new();
+        let mut ready = 0;
+        while ready < self.devices.sockets().len() {
+            let start = said.len();
+            if lines.read_line(&mut said)? == 0 {
+                let words: Vec<_> = said.split_whitespace().collect();
+                let text = format!("{PROGRAM} ended before it was ready: {}", words.join(" "));
+                return Err(io::Error::other(text));
+            }
+            io::Write::write_all(&mut log, &said.as_bytes()[start..])?;
+            ready += usize::from(said[start..].contains("Ready for a frontend"));
+        }
+        std::thread::Builder::new()
+            .name("backend log".to_owned())
+            .spawn(move || io::copy(&mut lines, &mut log))?;
+        Ok(())
+    }
+
+    fn launch_on<A: AsRef<OsStr>>(
+        mut command: Command,
+        timer: Option<OwnedFd>,
+        clock: Option<OwnedFd>,
+        directory: TempDir,
+        extra_args: &[A],
+    ) -> io::Result<Self> {
+        let log_path = directory.path().join("log");
+        let log = File::create(&log_path)?;
+        let devices = match (&timer, &clock) {
+            (_, None) => Devices::Timer,
+            (None, Some(_)) => Devices::Clock,
+            (Some(_), Some(_)) => Devices::TimerAndClock,
+        };
+        // As descriptors 0 and 1, which go to this child and, unlike ones without FD_CLOEXEC, to no
+        // other that another thread may be starting.
+        let mut pass = |option, fd, socket: Option<OwnedFd>| match socket {
+            Some(socket) => {
+                command.args([option, fd]);
+                Stdio::from(socket)
+            }
+            None => Stdio::null(),
+        };
+        let (stdin, stdout) = (pass("--fd", "0", timer), pass("--rtc-fd", "1", clock));
+        let child = command
+            .args(extra_args)
+            .stdin(stdin)
+            .stdout(stdout)
+            .stderr(log)
+            .spawn()
+            .map_err(|error| {
+                let program = command.get_program().display();
+                let text = format!("Cannot start {program}: {error}");
+                io::Error::new(error.kind(), text)
+            })?;
+        Ok(BackendProcess {
+            child,
+            devices,
+            socket_path: directory.path().join(TIMER_SOCKET),
+            log_path,
+            directory,
+        })
+    }
+
+    /// Where frontends connect; nothing is there for a backend on a connected socket.
+    pub fn socket_path(&self) -> &Path {
+        &self.socket_path
+    }
+
+    /// Where frontends of the clock device connect, if the backend was launched with one.
+    pub fn clock_path(&self) -> PathBuf {
+        self.directory().join(CLOCK_SOCKET)
+    }
+
+    /// The private directory of the sockets and the log. It is removed with this value.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has written to stderr so far.
+    pub fn log(&self) -> String {
+        let bytes = std::fs::read(&self.log_path).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Its exit status, if it has ended.
+    ///
+    /// # Errors
+    ///
+    /// Where the system has lost track of the child.
+    pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+
+    /// Its exit status, if it ends by itself within `limit`.
+    pub fn exit_within(&mut self, limit: Duration) -> Option<ExitStatus> {
+        self.has_ended(limit)
+            .then(|| self.child.wait().ok())
+            .flatten()
+    }
+
+    /// Waits for it to end by itself. If it has not after `limit`, it is killed, as the status
+    /// then tells.
+    ///
+    /// # Panics
+    ///
+    /// If something else in this process has reaped the child.
+    pub fn wait(&mut self, limit: Duration) -> ExitStatus {
+        if !self.has_ended(limit) {
+            let _ = self.child.kill();
+        }
+        self.child.wait().expect("the child is ours to reap")
+    }
+
+    /// Ends it by SIGTERM and waits for that. A backend that does not end within ten seconds is
+    /// killed, as the status then tells.
+    ///
+    /// # Panics
+    ///
+    /// If something else in this process has reaped the child.
+    pub fn terminate(&mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.wait(GRACE)
+    }
+
+    /// Ends it by SIGKILL and waits for that.
+    ///
+    /// # Panics
+    ///
+    /// If something else in this process has reaped the child.
+    pub fn kill(&mut self) -> ExitStatus {
+        let _ = self.child.kill();
+        self.child.wait().expect("the child is ours to reap")
+    }
+
+    /// Sends a signal, unless the process is known to have ended.
+    pub fn signal(&mut self, signal: Signal) {
+        if let Ok(None) = self.child.try_wait() {
+            // Not reaped, so the id is still this process's.
+            let _ = kill_process(Pid::from_child(&self.child), signal);
+        }
+    }
+
+    fn has_ended(&mut self, limit: Duration) -> bool {
+        if !matches!(self.child.try_wait(), Ok(None)) {
+            return true;
+        }
+        let Ok(pidfd) = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()) else {
+            return false;
+        };
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = Timespec::try_from(left).ok();
+            let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+            match rustix::event::poll(&mut fds, timeout.as_ref()) {
+                Err(Errno::INTR) => {}
+                Ok(ready) => return ready > 0,
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+impl Drop for BackendProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn_binding<A: AsRef<OsStr>>(
+    program: &Path,
+    directory: &Path,
+    devices: Devices,
+    extra_args: &[A],
+) -> io::Result<Child> {
+    let mut command = Command::new(program);
+    for (option, name) in devices.sockets() {
+        command.arg(option).arg(directory.join(name));
+    }
+    command.args(extra_args);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let child = command.stderr(Stdio::piped()).spawn();
+    child.map_err(|error| {
+        let text = format!("Cannot start {}: {error}", program.display());
+        io::Error::new(error.kind(), text)
+    })
+}
+
+fn with_state_file<A: AsRef<OsStr>>(directory: &Path, extra_args: &[A]) -> Vec<OsString> {
+    let state_file = ["--state-file".into(), directory.join("state").into()];
+    let extra_args = extra_args.iter().map(|arg| arg.as_ref().to_owned());
+    state_file.into_iter().chain(extra_args).collect()
+}
+
+fn private_directory() -> io::Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix("vhost-user-timer-")
+        .tempdir()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vhost_user_timer_frontend::{Error, Options, TimerFrontend};
+    use vhost_user_timer_protocol::{Abi, Phase};
+
+    fn phase(frontend: Result<TimerFrontend, Error>) -> Phase {
+        frontend.and_then(|f| f.config()).expect("an answer").phase
+    }
+
+    #[test]
+    fn a_launched_backend_serves_at_once_and_ends_well_on_sigterm() {
+        let mut backend = BackendProcess::launch(&["--max-vcpus=1"]).unwrap();
+        let frontend = TimerFrontend::connect(backend.socket_path(), Options::default());
+        assert_eq!(phase(frontend), Phase::New);
+        assert!(backend.try_wait().unwrap().is_none());
+        assert!(backend.terminate().success(), "{}", backend.log());
+    }
+
+    #[test]
+    fn a_backend_that_binds_its_socket_is_ready_when_launched() {
+        let mut backend = BackendProcess::launch_binding(&["--max-vcpus=1"]).unwrap();
+        let frontend = TimerFrontend::connect(backend.socket_path(), Options::default());
+        assert_eq!(phase(frontend), Phase::New);
+        assert!(backend.terminate().success(), "{}", backend.log());
+    }
+
+    #[test]
+    fn a_backend_is_ready_when_each_of_its_sockets_is() {
+        for devices in [Devices::Clock, Devices::TimerAndClock] {
+            let program = find_program().unwrap();
+            let mut backend =
+                BackendProcess::launch_devices(&program, devices, &["--max-vcpus=1"]).unwrap();
+            assert!(backend.clock_path().exists());
+            let timer = backend.socket_path().exists();
+            assert_eq!(timer, devices == Devices::TimerAndClock);
+            assert!(backend.terminate().success(), "{}", backend.log());
+        }
+    }
+
+    #[test]
+    fn a_relaunched_backend_has_the_vm_of_the_one_that_was_killed() {
+        let program = find_program().unwrap();
+        let args = ["--max-vcpus=1"];
+        let mut backend = BackendProcess::launch_with_state(&program, &args).unwrap();
+        let frontend = TimerFrontend::connect(backend.socket_path(), Options::default()).unwrap();
+        let queue = &frontend.queues()[0];
+        queue
+            .configure(1, Abi::Arm64, 1_000_000_000, GRACE)
+            .unwrap();
+        assert_eq!(backend.kill().code(), None);
+
+        backend.relaunch_with_state(&program, &args).unwrap();
+        let frontend = TimerFrontend::connect(backend.socket_path(), Options::default());
+        assert_eq!(phase(frontend), Phase::Paused);
+        assert!(backend.terminate().success(), "{}", backend.log());
+    }
+
+    #[test]
+    fn a_backend_that_cannot_get_ready_says_why() {
+        let error = BackendProcess::launch_binding(&["--max-vcpus=0"]).unwrap_err();
+        assert!(error.to_string().contains("--max-vcpus"), "{error}");
+    }
+
+    #[test]
+    fn a_backend_on_a_connected_socket_ends_with_its_frontend() {
+        let (mut backend, socket) = BackendProcess::launch_connected(&["--max-vcpus=1"]).unwrap();
+        let frontend = TimerFrontend::from_stream(socket, Options::default());
+        assert_eq!(phase(frontend), Phase::New);
+        assert!(backend.wait(GRACE).success(), "{}", backend.log());
+    }
+
+    #[test]
+    fn a_dropped_backend_is_gone() {
+        let backend = BackendProcess::launch(&["--max-vcpus=1"]).unwrap();
+        let (pid, directory) = (backend.pid(), backend.directory().to_owned());
+        drop(backend);
+        assert!(!directory.exists());
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[test]
+    fn a_killed_backend_has_no_exit_code() {
+        let mut backend = BackendProcess::launch(&["--max-vcpus=1"]).unwrap();
+        assert_eq!(backend.kill().code(), None);
+    }
+}

@@ -1,0 +1,456 @@
+//! The program as its launcher sees it: options, sockets, signals and exit codes (QEMU,
+//! docs/interop/vhost-user.rst, "Backend program conventions").
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+use vhost::VhostBackend;
+use vhost_user_timer_kit::backend_process::{BackendProcess, find_program};
+use vhost_user_timer_kit::contract::{Client, VM, op, phase, request, status};
+use vhost_user_timer_kit::raw_driver::{
+    Control, Driver, Layout, Memory, PATIENCE, REGION_GPA, REGION_SIZE, REGION_VA, Rig, Ring,
+    Setup, fd_of, header,
+};
+
+/// Runs the program to its end, with nothing on its standard input.
+fn run(args: &[&str]) -> Output {
+    run_with(args, Stdio::null())
+}
+
+fn run_with(args: &[&str], stdin: Stdio) -> Output {
+    Command::new(find_program().unwrap())
+        .args(args)
+        .stdin(stdin)
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+fn binding() -> Rig {
+    Rig::watch(BackendProcess::launch_binding::<&str>(&[]).unwrap())
+}
+
+/// A program that must end with 1 and say why.
+#[track_caller]
+fn fails(args: &[&str], stdin: Stdio, why: &str) {
+    let output = run_with(args, stdin);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+    assert!(said.contains(why), "{args:?}: {said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
+
+#[test]
+fn print_capabilities_is_json_on_stdout_and_other_options_are_ignored() {
+    for args in [
+        &["--print-capabilities"][..],
+        &["--print-capabilities", "--socket-path=/nowhere/at/all"],
+        &["--no-such-option", "--print-capabilities", "--max-vcpus=0"],
+        &[
+            "--fd=77",
+            "--socket-path=x",
+            "--print-capabilities",
+            "stray",
+        ],
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}");
+        assert_eq!(text(&output.stderr), "");
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(json["type"].is_string());
+        assert!(json["features"].is_array());
+    }
+}
+
+#[test]
+fn version_and_help_are_told_on_stdout() {
+    let version = run(&["--version"]);
+    assert_eq!(version.status.code(), Some(0));
+    let wanted = format!("vhost-user-timer {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(text(&version.stdout), wanted);
+    let help = run(&["--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    for option in [
+        "--socket-path",
+        "--fd",
+        "--rtc-socket-path",
+        "--rtc-fd",
+        "--rtc-clock",
+        "--rtc-counter-offset",
+        "--print-capabilities",
+        "--max-vcpus",
+        "--request-queues",
+        "--counter-frequency",
+        "--counter-source",
+    ] {
+        assert!(text(&help.stdout).contains(option), "{option}");
+    }
+}
+
+#[test]
+fn a_wrong_command_line_is_2_and_a_message_that_names_the_option() {
+    for (args, named) in [
+        (&[][..], "--socket-path"),
+        (&["--socket-path=/tmp/x", "--fd=0"], "--fd"),
+        (&["--socket-path=/tmp/x", "--max-vcpus=0"], "--max-vcpus"),
+        (&["--socket-path=/tmp/x", "--max-vcpus=4097"], "--max-vcpus"),
+        (
+            &["--socket-path=/tmp/x", "--request-queues=0"],
+            "--request-queues",
+        ),
+        (
+            &["--socket-path=/tmp/x", "--request-queues=17"],
+            "--request-queues",
+        ),
+        (
+            &["--socket-path=/tmp/x", "--counter-frequency=0"],
+            "--counter-frequency",
+        ),
+        (
+            &["--socket-path=/tmp/x", "--counter-source=sundial"],
+            "--counter-source",
+        ),
+        (&["--socket-path=/tmp/x", "--log-level=loud"], "--log-level"),
+        (&["--rtc-socket-path=/tmp/x", "--rtc-fd=0"], "--rtc-fd"),
+        (&["--rtc-fd=-1"], "--rtc-fd"),
+        (&["--rtc-fd=0", "--rtc-clock=sundial"], "--rtc-clock"),
+        (
+            &["--rtc-fd=0", "--rtc-counter-offset=-1"],
+            "--rtc-counter-offset",
+        ),
+        (&["--fd=-1"], "--fd"),
+        (&["--fd=three"], "--fd"),
+        (&["--no-such-option"], "--no-such-option"),
+        (&["--socket-path=/tmp/x", "stray"], "stray"),
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(text(&output.stderr).contains(named), "{args:?}");
+        assert_eq!(text(&output.stdout), "");
+    }
+}
+
+#[test]
+fn a_signal_ends_it_at_once_with_0_and_the_socket_is_gone() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut rig = binding();
+        let path = rig.backend.socket_path().to_owned();
+        assert!(path.exists());
+        rig.backend.signal(signal);
+        assert_eq!(rig.backend.wait(PATIENCE).code(), Some(0));
+        assert!(!path.exists());
+    }
+}
+
+#[test]
+fn a_signal_ends_it_with_a_frontend_connected_and_requests_held() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut rig = binding();
+        let path = rig.backend.socket_path().to_owned();
+        let mut client = Client::connect(&rig);
+        client.configure(3);
+        client.restore_begin(3, 0);
+        for vcpu in 0..3 {
+            client.wait_run(1, vcpu);
+        }
+        client.settle();
+        // And another one waiting for its turn.
+        let _next = rig.stream();
+        rig.backend.signal(signal);
+        assert_eq!(rig.backend.wait(PATIENCE).code(), Some(0));
+        assert!(!path.exists());
+        assert!(client.driver.control.get_features().is_err());
+    }
+}
+
+#[test]
+fn a_signal_ends_it_in_the_middle_of_a_message() {
+    let mut rig = binding();
+    let control = Control::over(rig.stream());
+    control.send(&header(1, false, 0)[..5], &[]).unwrap();
+    assert_eq!(rig.backend.terminate().code(), Some(0));
+}
+
+#[test]
+fn a_listening_descriptor_serves_one_frontend_after_the_other_and_its_path_stays() {
+    let mut rig = Rig::launch(&[]);
+    let path = rig.backend.socket_path().to_owned();
+    let mut client = Client::connect(&rig);
+    client.configure(2);
+    drop(client);
+    for _ in 0..3 {
+        assert_eq!(Client::connect(&rig).info().vcpus, 2);
+    }
+    assert_eq!(rig.backend.terminate().code(), Some(0));
+    assert!(path.exists(), "whoever bound it removes it");
+}
+
+#[test]
+fn a_listening_descriptor_may_be_non_blocking() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let mut child = Command::new(find_program().unwrap())
+        .args(["--fd=0", "--log-level=off"])
+        .stdin(OwnedFd::from(listener))
+        .spawn()
+        .unwrap();
+    let mut client = Client::over(UnixStream::connect(&path).unwrap());
+    client.configure(1);
+    drop(client);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+fn connected() -> (Rig, UnixStream) {
+    let (backend, stream) = BackendProcess::launch_connected::<&str>(&[]).unwrap();
+    (Rig::watch(backend), stream)
+}
+
+#[test]
+fn a_connected_descriptor_is_served_in_full_and_its_end_is_the_programs() {
+    let (mut rig, stream) = connected();
+    let mut client = Client::over(stream);
+    client.configure(2);
+    client.post_event_buffer();
+    client.restore_begin(2, 1);
+    for vcpu in 0..2 {
+        client.bring(vcpu, 9);
+    }
+    client.restore_done(0);
+    let head = client.wait_run(1, 1);
+    let done = request(op::RESTORE_DONE, 1, 0, &[]);
+    let done = client.driver.submit(1, &done, 24, &Layout::plain());
+    let answers = client.all_released(1, &[head, done]);
+    assert_eq!(answers[0].status, status::OK);
+    assert_eq!(client.event().what().2, phase::PAUSED);
+    drop(client);
+    assert_eq!(rig.backend.wait(PATIENCE).code(), Some(0));
+}
+
+#[test]
+fn a_connected_descriptor_takes_memory_by_add_mem_reg_too() {
+    let (mut rig, stream) = connected();
+    let setup = Setup {
+        add_mem_reg: true,
+        ..Setup::default()
+    };
+    let mut client = Client::new(Driver::over(stream, setup));
+    client.configure(1);
+    drop(client);
+    assert_eq!(rig.backend.wait(PATIENCE).code(), Some(0));
+}
+
+#[test]
+fn a_signal_ends_it_on_a_connected_descriptor_too() {
+    let (mut rig, stream) = connected();
+    let mut client = Client::over(stream);
+    client.configure(1);
+    client.wait_run(1, 0);
+    assert_eq!(rig.backend.terminate().code(), Some(0));
+}
+
+#[test]
+fn a_connected_descriptor_whose_peer_is_gone_already_is_a_quiet_end() {
+    let (mut rig, stream) = connected();
+    drop(stream);
+    assert_eq!(rig.backend.wait(PATIENCE).code(), Some(0));
+}
+
+/// Everything to set a connection up in one go, without waiting for any answer: messages with
+/// and without descriptors right behind each other, as QEMU sends them.
+fn pipelined(stream: UnixStream) {
+    let mut control = Control::over(stream);
+    let mut memory = Memory::new();
+    let mut ring = Ring::new(1, 64, false);
+    let word = |index: u32, value: u32| (u64::from(value) << 32 | u64::from(index)).to_le_bytes();
+    let region: Vec<u8> = [1, REGION_GPA, REGION_SIZE, REGION_VA, 0]
+        .iter()
+        .flat_map(|word: &u64| word.to_le_bytes())
+        .collect();
+    let config = ring.config();
+    let addresses: Vec<u8> = [
+        1,
+        config.desc_table_addr,
+        config.used_ring_addr,
+        config.avail_ring_addr,
+        0,
+    ]
+    .iter()
+    .flat_map(|word| word.to_le_bytes())
+    .collect();
+    let send = |code, body: &[u8]| control.message(code, false, body, &[]).unwrap();
+    send(3, &[]);
+    send(2, &(1u64 << 32).to_le_bytes());
+    let file = memory.file().as_fd();
+    control.message(5, false, &region, &[file]).unwrap();
+    send(8, &word(1, 64));
+    send(10, &word(1, 0));
+    send(9, &addresses);
+    let (kick, call) = (fd_of(ring.kick_fd()), fd_of(ring.call()));
+    let one = 1u64.to_le_bytes();
+    control.message(13, false, &one, &[call]).unwrap();
+    control.message(12, false, &one, &[kick]).unwrap();
+    send(1, &[]);
+    assert_eq!(control.reply().unwrap().0, 1);
+    let info = request(op::GET_INFO, VM, 0, &[]);
+    ring.add(&mut memory, &info, 80, &Layout::plain());
+    ring.kick(&memory);
+    let used = ring.wait(&mut memory, PATIENCE).expect("an answer");
+    assert_eq!(used.len, 80);
+}
+
+#[test]
+fn messages_right_behind_each_other_are_taken_apart() {
+    let rig = Rig::launch(&[]);
+    for _ in 0..50 {
+        pipelined(rig.stream());
+    }
+}
+
+#[test]
+fn messages_right_behind_each_other_are_taken_apart_on_a_connected_descriptor() {
+    for _ in 0..20 {
+        let (_rig, stream) = connected();
+        pipelined(stream);
+    }
+}
+
+#[test]
+fn a_stale_socket_is_replaced() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("socket");
+    drop(UnixListener::bind(&path).unwrap());
+    assert!(path.exists());
+    let mut child = Command::new(find_program().unwrap())
+        .arg("--socket-path")
+        .arg(&path)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_until_ready(&mut child);
+    let mut client = Client::over(UnixStream::connect(&path).unwrap());
+    client.configure(1);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+fn wait_until_ready(child: &mut std::process::Child) {
+    use std::io::{BufRead, BufReader};
+    let stderr = child.stderr.take().unwrap();
+    let ready = BufReader::new(stderr)
+        .lines()
+        .any(|line| line.unwrap().contains("Ready for a frontend"));
+    assert!(ready);
+}
+
+#[test]
+fn a_socket_at_which_another_process_listens_is_refused_and_left_alone() {
+    let rig = binding();
+    let path = rig.backend.socket_path().to_str().unwrap();
+    let option = format!("--socket-path={path}");
+    fails(&[&option], Stdio::null(), "Another process listens");
+    // The other is still there, and with it what it serves.
+    let mut client = Client::connect(&rig);
+    client.configure(1);
+    fails(&[&option], Stdio::null(), "Another process listens");
+    assert_eq!(client.info().vcpus, 1);
+}
+
+#[test]
+fn something_that_is_no_socket_is_refused_and_not_removed() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "precious").unwrap();
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    for path in [&file, &link, &folder.path().to_owned()] {
+        let option = format!("--socket-path={}", path.display());
+        fails(&[&option], Stdio::null(), "not a socket");
+    }
+    assert_eq!(fs::read_to_string(&link).unwrap(), "precious");
+}
+
+#[test]
+fn a_socket_that_cannot_be_bound_is_1_and_says_where() {
+    let folder = TempDir::new().unwrap();
+    let missing = folder.path().join("no/such/folder/socket");
+    let long = folder.path().join("x".repeat(200));
+    for path in [&missing, &long, Path::new("")] {
+        let option = format!("--socket-path={}", path.display());
+        let output = run(&[&option]);
+        // clap takes an empty value for none.
+        let code = if path.as_os_str().is_empty() { 2 } else { 1 };
+        assert!(
+            [code, 1].contains(&output.status.code().unwrap()),
+            "{option}"
+        );
+        assert!(!output.stderr.is_empty());
+    }
+}
+
+#[test]
+fn a_descriptor_that_is_not_a_unix_stream_socket_is_1_and_says_so() {
+    fails(
+        &["--fd=77"],
+        Stdio::null(),
+        "Descriptor 77 was named, and is not open",
+    );
+    let not = "not a Unix stream socket";
+    fails(&["--fd=0"], Stdio::null(), not);
+    let file = File::open("/proc/self/status").unwrap();
+    fails(&["--fd=0"], file.into(), not);
+    let (datagram, _other) = std::os::unix::net::UnixDatagram::pair().unwrap();
+    fails(&["--fd=0"], OwnedFd::from(datagram).into(), not);
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    fails(&["--fd=0"], OwnedFd::from(tcp).into(), not);
+}
+
+#[test]
+fn both_devices_on_one_descriptor_is_1_and_says_so() {
+    let (socket, _peer) = UnixStream::pair().unwrap();
+    fails(
+        &["--fd=0", "--rtc-fd=0"],
+        OwnedFd::from(socket).into(),
+        "--fd and --rtc-fd name the same descriptor",
+    );
+}
+
+#[test]
+fn a_counter_source_of_another_architecture_is_1_and_says_what_to_do() {
+    let other = if cfg!(target_arch = "aarch64") {
+        "tsc"
+    } else {
+        "cntvct"
+    };
+    let folder = TempDir::new().unwrap();
+    let socket = folder.path().join("socket");
+    let option = format!("--socket-path={}", socket.display());
+    let source = format!("--counter-source={other}");
+    fails(
+        &[&option, &source],
+        Stdio::null(),
+        "use --counter-source monotonic",
+    );
+    assert!(!socket.exists());
+}
+
+#[test]
+fn with_logging_off_nothing_is_said() {
+    let mut rig = Rig::launch(&["--log-level=off"]);
+    let mut client = Client::connect(&rig);
+    client.configure(1);
+    client.driver.call(1, &[1], 3, &Layout::plain());
+    drop(client);
+    assert_eq!(rig.backend.terminate().code(), Some(0));
+    assert_eq!(rig.backend.log(), "");
+}

@@ -1,0 +1,249 @@
+//! What the backend's parts cost that do no input or output: operations straight on the model of the
+//! VM's time, and a reading of the guest's clock.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{BatchSize, Bencher, BenchmarkId, Criterion, Throughput};
+use vhost_user_timer_model::rtc::{
+    ClockKind, Counter, Effects as RtcEffects, Rtc, Sample, wire as rtc,
+};
+use vhost_user_timer_model::vm::{Call, Effects, Handled, Now, Profile, Token, Vm};
+use vhost_user_timer_protocol::{Abi, MAX_MESSAGE, Op, Register, VM_WIDE, wire};
+use vhost_user_timer_tools::bench::request;
+use zerocopy::{FromBytes, IntoBytes};
+
+/// How many vCPUs a VM has.
+const SIZES: [u32; 3] = [1, 64, 4096];
+const MANY: u32 = 4096;
+
+/// A deadline that does not come.
+const FAR: u64 = 1 << 60;
+
+fn bare(op: Op, vcpu: u32) -> Vec<u8> {
+    request(op, vcpu, &[0_u8; 0])
+}
+
+fn set_regs(vcpu: u32, values: &[(Register, u64)]) -> Vec<u8> {
+    let entry = |(register, value): &(Register, u64)| wire::RegValue {
+        id: register.id(Abi::Arm64).into(),
+        value: (*value).into(),
+    };
+    let entries: Vec<_> = values.iter().map(entry).collect();
+    request(Op::SetRegs, vcpu, entries.as_slice())
+}
+
+fn get_regs(vcpu: u32) -> Vec<u8> {
+    let ids = Register::ALL.map(|register| register.id(Abi::Arm64).to_le_bytes());
+    request(Op::GetRegs, vcpu, ids.as_flattened())
+}
+
+/// A request for each vCPU.
+fn each(vcpus: u32, request: impl FnMut(u32) -> Vec<u8>) -> Vec<Vec<u8>> {
+    (0..vcpus).map(request).collect()
+}
+
+/// A VM with what its shell keeps for it, and a host counter that goes on by itself.
+#[derive(Clone)]
+struct Bench {
+    vm: Vm,
+    host: u64,
+    effects: Effects,
+}
+
+impl Bench {
+    fn running(vcpus: u32) -> Self {
+        let profile = Profile {
+            max_vcpus: vcpus,
+            request_queues: 1,
+            frequency: 1_000_000_000,
+            frequency_fixed: false,
+        };
+        let mut bench = Bench {
+            vm: Vm::new(profile),
+            host: 1_000,
+            effects: Effects::default(),
+        };
+        let configure = wire::ConfigureVm {
+            vcpus: vcpus.into(),
+            ..Default::default()
+        };
+        bench.ask(&request(Op::ConfigureVm, VM_WIDE, &configure));
+        bench.ask(&bare(Op::Resume, VM_WIDE));
+        bench.done();
+        bench
+    }
+
+    fn ask(&mut self, request: &[u8]) {
+        self.host += 100;
+        let call = Call {
+            request,
+            room: MAX_MESSAGE,
+            token: Token { queue: 1, head: 0 },
+        };
+        let handled = self.vm.handle(Now::at(self.host), &call, &mut self.effects);
+        assert!(black_box(handled) == Handled::Answered);
+        self.effects.changed.clear();
+        self.effects.notices.clear();
+    }
+
+    /// The last request was not refused.
+    fn done(&self) {
+        let header = wire::ResponseHeader::read_from_prefix(&self.effects.response);
+        assert_eq!(header.map(|(header, _)| header.status.get()), Ok(0));
+    }
+}
+
+/// The requests of a guest that runs, one vCPU after the other.
+fn requests(criterion: &mut Criterion) {
+    const VCPUS: u32 = 64;
+    let timer = |vcpu| {
+        let cval = FAR + 977 * u64::from(vcpu);
+        let values = [
+            (Register::TimerCtl, wire::ctl::ENABLE),
+            (Register::TimerCval, cval),
+            (Register::PtimerCval, cval),
+        ];
+        set_regs(vcpu, &values)
+    };
+    for (name, requests) in [
+        ("GET_REGS of 6", each(VCPUS, get_regs)),
+        ("SET_REGS of 3", each(VCPUS, timer)),
+        ("WAIT_RUN", each(VCPUS, |vcpu| bare(Op::WaitRun, vcpu))),
+    ] {
+        let mut bench = Bench::running(VCPUS);
+        let mut next = requests.iter().cycle();
+        criterion.bench_function(name, |bencher| {
+            bencher.iter(|| next.next().map(|request| bench.ask(request)));
+        });
+        bench.done();
+    }
+}
+
+/// One benchmark for each size of a VM.
+fn sizes(criterion: &mut Criterion, name: &str, run: impl Fn(&mut Bencher<'_>, u32)) {
+    let mut group = criterion.benchmark_group(name);
+    for vcpus in SIZES {
+        group.throughput(Throughput::Elements(vcpus.into()));
+        group.bench_function(BenchmarkId::from_parameter(vcpus), |b| run(b, vcpus));
+    }
+    group.finish();
+}
+
+fn get_vm(bencher: &mut Bencher<'_>, vcpus: u32) {
+    let mut bench = Bench::running(vcpus);
+    let range = wire::VcpuRange {
+        first: 0.into(),
+        count: vcpus.into(),
+    };
+    let request = request(Op::GetVm, VM_WIDE, &range);
+    bencher.iter(|| bench.ask(&request));
+    bench.done();
+}
+
+/// From PAUSE to the last vCPU's WAIT_RUN, each vCPU with all of its registers.
+fn restore(bencher: &mut Bencher<'_>, vcpus: u32) {
+    let mut bench = Bench::running(vcpus);
+    let begin = wire::RestoreBegin {
+        vcpus: vcpus.into(),
+        flags: wire::restore_flags::AUTORUN.into(),
+        ..Default::default()
+    };
+    let registers = Register::ALL.map(|register| match register {
+        Register::TimerCval | Register::PtimerCval => (register, FAR),
+        Register::TimerCtl | Register::PtimerCtl => (register, wire::ctl::ENABLE),
+        Register::TimerCnt | Register::PtimerCnt => (register, 5_000),
+    });
+    let head = [
+        request(Op::Pause, VM_WIDE, &wire::Pause::default()),
+        request(Op::RestoreBegin, VM_WIDE, &begin),
+    ];
+    let bring = (0..vcpus).flat_map(|vcpu| {
+        let done = bare(Op::RestoreDone, vcpu);
+        [set_regs(vcpu, &registers), done]
+    });
+    let run = (0..vcpus).map(|vcpu| bare(Op::WaitRun, vcpu));
+    let all: Vec<_> = head.into_iter().chain(bring).chain(run).collect();
+    bencher.iter(|| all.iter().for_each(|request| bench.ask(request)));
+    bench.done();
+}
+
+/// Time passes for a VM of which every vCPU has a timer armed.
+fn advance(criterion: &mut Criterion) {
+    const AHEAD: u64 = 10_000_000;
+    let mut bench = Bench::running(MANY);
+    let first = bench.host + AHEAD;
+    let offset = bench.vm.info(Now::at(bench.host)).cntvoff.get();
+    for vcpu in 0..MANY {
+        let timer = [
+            (Register::TimerCval, first - offset + u64::from(vcpu)),
+            (Register::TimerCtl, wire::ctl::ENABLE),
+        ];
+        bench.ask(&set_regs(vcpu, &timer));
+        bench.done();
+    }
+    while bench.vm.next_event(Now::at(bench.host)).is_some() {}
+    let mut group = criterion.benchmark_group(format!("advance with {MANY} armed"));
+    for (name, host, due) in [
+        ("none due", first - 1, 0),
+        ("one due", first, 1),
+        ("all due", first + u64::from(MANY), MANY),
+    ] {
+        let now = Now::at(host);
+        let mut after = bench.clone();
+        after.vm.advance(now, &mut after.effects);
+        let events = std::iter::from_fn(|| after.vm.next_event(now));
+        assert_eq!(events.count(), due as usize);
+        group.throughput(Throughput::Elements(due.max(1).into()));
+        group.bench_function(name, |bencher| match due {
+            0 => bencher.iter(|| bench.vm.advance(black_box(now), &mut bench.effects)),
+            _ => bencher.iter_batched_ref(
+                || bench.clone(),
+                |bench| bench.vm.advance(now, &mut bench.effects),
+                BatchSize::LargeInput,
+            ),
+        });
+    }
+    group.finish();
+}
+
+fn read(criterion: &mut Criterion) {
+    let mut clocks = Rtc::new(&[ClockKind::Utc, ClockKind::Monotonic]);
+    let mut effects = RtcEffects::default();
+    let mut now = Sample {
+        utc_ns: 1_000,
+        tai_ns: None,
+        monotonic_ns: 1_000,
+        counter: Counter::Withheld,
+    };
+    let request = rtc::ReqClock {
+        head: rtc::ReqHead {
+            msg_type: rtc::REQ_READ.into(),
+            ..Default::default()
+        },
+        ..Default::default()
+    };
+    criterion.bench_function("READ", |bencher| {
+        bencher.iter(|| {
+            now.utc_ns += 100;
+            now.monotonic_ns += 100;
+            let request = black_box(request.as_bytes());
+            clocks.handle(request, rtc::MAX_RESPONSE, &now, &mut effects);
+        });
+    });
+    assert_eq!(effects.response.first(), Some(&0), "it was not refused");
+}
+
+fn main() {
+    let mut criterion = Criterion::default()
+        .without_plots()
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(3))
+        .configure_from_args();
+    requests(&mut criterion);
+    sizes(&mut criterion, "GET_VM", get_vm);
+    sizes(&mut criterion, "restore", restore);
+    advance(&mut criterion);
+    read(&mut criterion);
+    criterion.final_summary();
+}

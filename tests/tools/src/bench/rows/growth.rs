@@ -1,0 +1,96 @@
+//! Row 4: what a VM costs that has many vCPUs.
+
+use std::io;
+
+use vhost_user_timer_frontend::{Answer, Call, Options, RequestQueue, RestoreOptions};
+use vhost_user_timer_protocol::wire;
+
+use super::{Bench, LIMIT, configured, ns, other};
+use crate::bench::report::{Plot, Series};
+use crate::bench::stats::{exponent, median};
+
+const SIZES: [u32; 5] = [1, 8, 64, 512, 4096];
+
+/// Makes one request for each vCPU, as many at a time as the queue takes.
+fn each<T: Answer>(
+    queue: &RequestQueue,
+    vcpus: u32,
+    call: fn(u32) -> Call<'static, T>,
+) -> io::Result<()> {
+    // WAIT_RUNs get three quarters of a queue.
+    let window = queue.capacity() as u32 / 2;
+    let mut first = 0;
+    while first < vcpus {
+        let end = vcpus.min(first + window);
+        let tickets: Result<Vec<_>, _> =
+            (first..end).map(|vcpu| queue.submit(&call(vcpu))).collect();
+        queue.kick();
+        // The last is answered last: then all of them are there.
+        for ticket in tickets.map_err(other)?.into_iter().rev() {
+            ticket.wait(LIMIT).map_err(other)?;
+        }
+        first = end;
+    }
+    Ok(())
+}
+
+fn restore(queue: &RequestQueue, rows: &[wire::Vcpu]) -> io::Result<()> {
+    let vcpus = rows.len() as u32;
+    let options = RestoreOptions {
+        autorun: true,
+        ..Default::default()
+    };
+    queue.restore_begin(vcpus, options, LIMIT).map_err(other)?;
+    queue.set_vm(rows, LIMIT).map_err(other)?;
+    each(queue, vcpus, Call::restore_done)?;
+    each(queue, vcpus, Call::wait_run)
+}
+
+/// See the module.
+pub(super) fn vcpus(bench: &mut Bench) -> io::Result<()> {
+    let (mut reads, mut restores) = (vec![], vec![]);
+    for vcpus in SIZES {
+        let backend = bench.backend(true, &["--max-vcpus=4096"])?;
+        let options = Options::default().queue_size(1024);
+        let frontend = configured(&backend, vcpus, options)?;
+        let queue = &frontend.queues()[0];
+        let rows = queue.get_vm(0, vcpus, LIMIT).map_err(other)?.vcpus;
+        let (mut read, mut restored) = (vec![], vec![]);
+        for _ in 0..bench.count(60, 10) {
+            read.push(ns(|| queue.get_vm(0, vcpus, LIMIT).map(drop)).map_err(other)?);
+            restored.push(ns(|| restore(queue, &rows))?);
+            queue.pause(false, LIMIT).map_err(other)?;
+        }
+        let x = f64::from(vcpus);
+        for (name, samples, points) in [
+            ("GET_VM", read, &mut reads),
+            ("restore, begin to last gate", restored, &mut restores),
+        ] {
+            let time = median(samples);
+            let reach = (vcpus == 512 && name != "GET_VM").then_some("≤ 2000 µs");
+            let name = format!("4 {name}, {vcpus} vCPUs");
+            bench.report.number(name.clone(), time / 1e3, "µs", reach);
+            bench
+                .report
+                .number(format!("{name}: per vCPU"), time / x, "ns", None);
+            points.push((x, time));
+        }
+    }
+    for (name, points) in [("GET_VM", &reads), ("restore", &restores)] {
+        let name = format!("4 {name}: exponent of growth, 64 to 4096 vCPUs");
+        let grown = exponent(&points[2..]);
+        bench.report.number(name, grown, "", Some("≤ 1.05"));
+    }
+    let series = |name: &str, points: &[(f64, f64)]| Series {
+        name: name.to_owned(),
+        points: points.iter().map(|(x, y)| (*x, y / 1e3)).collect(),
+    };
+    bench.report.plot(Plot {
+        title: "4 time by vCPUs".to_owned(),
+        x: "vCPUs",
+        y: "µs",
+        log_y: true,
+        series: vec![series("GET_VM", &reads), series("restore", &restores)],
+    });
+    Ok(())
+}

@@ -1,0 +1,64 @@
+//! The rows, by number.
+
+mod clock;
+mod footprint;
+mod gate;
+mod growth;
+mod latency;
+mod throughput;
+mod time_page;
+mod timers;
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use vhost_user_timer_frontend::{Options, TimerFrontend};
+use vhost_user_timer_protocol::Abi;
+
+use super::Bench;
+use vhost_user_timer_kit::backend_process::BackendProcess;
+
+/// Measures a row.
+type Row = fn(&mut Bench) -> io::Result<()>;
+
+/// From 1.
+pub(super) const ALL: [Row; 9] = [
+    latency::round_trips,
+    latency::polling,
+    throughput::requests,
+    growth::vcpus,
+    gate::skew,
+    timers::lateness,
+    time_page::count,
+    clock::readings,
+    footprint::footprint,
+];
+
+/// What takes longer hangs.
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn other<E: std::error::Error + Send + Sync + 'static>(error: E) -> io::Error {
+    io::Error::other(error)
+}
+
+/// A frontend of a VM with so many vCPUs.
+fn configured(backend: &BackendProcess, vcpus: u32, options: Options) -> io::Result<TimerFrontend> {
+    let frontend = TimerFrontend::connect(backend.socket_path(), options).map_err(other)?;
+    let queue = &frontend.queues()[0];
+    queue
+        .configure(vcpus, Abi::Arm64, 1_000_000_000, LIMIT)
+        .map_err(other)?;
+    Ok(frontend)
+}
+
+/// How long something takes, ns.
+fn ns<E>(act: impl FnOnce() -> Result<(), E>) -> Result<f64, E> {
+    let begin = Instant::now();
+    act()?;
+    Ok(begin.elapsed().as_nanos() as f64)
+}
+
+/// So many times.
+fn samples<E>(count: usize, mut act: impl FnMut() -> Result<(), E>) -> Result<Vec<f64>, E> {
+    (0..count).map(|_| ns(&mut act)).collect()
+}

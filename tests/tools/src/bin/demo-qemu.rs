@@ -1,0 +1,22 @@
+//! Boots a Linux guest under a stock QEMU with its clock from the backend, and shows it.
+
+use std::process::ExitCode;
+
+use vhost_user_timer_kit::qemu::Environment;
+use vhost_user_timer_tools::qemu_demo as demo;
+
+fn main() -> ExitCode {
+    let shown = Environment::find()
+        .map_err(|error| error.to_string())
+        .and_then(|environment| demo::show(&environment));
+    match shown {
+        Ok(()) => {
+            println!("demo-qemu: OK");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            println!("demo-qemu: FAILED {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! What the requests that were granted, and the answers that were given, say must hold. It sees
+//! nothing of the device but those, and what a frontend could ask at any time.
+
+use vhost_user_timer_model::vm::Now;
+use vhost_user_timer_protocol::wire::{
+    EVENT_TIMER_ASSERTED, Event, Info, LINE_VIRTUAL, SetRegsResult, TIMER_VIRTUAL,
+};
+use vhost_user_timer_protocol::{Phase, Status};
+use zerocopy::FromBytes;
+
+use super::device::Answer;
+use super::request::{Ask, Request, Timer};
+use super::{FORWARD, NOT_FALSELY, ONE_OFFSET, SETTLED, TOLD};
+
+/// cntvoff and cntpoff, or the counts of the two clocks.
+pub type Pair = [u64; 2];
+
+/// A timer's line in RUNNING, and who knows of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Line {
+    /// It is low.
+    Low,
+    /// It is high, and the frontend must be told.
+    Owed,
+    /// It is high, and the frontend was told since it rose.
+    Told,
+}
+
+/// What one vCPU has done in the epoch of an open restore.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Part {
+    /// Its RESTORE_DONE was granted.
+    pub done: bool,
+    /// The count that it brought.
+    brought: Option<u64>,
+}
+
+/// What is known of an open restore.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Open {
+    /// What each vCPU has done.
+    pub parts: Vec<Part>,
+    /// The host counter when those who wait are told that it takes too long.
+    patience: Option<u64>,
+    /// What there was before the restore.
+    before: Facts,
+}
+
+/// What RESTORE_ABORT brings back.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Facts {
+    /// The largest counts that any vCPU has seen since the VMM said what they are.
+    floors: Pair,
+    pinned: bool,
+    timers: Vec<Timer>,
+}
+
+/// The knowledge of one that sees all requests and all answers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Ghost {
+    facts: Facts,
+    open: Option<Box<Open>>,
+    lines: Vec<Line>,
+    /// The offsets since RUNNING began.
+    ran: Option<Pair>,
+    /// The properties that do not hold, of those that are found broken on the way.
+    broken: Vec<&'static str>,
+}
+
+fn offsets(info: &Info) -> Pair {
+    [info.cntvoff.get(), info.cntpoff.get()]
+}
+
+impl Ghost {
+    /// Of a VM that is PAUSED.
+    pub fn new(timers: Vec<Timer>) -> Self {
+        Ghost {
+            lines: vec![Line::Low; timers.len()],
+            facts: Facts {
+                floors: [0; 2],
+                pinned: false,
+                timers,
+            },
+            open: None,
+            ran: None,
+            broken: Vec::new(),
+        }
+    }
+
+    /// The open restore.
+    pub fn open(&self) -> Option<&Open> {
+        self.open.as_deref()
+    }
+
+    /// Whether a restore is open in which this vCPU is missing.
+    pub fn misses(&self, vcpu: u32) -> bool {
+        self.open()
+            .is_some_and(|open| !open.parts[vcpu as usize].done)
+    }
+
+    /// Whether the frontend must be told of some line.
+    pub fn owes(&self) -> bool {
+        self.lines.contains(&Line::Owed)
+    }
+
+    /// Takes in that a property does not hold.
+    pub fn found_broken(&mut self, name: &'static str) {
+        if !self.broken.contains(&name) {
+            self.broken.push(name);
+        }
+    }
+
+    /// Checks one thing of a property.
+    pub fn expect(&mut self, name: &'static str, holds: bool) {
+        if !holds {
+            self.found_broken(name);
+        }
+    }
+
+    /// The properties that were found broken.
+    pub fn broken(&self) -> &[&'static str] {
+        &self.broken
+    }
+
+    /// Takes in that a request was served in phase `was`, with this answer, whether or not anyone
+    /// saw it. `after` is the VM after it.
+    pub fn served(&mut self, request: &Request, answer: &Answer, was: Phase, after: &Info) {
+        if answer.status() != Status::Ok {
+            return;
+        }
+        let vcpu = request.vcpu as usize;
+        match request.ask {
+            Ask::Bring { timer, count } => {
+                self.facts.timers[vcpu] = timer;
+                self.count_written(vcpu, count, answer, was);
+                self.timer_written(vcpu, answer, after);
+            }
+            Ask::SetTimer(timer) => {
+                self.facts.timers[vcpu] = timer;
+                self.timer_written(vcpu, answer, after);
+            }
+            Ask::SetCount(count) => self.count_written(vcpu, count, answer, was),
+            Ask::Done => self.vcpu_done(vcpu, after),
+            Ask::Begin { timeout, .. } => {
+                let began = after.host_count.get();
+                self.begun((timeout != 0).then_some(began + timeout));
+            }
+            Ask::Abort => {
+                if let Some(open) = self.open.take() {
+                    self.facts = open.before;
+                }
+            }
+            Ask::SetOffset(offset) => {
+                self.facts.pinned = true;
+                self.facts.floors = [after.host_count.get().wrapping_sub(offset); 2];
+            }
+            Ask::WaitRun | Ask::Configure(_) | Ask::Pause { .. } | Ask::Resume => {}
+        }
+    }
+
+    fn begun(&mut self, patience: Option<u64>) {
+        let vcpus = self.lines.len();
+        let before = match self.open.take() {
+            Some(open) => open.before,
+            None => self.facts.clone(),
+        };
+        self.facts = Facts {
+            pinned: false,
+            ..before.clone()
+        };
+        self.open = Some(Box::new(Open {
+            parts: vec![Part::default(); vcpus],
+            patience,
+            before,
+        }));
+    }
+
+    fn count_written(&mut self, vcpu: usize, count: u64, answer: &Answer, was: Phase) {
+        let result = SetRegsResult::read_from_bytes(&answer.body);
+        if !result.is_ok_and(|result| result.ignored.get() == 0) {
+            return;
+        }
+        match &mut self.open {
+            Some(open) => open.parts[vcpu].brought = Some(count),
+            // The VMM may set time back, but not under a vCPU that runs.
+            None if was == Phase::Paused => self.facts.floors[0] = count,
+            None => {}
+        }
+    }
+
+    /// The line as the write left it is what the answer says, so nobody is owed that.
+    fn timer_written(&mut self, vcpu: usize, answer: &Answer, after: &Info) {
+        if self.open.is_some() {
+            return;
+        }
+        let count = after.host_count.get().wrapping_sub(after.cntvoff.get());
+        let high = self.facts.timers[vcpu].line(count);
+        let said = SetRegsResult::read_from_bytes(&answer.body)
+            .is_ok_and(|result| result.lines.get() & LINE_VIRTUAL != 0);
+        self.expect(TOLD, said || !high);
+        self.expect(NOT_FALSELY, high || !said);
+        if self.ran.is_some() {
+            self.lines[vcpu] = match self.lines[vcpu] {
+                _ if !high => Line::Low,
+                Line::Low => Line::Told,
+                known => known,
+            };
+        }
+    }
+
+    fn vcpu_done(&mut self, vcpu: usize, after: &Info) {
+        let Some(open) = &mut self.open else {
+            return;
+        };
+        open.parts[vcpu].done = true;
+        if open.parts.iter().any(|part| !part.done) {
+            return;
+        }
+        let largest = open.parts.iter().filter_map(|part| part.brought).max();
+        self.open = None;
+        if let Some(largest) = largest.filter(|_| !self.facts.pinned) {
+            self.facts.floors[0] = largest;
+            let count = after.host_count.get().wrapping_sub(after.cntvoff.get());
+            self.expect(SETTLED, count == largest);
+        }
+    }
+
+    /// Takes in the VM as it is after a step.
+    pub fn stepped(&mut self, is: Phase, info: &Info) {
+        let now = offsets(info);
+        let host = info.host_count.get();
+        if is == Phase::Running {
+            let constant = *self.ran.get_or_insert(now) == now;
+            self.expect(ONE_OFFSET, constant);
+            self.lines_rise(now, host);
+        } else {
+            self.ran = None;
+            self.lines.fill(Line::Low);
+        }
+        if is != Phase::Restoring {
+            let floors = self.facts.floors;
+            let forward = (0..2).all(|clock| host.wrapping_sub(now[clock]) >= floors[clock]);
+            self.expect(FORWARD, forward);
+        }
+    }
+
+    fn lines_rise(&mut self, offsets: Pair, host: u64) {
+        let count = host.wrapping_sub(offsets[0]);
+        for (line, timer) in self.lines.iter_mut().zip(&self.facts.timers) {
+            if *line == Line::Low && timer.line(count) {
+                *line = Line::Owed;
+            }
+        }
+    }
+
+    /// Takes in what a vCPU that runs at these offsets can see.
+    pub fn seen(&mut self, offsets: Pair, host: u64) {
+        self.expect(ONE_OFFSET, self.ran == Some(offsets));
+        let counts = offsets.map(|offset| host.wrapping_sub(offset));
+        let floors = self.facts.floors;
+        self.expect(FORWARD, (0..2).all(|clock| counts[clock] >= floors[clock]));
+        self.facts.floors = [0, 1].map(|clock| counts[clock].max(floors[clock]));
+    }
+
+    /// Takes in an event of which the frontend was told.
+    pub fn told(&mut self, event: &Event, now: Now) {
+        if event.kind.get() != EVENT_TIMER_ASSERTED {
+            return;
+        }
+        let vcpu = event.vcpu.get() as usize;
+        let Some(offsets) = self.ran else {
+            self.found_broken(NOT_FALSELY);
+            return;
+        };
+        let count = now.host.wrapping_sub(offsets[0]);
+        let high = event.timer.get() == TIMER_VIRTUAL
+            && self
+                .facts
+                .timers
+                .get(vcpu)
+                .is_some_and(|timer| timer.line(count));
+        self.expect(NOT_FALSELY, high);
+        if high {
+            self.expect(TOLD, self.lines[vcpu] == Line::Owed);
+            self.lines[vcpu] = Line::Told;
+        }
+    }
+
+    /// Takes in that there are no more events.
+    pub fn all_told(&mut self) {
+        let owes = self.owes();
+        self.expect(TOLD, !owes);
+    }
+
+    /// Takes in that nobody knows what the frontend was told.
+    pub fn forgotten(&mut self) {
+        for line in &mut self.lines {
+            if *line == Line::Told {
+                *line = Line::Owed;
+            }
+        }
+    }
+
+    /// Ticks until time alone changes something: a line rises, or a restore's patience ends.
+    pub fn ticks_to_next(&self, host: u64) -> Option<u64> {
+        if let Some(open) = self.open() {
+            let patience = open.patience?.checked_sub(host);
+            return patience.filter(|ticks| *ticks > 0);
+        }
+        let count = host.wrapping_sub(self.ran?[0]);
+        let timers = self.facts.timers.iter().zip(&self.lines);
+        timers
+            .filter(|(timer, line)| timer.armed && **line == Line::Low)
+            .map(|(timer, _)| timer.cval.saturating_sub(count))
+            .min()
+    }
+}

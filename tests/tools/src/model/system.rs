@@ -1,0 +1,495 @@
+//! A state of the world: the device, the threads around it and what is on its way between them.
+
+use vhost_user_timer_model::vm::Now;
+use vhost_user_timer_protocol::wire::{ResponseHeader, Run};
+use vhost_user_timer_protocol::{Phase, Status};
+
+use super::action::{Action, Deed};
+use super::device::{Device, Records, Reply, Served};
+use super::ghost::{Ghost, Open, Pair};
+use super::limits::Limits;
+use super::request::{Ask, Request};
+use super::scenario::{AHEAD, BACK, BROUGHT, COUNT, HOST, TICK, timer_of};
+use super::{GATE, ONE_RUN, OPENS, RECORDED, TOLD};
+
+/// What a vCPU's thread does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Thread {
+    /// Nothing, or it has requests in its queue.
+    Idle,
+    /// Its WAIT_RUN is with the backend.
+    Waiting {
+        /// The epoch it named.
+        asked: u64,
+        /// The epoch it was served in.
+        since: u64,
+    },
+    /// Runs the guest, with these offsets.
+    Running(Pair),
+}
+
+/// What came of the last step, for a reader. It is no part of the state.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Note {
+    /// A restore was completed.
+    pub completed: bool,
+    /// A restore was begun while one was open.
+    pub begun_again: bool,
+    /// A restore was aborted.
+    pub aborted: bool,
+    /// Someone was told that the restore takes too long.
+    pub timed_out: bool,
+    /// Someone was told that his epoch is over.
+    pub stale: bool,
+    /// A timer's event was taken.
+    pub fired: bool,
+    /// The backend restarted in a restore to which some vCPU had been done.
+    pub restarted_under_way: bool,
+    /// How the request that was served was answered.
+    pub status: Option<Status>,
+}
+
+impl PartialEq for Note {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Note {}
+
+impl std::hash::Hash for Note {
+    fn hash<H: std::hash::Hasher>(&self, _: &mut H) {}
+}
+
+/// A state of the world.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct System<D> {
+    pub(super) host: u64,
+    /// The device.
+    pub device: D,
+    pub(super) threads: Vec<Thread>,
+    /// What is in flight, per thread: of the vCPUs, then of the VMM.
+    pub(super) queues: Vec<Vec<Request>>,
+    /// What can still happen.
+    pub left: Limits,
+    /// What must hold.
+    pub ghost: Ghost,
+    /// What came of the last step.
+    pub note: Note,
+}
+
+impl<D: Device> System<D> {
+    /// A VM that was configured, and is PAUSED.
+    ///
+    /// # Panics
+    ///
+    /// When the device refuses to be configured.
+    pub fn new(limits: &Limits, mut device: D) -> Self {
+        let vcpus = limits.vcpus;
+        let timers: Vec<_> = (0..vcpus).map(timer_of).collect();
+        let mut set_up = vec![
+            Request::of_vm(Ask::Configure(vcpus)),
+            Request::of_vcpu(0, 0, Ask::SetCount(COUNT)),
+        ];
+        set_up.extend(
+            (0..)
+                .zip(&timers)
+                .map(|(vcpu, timer)| Request::of_vcpu(vcpu, 0, Ask::SetTimer(*timer))),
+        );
+        for request in set_up {
+            let served = device.handle(Now::at(HOST), 0, &request.bytes());
+            let status = served.answer.map(|answer| answer.status());
+            assert_eq!(status, Some(Status::Ok), "{request}");
+        }
+        System {
+            host: HOST,
+            device,
+            threads: vec![Thread::Idle; vcpus as usize],
+            queues: vec![Vec::new(); (vcpus + limits.vmm_threads) as usize],
+            left: limits.clamped(),
+            ghost: Ghost::new(timers),
+            note: Note::default(),
+        }
+    }
+
+    pub(super) fn now(&self) -> Now {
+        Now::at(self.host)
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.device.vm().phase()
+    }
+
+    pub(super) fn vcpus(&self) -> u32 {
+        self.threads.len() as u32
+    }
+
+    /// Whether a property held on the way here and holds here.
+    pub fn holds(&self, name: &str) -> bool {
+        !self.ghost.broken().contains(&name)
+    }
+
+    /// Whether some vCPU runs.
+    pub fn anyone_runs(&self) -> bool {
+        let runs = |thread: &Thread| matches!(thread, Thread::Running(_));
+        self.threads.iter().any(runs)
+    }
+
+    // What can happen.
+
+    /// What can happen here.
+    pub fn actions(&self, limits: &Limits, actions: &mut Vec<Action>) {
+        if !self.ghost.broken().is_empty() {
+            return;
+        }
+        let left = &self.left;
+        if left.ticks > 0 {
+            actions.push(Action::Tick);
+        }
+        let alarm = self.device.ticks_to_next(self.now()) == Some(0);
+        if alarm || self.device.vm().has_event() || self.ghost.owes() {
+            actions.push(Action::TakeEvents);
+        }
+        let busy = |queue: usize| !self.queues[queue].is_empty();
+        let in_flight = || (0..self.queues.len()).filter(|queue| busy(*queue));
+        actions.extend(in_flight().map(Action::Serve));
+        for (vcpu, thread) in (0..).zip(&self.threads) {
+            match thread {
+                Thread::Idle if !busy(vcpu as usize) => actions.push(Action::Enter(vcpu)),
+                Thread::Waiting { .. } if self.ghost.misses(vcpu) => {
+                    let free = |thread: &u32| !busy((self.vcpus() + thread) as usize);
+                    let free = (0..limits.vmm_threads).find(free);
+                    actions.extend(free.map(|thread| Action::BringFor { thread, vcpu }));
+                }
+                _ => {}
+            }
+        }
+        let dies = left.restarts > 0;
+        for deed in self.deeds() {
+            actions.push(Action::Vmm(deed));
+            if dies
+                && deed
+                    .cost(&mut left.clone())
+                    .is_none_or(|_| left.disturbances > 1)
+            {
+                actions.push(Action::VmmAndDie(deed));
+            }
+        }
+        if dies {
+            actions.extend(in_flight().map(Action::ServeAndDie));
+        }
+        if left.disconnects > 0 {
+            let waiting = self.waiting().into_iter();
+            actions.extend(waiting.map(|vcpu| Action::StopQueue(vcpu as u32)));
+        }
+        let submitted = in_flight().next().is_some() || !self.waiting().is_empty();
+        for lost in [true, false] {
+            if lost || submitted {
+                if left.disconnects > 0 {
+                    actions.push(Action::Reconnect { lost });
+                }
+                if dies {
+                    actions.push(Action::Restart { lost });
+                }
+            }
+        }
+    }
+
+    /// What the VMM can do.
+    fn deeds(&self) -> Vec<Deed> {
+        let all = [
+            Deed::Resume,
+            Deed::Pause {
+                keep_counting: false,
+            },
+            Deed::Pause {
+                keep_counting: true,
+            },
+            Deed::Begin { autorun: true },
+            Deed::Begin { autorun: false },
+            Deed::Abort,
+            Deed::SetOffset,
+            Deed::SetCount(BACK),
+            Deed::SetCount(AHEAD),
+        ];
+        let timers = (0..self.vcpus()).map(Deed::SetTimer);
+        let allowed = |deed: &Deed| {
+            deed.cost(&mut self.left.clone())
+                .is_none_or(|left| *left > 0)
+        };
+        all.into_iter().chain(timers).filter(allowed).collect()
+    }
+
+    /// The queues whose WAIT_RUN is with the backend.
+    pub(super) fn waiting(&self) -> Vec<usize> {
+        let waits = |vcpu: &usize| matches!(self.threads[*vcpu], Thread::Waiting { .. });
+        (0..self.threads.len()).filter(waits).collect()
+    }
+
+    // What comes of it.
+
+    /// The state after an action.
+    pub fn after(&self, limits: &Limits, action: Action) -> Self {
+        let mut next = self.clone();
+        next.note = Note::default();
+        next.act(limits, action);
+        let is = next.phase();
+        if is != Phase::Running {
+            // A VMM has stopped its vCPUs when it says PAUSE.
+            for thread in &mut next.threads {
+                if matches!(thread, Thread::Running(_)) {
+                    *thread = Thread::Idle;
+                }
+            }
+        }
+        let info = next.device.vm().info(next.now());
+        next.ghost.stepped(is, &info);
+        let open = next.ghost.open().is_some();
+        next.ghost.expect(GATE, open == (is == Phase::Restoring));
+        for thread in &next.threads {
+            if let Thread::Running(offsets) = *thread {
+                next.ghost.seen(offsets, next.host);
+            }
+        }
+        next
+    }
+
+    fn act(&mut self, limits: &Limits, action: Action) {
+        match action {
+            Action::Tick => {
+                self.left.ticks -= 1;
+                self.host += TICK;
+            }
+            Action::Enter(vcpu) => self.enter(vcpu),
+            Action::BringFor { thread, vcpu } => {
+                let queue = (limits.vcpus + thread) as usize;
+                self.queues[queue] = self.bringing(vcpu, 0).to_vec();
+            }
+            Action::Serve(queue) => self.serve(queue),
+            Action::ServeAndDie(queue) => {
+                let request = self.queues[queue][0];
+                self.handle(queue, &request);
+                self.die(false);
+            }
+            Action::Vmm(deed) => {
+                let replies = self.do_deed(deed).replies;
+                self.replied(&replies);
+            }
+            Action::VmmAndDie(deed) => {
+                self.do_deed(deed);
+                self.die(false);
+            }
+            Action::TakeEvents => self.take_events(),
+            Action::StopQueue(vcpu) => {
+                self.disturb(|left| &mut left.disconnects);
+                let replies = self.device.stop_queue(vcpu as u16);
+                self.replied(&replies);
+                // Those who wait on other queues go on waiting.
+                let its_own = |reply: &Reply| u32::from(reply.queue) == vcpu;
+                self.ghost
+                    .expect(OPENS, replies.len() == 1 && replies.iter().all(its_own));
+            }
+            Action::Reconnect { lost } => {
+                self.disturb(|left| &mut left.disconnects);
+                self.device.disconnect(self.now());
+                self.ghost.forgotten();
+                self.submit_again(lost);
+            }
+            Action::Restart { lost } => self.die(lost),
+        }
+    }
+
+    fn disturb(&mut self, which: impl FnOnce(&mut Limits) -> &mut u8) {
+        *which(&mut self.left) -= 1;
+        self.left.disturbances -= 1;
+        self.left = self.left.clamped();
+    }
+
+    /// A vCPU's thread wants to run. Every other one names the epoch, and the last one leaves it to
+    /// the VMM to bring its registers.
+    fn enter(&mut self, vcpu: u32) {
+        let last = self.vcpus() > 1 && vcpu + 1 == self.vcpus();
+        let names_epoch = vcpu % 2 == 1;
+        let epoch = if names_epoch {
+            self.device.vm().epoch()
+        } else {
+            0
+        };
+        let brings = self.ghost.misses(vcpu) && !last;
+        let queue = vcpu as usize;
+        if brings {
+            self.queues[queue] = self.bringing(vcpu, epoch).to_vec();
+        }
+        if names_epoch || !brings {
+            self.queues[queue].push(Request::of_vcpu(vcpu, epoch, Ask::WaitRun));
+        }
+        if !names_epoch && !brings {
+            self.serve(queue);
+        }
+    }
+
+    pub(super) fn bringing(&self, vcpu: u32, epoch: u64) -> [Request; 2] {
+        let index = (u64::from(vcpu) + self.device.vm().epoch()) % BROUGHT.len() as u64;
+        let bring = Ask::Bring {
+            timer: timer_of(vcpu),
+            count: BROUGHT[index as usize],
+        };
+        [bring, Ask::Done].map(|ask| Request::of_vcpu(vcpu, epoch, ask))
+    }
+
+    /// The VMM does something. It counts only if it was granted.
+    fn do_deed(&mut self, deed: Deed) -> Served {
+        let request = deed.request(self.vcpus());
+        let served = self.handle(self.threads.len(), &request);
+        let granted = self.note.status == Some(Status::Ok);
+        if granted && deed.cost(&mut self.left).is_some() {
+            self.disturb(|left| deed.cost(left).expect("a deed that costs"));
+        }
+        served
+    }
+
+    /// Has the device handle a request, and the ghost know.
+    fn handle(&mut self, queue: usize, request: &Request) -> Served {
+        let was = self.phase();
+        let open = self.ghost.open().is_some();
+        let records = Records::of(self.device.vm());
+        let now = self.now();
+        let served = self.device.handle(now, queue as u16, &request.bytes());
+        self.check_record(records, &served);
+        if let Some(answer) = &served.answer {
+            let info = self.device.vm().info(self.now());
+            self.ghost.served(request, answer, was, &info);
+            let granted = answer.status() == Status::Ok;
+            self.note.status = Some(answer.status());
+            self.note.stale = answer.status() == Status::Stale;
+            self.note.begun_again = granted && open && matches!(request.ask, Ask::Begin { .. });
+            self.note.aborted = granted && request.ask == Ask::Abort;
+            self.note.completed =
+                granted && open && request.ask == Ask::Done && self.ghost.open().is_none();
+        }
+        served
+    }
+
+    fn check_record(&mut self, records: Records, served: &Served) {
+        let recorded = records.lead_to(self.device.vm(), self.now(), &served.changed);
+        self.ghost.expect(RECORDED, recorded);
+    }
+
+    fn serve(&mut self, queue: usize) {
+        let request = self.queues[queue].remove(0);
+        let served = self.handle(queue, &request);
+        let waits = request.ask == Ask::WaitRun;
+        match &served.answer {
+            Some(answer) if waits => {
+                self.answered(queue, &answer.header, answer.run());
+            }
+            Some(answer) => {
+                // Its thread sees that, and does not go on with what it was about.
+                if answer.status() != Status::Ok {
+                    self.queues[queue].clear();
+                }
+            }
+            None => {
+                self.ghost.expect(OPENS, waits);
+                self.threads[queue] = Thread::Waiting {
+                    asked: request.epoch,
+                    since: self.device.vm().epoch(),
+                };
+            }
+        }
+        self.replied(&served.replies);
+    }
+
+    /// Waiters see their answers.
+    fn replied(&mut self, replies: &[Reply]) {
+        for reply in replies {
+            let queue = usize::from(reply.queue);
+            let Some(&Thread::Waiting { since, .. }) = self.threads.get(queue) else {
+                // Answered twice, or never asked.
+                self.ghost.found_broken(OPENS);
+                continue;
+            };
+            self.threads[queue] = Thread::Idle;
+            let status = self.answered(queue, &reply.header, reply.run);
+            self.note.timed_out |= status == Status::TimedOut;
+            if status == Status::Ok {
+                self.ghost.expect(GATE, reply.header.epoch.get() == since);
+            }
+        }
+        let together = |reply: &Reply| reply.run;
+        let mut runs = replies.iter().filter_map(together);
+        let first = runs.next();
+        self.ghost
+            .expect(ONE_RUN, runs.all(|run| Some(run) == first));
+    }
+
+    /// A thread sees the answer to its WAIT_RUN.
+    fn answered(&mut self, queue: usize, header: &ResponseHeader, run: Option<Run>) -> Status {
+        let status = Status::from(header.status.get());
+        match run {
+            Some(run) if status == Status::Ok => {
+                let let_run = self.phase() == Phase::Running && self.ghost.open().is_none();
+                self.ghost.expect(GATE, let_run);
+                let offsets = [run.cntvoff.get(), run.cntpoff.get()];
+                let counts = [run.virt_count.get(), run.phys_count.get()];
+                let at = offsets.map(|offset| self.host.wrapping_sub(offset));
+                self.ghost
+                    .expect(ONE_RUN, at == counts && run.host_count.get() == self.host);
+                self.threads[queue] = Thread::Running(offsets);
+            }
+            _ => self.ghost.expect(GATE, status != Status::Ok),
+        }
+        status
+    }
+
+    fn take_events(&mut self) {
+        let now = self.now();
+        let records = Records::of(self.device.vm());
+        let served = self.device.advance(now);
+        self.check_record(records, &served);
+        self.replied(&served.replies);
+        // A vCPU's timers, twice over, and the phase: more cannot be.
+        for _ in 0..4 * self.threads.len() + 1 {
+            match self.device.next_event(now) {
+                Some(event) => {
+                    self.note.fired |= event.cval.get() != 0;
+                    self.ghost.told(&event, now);
+                }
+                None => {
+                    self.ghost.all_told();
+                    return;
+                }
+            }
+        }
+        self.ghost.found_broken(TOLD);
+    }
+
+    /// The backend is killed, and another goes on.
+    fn die(&mut self, lost: bool) {
+        self.disturb(|left| &mut left.restarts);
+        let done = |open: &Open| open.parts.iter().any(|part| part.done);
+        self.note.restarted_under_way = self.ghost.open().is_some_and(done);
+        let info = self.device.vm().info(self.now());
+        // If the request before the end let the VM run, some lines are high since then.
+        self.ghost.stepped(self.phase(), &info);
+        self.device.restart(self.now());
+        self.ghost.forgotten();
+        self.submit_again(lost);
+    }
+
+    /// What was not answered is lost with the connection, or submitted again.
+    fn submit_again(&mut self, lost: bool) {
+        if lost {
+            self.queues.iter_mut().for_each(Vec::clear);
+        }
+        for vcpu in self.waiting() {
+            if let Thread::Waiting { asked, .. } = self.threads[vcpu]
+                && !lost
+            {
+                let again = Request::of_vcpu(vcpu as u32, asked, Ask::WaitRun);
+                self.queues[vcpu].insert(0, again);
+            }
+            self.threads[vcpu] = Thread::Idle;
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! The mock frontend as a program: what it prints, and how it exits.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use vhost_user_timer_frontend::{Options, TimerFrontend};
+use vhost_user_timer_kit::backend_process::{BackendProcess, find_program};
+use vhost_user_timer_protocol::wire::ctl;
+use vhost_user_timer_protocol::{Abi, Register};
+
+fn mock_frontend(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_mock-frontend"))
+        .args(args)
+        .output()
+        .expect("mock-frontend runs")
+}
+
+fn demo(args: &[&str]) -> Output {
+    let program = find_program().expect("a backend");
+    let program = program.to_str().expect("a path in UTF-8");
+    mock_frontend(&[&["demo", "--backend", program], args].concat())
+}
+
+fn stdout(output: &Output) -> &str {
+    str::from_utf8(&output.stdout).expect("UTF-8")
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).expect("one JSON object")
+}
+
+#[test]
+fn the_demo_ends_with_ok() {
+    let output = demo(&["--vcpus", "2", "--seed", "1"]);
+    let text = stdout(&output);
+    let ok = "demo: OK vcpus=2 early=0 backwards=0 offsets=1 lost=0";
+    assert_eq!(text.lines().last(), Some(ok), "{text}");
+    assert!(text.contains("seed 1"), "{text}");
+    assert!(output.status.success());
+    assert_eq!(output.stderr, b"");
+}
+
+#[test]
+fn the_demo_tells_the_same_in_json() {
+    let output = demo(&["--vcpus", "2", "--seed", "2", "--json"]);
+    let value = json(&output);
+    assert_eq!(value["ok"], true, "{value:#}");
+    assert_eq!((&value["seed"], &value["vcpus"]), (&2.into(), &2.into()));
+    assert_eq!(value["error"], Value::Null);
+    for name in ["early", "backwards", "lost", "doubled"] {
+        assert_eq!(value["verdict"][name], 0, "{name}");
+    }
+    assert_eq!(value["verdict"]["offsets"], 1);
+    let rows = value["report"]["rows"].as_array().expect("a row by vCPU");
+    assert_eq!(rows.len(), 2);
+    for row in rows {
+        assert_eq!(row["released_count"], row["saved_count"]);
+        let fired = ["fired_on_source", "fired_on_destination"]
+            .iter()
+            .flat_map(|side| [&row[side]["virtual"], &row[side]["physical"]])
+            .map(|count| count.as_u64().expect("a count"));
+        assert_eq!(Some(fired.sum()), row["programmed"].as_u64());
+    }
+    assert!(output.status.success());
+}
+
+/// Moves VMs of few and of many vCPUs in this way.
+fn moves(args: &[&str], via: &str, killed: bool) {
+    for vcpus in ["4", "64"] {
+        let args = [&["--seed", "7", "--vcpus", vcpus], args].concat();
+        let output = demo(&args);
+        let text = stdout(&output);
+        let ok = format!("demo: OK vcpus={vcpus} early=0 backwards=0 offsets=1 lost=0");
+        assert_eq!(text.lines().last(), Some(&*ok), "{text}");
+        assert_eq!(text.contains("device state"), via == "device-state");
+        assert_eq!(text.contains("is shot in mid-restore"), killed);
+        assert_eq!(output.status.code(), Some(0));
+        assert_eq!(output.stderr, b"");
+
+        let output = demo(&[&args[..], &["--json"]].concat());
+        let value = json(&output);
+        assert_eq!(value["ok"], true, "{value:#}");
+        assert_eq!(
+            (&value["via"], &value["killed"]),
+            (&via.into(), &killed.into())
+        );
+        assert_eq!(output.status.code(), Some(0));
+    }
+}
+
+#[test]
+fn a_vm_moves_by_requests() {
+    moves(&[], "requests", false);
+}
+
+#[test]
+fn a_vm_moves_as_a_device_state() {
+    moves(&["--via", "device-state"], "device-state", false);
+}
+
+#[test]
+fn a_destination_that_is_killed_in_mid_restore_keeps_every_promise() {
+    moves(&["--kill"], "requests", true);
+}
+
+#[test]
+fn a_destination_that_is_killed_after_a_load_keeps_every_promise() {
+    moves(&["--via", "device-state", "--kill"], "device-state", true);
+}
+
+#[test]
+fn a_backend_that_fails_fails_the_demo() {
+    let output = mock_frontend(&["demo", "--backend", "/bin/false"]);
+    let last = stdout(&output).lines().last().expect("a last line");
+    assert!(
+        last.starts_with("demo: FAILED The source's backend ended"),
+        "{last}"
+    );
+    assert_eq!(output.status.code(), Some(1));
+
+    let output = mock_frontend(&["demo", "--json", "--backend", "/bin/false"]);
+    assert_eq!(json(&output)["ok"], false);
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn a_destination_that_comes_back_without_the_vm_fails_the_demo() {
+    // Whatever is asked of it, this one keeps its VM nowhere.
+    let folder = tempfile::tempdir().expect("a folder");
+    let forgetful = folder.path().join("forgetful");
+    let program = find_program().expect("a backend");
+    let script = format!(
+        "#!/bin/sh\n\
+         for arg; do\n\
+         shift\n\
+         case $arg in --state-file) skip=1;; *) [ \"$skip\" ] || set -- \"$@\" \"$arg\"; skip=;; esac\n\
+         done\n\
+         exec '{}' \"$@\"\n",
+        program.display()
+    );
+    std::fs::write(&forgetful, script).expect("a script");
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(&forgetful, executable).expect("a script to execute");
+
+    let forgetful = forgetful.to_str().expect("a path in UTF-8");
+    let output = mock_frontend(&["demo", "--kill", "--seed", "7", "--backend", forgetful]);
+    let last = stdout(&output).lines().last().expect("a last line");
+    assert!(last.starts_with("demo: FAILED Cannot"), "{last}");
+    assert!(last.contains("without the VM's state"), "{last}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn a_backend_that_is_not_there_fails_the_demo() {
+    let output = mock_frontend(&["demo", "--backend", "/nowhere/vhost-user-timer"]);
+    let last = stdout(&output).lines().last().expect("a last line");
+    assert!(last.contains("/nowhere/vhost-user-timer"), "{last}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+fn inspect(command: &str, socket: &Path, more: &[&str]) -> Output {
+    let socket = socket.to_str().expect("a path in UTF-8");
+    mock_frontend(&[&[command, "--socket-path", socket], more].concat())
+}
+
+#[test]
+fn info_and_dump_show_a_running_backends_vm() {
+    let backend = BackendProcess::launch(&["--max-vcpus=4"]).expect("a backend");
+    let path = backend.socket_path();
+    let info = json(&inspect("info", path, &["--json"]));
+    assert_eq!((&info["phase"], &info["vcpus"]), (&"NEW".into(), &0.into()));
+
+    let nothing = inspect("dump", path, &[]);
+    let error = str::from_utf8(&nothing.stderr).expect("UTF-8");
+    assert!(error.contains("not configured yet"), "{error}");
+    assert_eq!(nothing.status.code(), Some(1));
+
+    let frontend = TimerFrontend::connect(path, Options::default()).expect("a connection");
+    let timeout = Options::default().timeout;
+    let queue = &frontend.queues()[0];
+    queue
+        .configure(3, Abi::Arm64, 1_000_000_000, timeout)
+        .unwrap();
+    let id = |register: Register| register.id(Abi::Arm64);
+    let armed = [
+        (id(Register::TimerCtl), ctl::ENABLE),
+        (id(Register::TimerCval), 0xabcd),
+        (id(Register::PtimerCtl), ctl::ENABLE | ctl::IMASK),
+        (id(Register::PtimerCval), 1),
+    ];
+    queue.set_regs(1, &armed, timeout).unwrap();
+    drop(frontend);
+
+    let dump = json(&inspect("dump", path, &["--json"]));
+    assert_eq!(dump["vm"]["phase"], "PAUSED");
+    assert_eq!(dump["virt_count"], "0x0");
+    assert_eq!(dump["vcpu"].as_array().map(Vec::len), Some(3));
+    assert_eq!(dump["vcpu"][1]["virtual"]["cval"], "0xabcd");
+    assert_eq!(dump["vcpu"][1]["physical"]["ctl"], "0x7");
+
+    let table = inspect("dump", path, &[]);
+    let rows: Vec<Vec<_>> = (stdout(&table).lines().rev().take(3))
+        .map(|row| row.split_whitespace().collect())
+        .collect();
+    let row = ["1", "armed", "abcd", "masked,", "due", "1"];
+    assert_eq!(rows[1], row, "{}", stdout(&table));
+    assert_eq!(rows[0], ["2", "off", "0", "off", "0"]);
+}
+
+#[test]
+fn a_backend_that_is_taken_is_said_to_be() {
+    let backend = BackendProcess::launch(&["--max-vcpus=1"]).expect("a backend");
+    let path = backend.socket_path();
+    let _vmm = TimerFrontend::connect(path, Options::default()).expect("a connection");
+    let output = inspect("info", path, &["--timeout", "0.2"]);
+    let error = str::from_utf8(&output.stderr).expect("UTF-8");
+    assert!(error.contains("one frontend at a time"), "{error}");
+    assert_eq!(output.status.code(), Some(1));
+}

@@ -1,0 +1,174 @@
+//! The model check of the backend's time, and the proof that it can fail.
+//!
+//! `model-check` explores more than these tests do; see its `--help`.
+
+use vhost_user_timer_model::vm::Vm;
+use vhost_user_timer_tools::model::device::{self, Device};
+use vhost_user_timer_tools::model::limits::Limits;
+use vhost_user_timer_tools::model::mutant::{Fault, Mutant};
+use vhost_user_timer_tools::model::run::{Effort, Verdict, check};
+use vhost_user_timer_tools::model::{
+    FORWARD, GATE, IN_TIME, NOT_FALSELY, ONE_OFFSET, ONE_RUN, OPENS, RECORDED, SETTLED, TOLD,
+};
+
+fn explore(limits: Limits, device: impl Device) -> Verdict {
+    check(limits, device, Effort::WHOLE, |_| {})
+}
+
+fn real(vcpus: u32) -> Vm {
+    Vm::new(device::profile(vcpus))
+}
+
+#[test]
+fn the_real_vm_keeps_every_promise_with_three_vcpus() {
+    let verdict = explore(Limits::SMALL, real(3));
+    assert!(verdict.failures.is_empty(), "{:#?}", verdict.failures);
+    assert!(verdict.exhaustive);
+    assert_eq!(verdict.never, [""; 0], "must be possible, and is never met");
+}
+
+#[test]
+fn the_real_vm_keeps_every_promise_with_one_vcpu_and_more_of_everything() {
+    let limits = Limits {
+        vcpus: 1,
+        ticks: 2,
+        disturbances: 3,
+        ..Limits::SMALL
+    };
+    let verdict = explore(limits, real(1));
+    assert!(verdict.ok(), "{verdict:#?}");
+}
+
+#[test]
+fn a_check_that_was_stopped_does_not_say_that_it_saw_everything() {
+    let states = Effort {
+        max_states: Some(1_000),
+        ..Effort::WHOLE
+    };
+    let depth = Effort {
+        max_depth: Some(3),
+        ..Effort::WHOLE
+    };
+    for effort in [states, depth] {
+        let verdict = check(Limits::SMALL, real(3), effort, |_| {});
+        assert!(!verdict.exhaustive);
+    }
+}
+
+// What is enough for each fault to show.
+
+const ONE_TICK: Limits = Limits {
+    ticks: 1,
+    ..Limits::QUIET
+};
+
+const ONE_RESTORE: Limits = Limits {
+    begins: 1,
+    ..Limits::QUIET
+};
+
+/// Checks that a fault is found out within these limits, and by this property: no other fails in
+/// fewer steps.
+fn found_out(fault: Fault, limits: Limits, by: &str) {
+    let verdict = explore(limits, Mutant::new(limits.vcpus, fault));
+    let first = verdict.failures.first().expect("a fault that is found out");
+    let soonest = first.trace.len();
+    let failures = verdict.failures.iter();
+    let failing: Vec<_> = failures
+        .filter(|failure| failure.trace.len() == soonest)
+        .map(|failure| failure.property)
+        .collect();
+    let (states, trace) = (verdict.states, first.trace.join("\n"));
+    println!("{fault:?} breaks {failing:?} after {states} states:\n{trace}");
+    assert!(failing.contains(&by), "{fault:?} breaks {failing:?}");
+    // The limits are not the reason: the real one holds within them.
+    let verdict = explore(limits, real(limits.vcpus));
+    assert!(verdict.failures.is_empty(), "{:#?}", verdict.failures);
+}
+
+#[test]
+fn a_gate_that_opens_when_one_vcpu_is_missing_is_found_out() {
+    found_out(Fault::OpensOneEarly, ONE_RESTORE, GATE);
+}
+
+#[test]
+fn old_dones_that_count_in_a_new_epoch_are_found_out() {
+    let two_restores = Limits {
+        begins: 2,
+        ..Limits::QUIET
+    };
+    found_out(Fault::KeepsOldDones, two_restores, GATE);
+}
+
+#[test]
+fn a_last_count_that_wins_is_found_out() {
+    found_out(Fault::LastCountWins, ONE_RESTORE, FORWARD);
+    found_out(Fault::LastCountWins, ONE_RESTORE, SETTLED);
+}
+
+#[test]
+fn an_offset_per_vcpu_is_found_out() {
+    found_out(Fault::OffsetPerVcpu, ONE_RESTORE, ONE_OFFSET);
+}
+
+#[test]
+fn different_answers_to_those_who_are_let_run_together_are_found_out() {
+    found_out(Fault::AnswersDiffer, Limits::QUIET, ONE_RUN);
+}
+
+#[test]
+fn a_count_that_changes_under_running_vcpus_is_found_out() {
+    let one_count = Limits {
+        counts: 1,
+        ..Limits::QUIET
+    };
+    found_out(Fault::CountWhileRunning, one_count, ONE_OFFSET);
+}
+
+#[test]
+fn a_masked_timer_that_fires_is_found_out() {
+    found_out(Fault::FiresMasked, ONE_TICK, NOT_FALSELY);
+}
+
+#[test]
+fn a_timer_that_is_told_twice_is_found_out() {
+    found_out(Fault::TellsTwice, ONE_TICK, TOLD);
+}
+
+#[test]
+fn a_timer_that_is_never_told_is_found_out() {
+    found_out(Fault::LosesEvent, ONE_TICK, TOLD);
+}
+
+#[test]
+fn a_timer_that_is_forgotten_over_a_restart_is_found_out() {
+    let one_restart = Limits {
+        restarts: 1,
+        ..ONE_TICK
+    };
+    found_out(Fault::ForgetsOverRestart, one_restart, IN_TIME);
+}
+
+#[test]
+fn a_backend_that_oversleeps_is_found_out() {
+    found_out(Fault::Oversleeps, ONE_TICK, IN_TIME);
+}
+
+#[test]
+fn a_restore_that_cannot_be_completed_after_its_time_out_is_found_out() {
+    let one_long_restore = Limits {
+        ticks: 1,
+        ..ONE_RESTORE
+    };
+    found_out(Fault::GivesUp, one_long_restore, OPENS);
+}
+
+#[test]
+fn a_waiter_that_is_forgotten_is_found_out() {
+    found_out(Fault::LosesWaiter, Limits::QUIET, OPENS);
+}
+
+#[test]
+fn a_change_that_is_kept_from_the_state_file_is_found_out() {
+    found_out(Fault::KeepsFromStateFile, ONE_RESTORE, RECORDED);
+}
