@@ -477,10 +477,36 @@ impl Event {
     }
 }
 
-/// Who makes requests.
-pub struct Client {
-    /// The driver underneath.
-    pub driver: Driver,
+/// Queues that take requests and give answers back: a driver's, or those of a model in this process.
+pub trait Queues {
+    /// Makes a request available on a queue. Returns its chain's head.
+    fn submit(&mut self, queue: u16, request: &[u8], room: usize, layout: &Layout) -> u16;
+
+    /// The next chain that is given back on a queue.
+    fn used(&mut self, queue: u16) -> Used;
+
+    /// A chain that has been given back on a queue, if one has.
+    fn used_already(&mut self, queue: u16) -> Option<Used>;
+}
+
+impl Queues for Driver {
+    fn submit(&mut self, queue: u16, request: &[u8], room: usize, layout: &Layout) -> u16 {
+        Driver::submit(self, queue, request, room, layout)
+    }
+
+    fn used(&mut self, queue: u16) -> Used {
+        Driver::used(self, queue)
+    }
+
+    fn used_already(&mut self, queue: u16) -> Option<Used> {
+        Driver::used_already(self, queue)
+    }
+}
+
+/// Makes requests.
+pub struct Client<D = Driver> {
+    /// The queues underneath.
+    pub driver: D,
     /// The request queue that [`ask`](Self::ask) uses.
     pub queue: u16,
     /// How requests are laid out.
@@ -492,15 +518,6 @@ pub struct Client {
     reason = "each panics where the backend does not do as it should: that is how a test fails"
 )]
 impl Client {
-    /// Over a driver whose rings are started.
-    pub fn new(driver: Driver) -> Self {
-        Client {
-            driver,
-            queue: 1,
-            layout: Layout::plain(),
-        }
-    }
-
     /// On a fresh connection.
     pub fn connect(rig: &Rig) -> Self {
         Self::new(rig.connect())
@@ -525,11 +542,27 @@ impl Client {
         use vhost::vhost_user::VhostUserFrontend;
         self.driver.control.reset_device().expect("RESET_DEVICE");
     }
+}
+
+#[allow(
+    clippy::missing_panics_doc,
+    reason = "each panics where the backend does not do as it should: that is how a test fails"
+)]
+impl<D: Queues> Client<D> {
+    /// Over queues that are started.
+    pub fn new(driver: D) -> Self {
+        Client {
+            driver,
+            queue: 1,
+            layout: Layout::plain(),
+        }
+    }
 
     /// Makes these bytes a request and takes the answer.
     pub fn raw(&mut self, request: &[u8], room: usize) -> Answer {
         let layout = self.layout.clone();
-        Answer::of(&self.driver.call(self.queue, request, room, &layout))
+        let head = self.driver.submit(self.queue, request, room, &layout);
+        self.released(self.queue, head)
     }
 
     /// Makes a request with room for any answer and takes it.
