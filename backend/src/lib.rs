@@ -12,3 +12,5 @@ pub mod device;
 pub mod failpoint;
 pub mod server;
 pub mod state;
+mod vhost_user;
+mod virtio;

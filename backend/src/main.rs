@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Parser;
 use vhost_user_timer::args::{Args, CAPABILITIES};
 use vhost_user_timer::device::{ClockConfig, ClockDevice, TimerDevice};
-use vhost_user_timer::server::{self, Port, Socket, SocketError};
+use vhost_user_timer::server::{self, Endpoint, Socket, SocketError};
 use vhost_user_timer_counter::HostCounter;
 use vhost_user_timer_model::vm::Profile;
 
@@ -59,7 +59,7 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     let poll_max = Duration::from_micros(args.poll_max_us.into());
     let mut ports = Vec::new();
     if let Some(socket) = socket(args.socket_path.as_deref(), args.fd)? {
-        ports.push(Port::timer(Arc::clone(&device), socket).polling(poll_max));
+        ports.push(Endpoint::timer(Arc::clone(&device), socket).polling(poll_max));
     }
     if let Some(socket) = socket(args.rtc_socket_path.as_deref(), args.rtc_fd)? {
         let config = ClockConfig {
@@ -67,7 +67,7 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
             counter_offset: args.rtc_counter_offset,
         };
         let clock = Arc::new(ClockDevice::new(device, config)?);
-        ports.push(Port::clock(clock, socket).polling(poll_max));
+        ports.push(Endpoint::clock(clock, socket).polling(poll_max));
     }
     server::serve(ports)?;
     Ok(())

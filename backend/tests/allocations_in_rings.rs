@@ -16,7 +16,7 @@ use counting::{NOTHING, cost_to_others};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
 use vhost_user_timer::device::{ClockConfig, ClockDevice, TimerDevice};
-use vhost_user_timer::server::{Port, Socket, serve};
+use vhost_user_timer::server::{Endpoint, Socket, serve};
 use vhost_user_timer_counter::{HostCounter, Source};
 use vhost_user_timer_kit::clock_driver::{ClockDriver, MONOTONIC, UTC, host};
 use vhost_user_timer_kit::contract::{
@@ -54,8 +54,8 @@ impl Backend {
         let server = std::thread::spawn(move || {
             let socket = |end: UnixStream| Socket::from_fd(end.into_raw_fd()).unwrap();
             let ports = vec![
-                Port::timer(timer, socket(timer_backend)).polling(poll_max),
-                Port::clock(Arc::new(clock), socket(clock_backend)).polling(poll_max),
+                Endpoint::timer(timer, socket(timer_backend)).polling(poll_max),
+                Endpoint::clock(Arc::new(clock), socket(clock_backend)).polling(poll_max),
             ];
             serve(ports).unwrap();
         });

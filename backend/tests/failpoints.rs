@@ -33,7 +33,7 @@ struct Life {
 }
 
 /// A backend of it, and a frontend.
-struct Served {
+struct Stop {
     backend: BackendProcess,
     frontend: TimerFrontend,
 }
@@ -69,18 +69,18 @@ impl Life {
         BackendProcess::launch_command(command, &args).expect("a backend")
     }
 
-    fn serve(&self, kill_at: Option<(Point, u32)>) -> Served {
+    fn serve(&self, kill_at: Option<(Point, u32)>) -> Stop {
         let backend = self.launch(kill_at);
         let options = Options::default().timeout(LIMIT);
         let connected = TimerFrontend::connect(backend.socket_path(), options);
-        Served {
+        Stop {
             frontend: connected.unwrap_or_else(|error| panic!("{error}: {}", backend.log())),
             backend,
         }
     }
 
     /// Asks, and takes in the answer if there is one. Returns whether there was.
-    fn ask(&mut self, served: &Served, ask: Ask) -> bool {
+    fn ask(&mut self, served: &Stop, ask: Ask) -> bool {
         let asked = asked(served, ask);
         let answered = asked.answer.is_some();
         self.shadow.take(&[vec![asked]], host_count()).unwrap();
@@ -88,13 +88,13 @@ impl Life {
     }
 
     /// Looks whether the VM is what it should be.
-    fn look(&mut self, served: &Served) {
+    fn look(&mut self, served: &Stop) {
         assert!(self.ask(served, Ask::GetInfo));
         assert!(self.ask(served, Ask::GetVm { vcpus: VCPUS }));
     }
 }
 
-fn asked(served: &Served, ask: Ask) -> Asked {
+fn asked(served: &Stop, ask: Ask) -> Asked {
     let sent = host_count();
     let ticket = ask.submit(&served.frontend.queues()[0]).unwrap();
     let answer = ask.answer(ticket.wait(LIMIT)).unwrap();

@@ -12,17 +12,8 @@
 //! memory that the frontend owns after GET_VRING_BASE, so every use of it asks first whether it
 //! is started and enabled; and a ring whose indices make no sense is stopped, not retried.
 
-mod chain;
 mod clock;
-mod link;
-mod polling;
-mod reach;
-mod ring;
 mod timer;
-mod transfer;
-mod vring;
-#[cfg(test)]
-mod watch;
 
 use std::io;
 use std::sync::Arc;
@@ -39,13 +30,13 @@ use vm_memory::mmap::NewBitmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::state::file::StateFileError;
+pub(crate) use crate::vhost_user::vring::Memory;
+#[doc(hidden)]
+pub use crate::vhost_user::vring::Vring;
 pub(crate) use clock::ClockSession;
 pub use clock::{ClockConfig, ClockDevice, UtcKind};
 pub use timer::TimerDevice;
 pub(crate) use timer::TimerSession;
-pub(crate) use vring::Memory;
-#[doc(hidden)]
-pub use vring::Vring;
 
 /// Why a device cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +78,7 @@ pub(crate) trait Session:
     /// Lets the worker hear of the device's alarm and of the session's wake-up.
     fn attach(&self, worker: &VringEpollHandler<Arc<Self>>) -> io::Result<()>;
 
-    /// Ends the worker, and whatever waits.
+    /// Stoppable the worker, and whatever waits.
     fn stop(&self);
 
     /// Whether the worker was told to end.

@@ -3,9 +3,8 @@
 //! The loop waits, with `epoll`, for frontends, for the ends of their connections, and for
 //! SIGTERM and SIGINT.
 
+mod endpoint;
 mod poll;
-mod port;
-mod relay;
 mod socket;
 
 use std::io;
@@ -15,8 +14,8 @@ use std::os::unix::net::UnixStream;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use vhost_user_backend::Error as DaemonError;
 
-use poll::{Poll, PortEvent, Token};
-pub use port::Port;
+pub use endpoint::Endpoint;
+use poll::{EndpointEvent, Poll, Token};
 pub use socket::{Socket, SocketError};
 
 /// Why serving came to an end that nobody asked for.
@@ -40,7 +39,7 @@ pub enum ServerError {
 ///
 /// [`ServerError`] where the system refuses what serving needs. What a frontend does is never
 /// an error here: its connection ends, and the next one is served.
-pub fn serve(mut ports: Vec<Port>) -> Result<(), ServerError> {
+pub fn serve(mut ports: Vec<Endpoint>) -> Result<(), ServerError> {
     let prepare = ServerError::Prepare;
     let poll = Poll::new().map_err(prepare)?;
     let (signals, signals_in) = UnixStream::pair().map_err(prepare)?;
@@ -63,7 +62,7 @@ pub fn serve(mut ports: Vec<Port>) -> Result<(), ServerError> {
                 log::info!("Ending on a signal");
                 break;
             }
-            Token::Port(event, index) => {
+            Token::Endpoint(event, index) => {
                 let Some(port) = ports.get_mut(index) else {
                     continue;
                 };

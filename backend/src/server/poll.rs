@@ -11,22 +11,22 @@ pub(super) enum Token {
     /// SIGTERM or SIGINT.
     Signal,
     /// Something at the port of this index.
-    Port(PortEvent, usize),
+    Endpoint(EndpointEvent, usize),
 }
 
 /// Something that happens at a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum PortEvent {
+pub(super) enum EndpointEvent {
     ConnectionEnded = 1,
     WorkerEnded = 2,
     Frontend = 3,
 }
 
-const EVENTS: [PortEvent; 3] = [
-    PortEvent::ConnectionEnded,
-    PortEvent::WorkerEnded,
-    PortEvent::Frontend,
+const EVENTS: [EndpointEvent; 3] = [
+    EndpointEvent::ConnectionEnded,
+    EndpointEvent::WorkerEnded,
+    EndpointEvent::Frontend,
 ];
 
 impl Token {
@@ -34,7 +34,7 @@ impl Token {
     fn data(self) -> u64 {
         match self {
             Token::Signal => 0,
-            Token::Port(event, port) => u64::from(event as u8) << 32 | port as u64,
+            Token::Endpoint(event, port) => u64::from(event as u8) << 32 | port as u64,
         }
     }
 
@@ -45,7 +45,7 @@ impl Token {
             event => EVENTS
                 .into_iter()
                 .find(|known| u64::from(*known as u8) == event)
-                .map(|event| Token::Port(event, port)),
+                .map(|event| Token::Endpoint(event, port)),
         }
     }
 }
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn a_token_is_its_data_and_a_signal_comes_first() {
-        let ports = EVENTS.map(|event| Token::Port(event, 1));
+        let ports = EVENTS.map(|event| Token::Endpoint(event, 1));
         for token in [Token::Signal].into_iter().chain(ports) {
             assert_eq!(Token::of(token.data()), Some(token));
             assert!(Token::Signal.data() <= token.data());

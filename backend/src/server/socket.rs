@@ -11,7 +11,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use vhost::vhost_user::Listener;
 
-use super::relay;
+use crate::vhost_user::relay;
 
 /// Why there is no socket to serve on.
 #[derive(Debug, thiserror::Error)]

@@ -6,7 +6,6 @@
 //! SET_VRING_ENABLE is held back. QEMU waits for it before it starts its vCPUs, so a QEMU that knows
 //! nothing of the timer device runs none before the gate opens.
 
-mod marks;
 mod session;
 pub(super) mod wall;
 
@@ -62,16 +61,16 @@ pub struct ClockDevice {
     counter_offset: Option<u64>,
     tai: bool,
     alarm_fd: RawFd,
-    core: Mutex<Core>,
+    core: Mutex<ClockState>,
 }
 
 #[derive(Debug)]
-struct Core {
+struct ClockState {
     rtc: Rtc,
     effects: Effects,
     alarm: WallAlarm,
     /// The timerfd may be set for another instant than the next alarm's.
-    astray: bool,
+    rearm: bool,
 }
 
 impl ClockDevice {
@@ -101,19 +100,19 @@ impl ClockDevice {
             counter_offset: config.counter_offset,
             tai,
             alarm_fd: alarm.as_raw_fd(),
-            core: Mutex::new(Core {
+            core: Mutex::new(ClockState {
                 rtc,
                 effects: Effects::default(),
                 alarm,
-                astray: true,
+                rearm: true,
             }),
         };
-        device.follow_time(&mut device.core());
+        device.follow_time(&mut device.state());
         log::info!("The guest's clocks: {clocks:?}");
         Ok(device)
     }
 
-    fn core(&self) -> MutexGuard<'_, Core> {
+    fn state(&self) -> MutexGuard<'_, ClockState> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -133,23 +132,23 @@ impl ClockDevice {
     }
 
     /// Takes what changed into the state file. It may be seen after that, not before.
-    fn persist(&self, core: &mut Core) {
+    fn persist(&self, core: &mut ClockState) {
         if std::mem::take(&mut core.effects.changed) {
-            core.astray = true;
+            core.rearm = true;
             self.timer.persist_clock(&core.rtc.record());
         }
     }
 
     /// Finds alarms that have expired, and sets the timerfd for the next one.
-    fn follow_time(&self, core: &mut Core) {
+    fn follow_time(&self, core: &mut ClockState) {
         self.persist(core);
-        while std::mem::take(&mut core.astray) {
+        while std::mem::take(&mut core.rearm) {
             let now = self.sample();
             core.rtc.advance(&now, &mut core.effects);
             self.persist(core);
             let due = core.rtc.next_expiry_utc_ns(&now);
             match core.alarm.set(due) {
-                Ok(clock_was_set) => core.astray |= clock_was_set,
+                Ok(clock_was_set) => core.rearm |= clock_was_set,
                 Err(error) => {
                     log::error!("Setting the timerfd for the next alarm failed: {error}");
                     return;
@@ -158,7 +157,7 @@ impl ClockDevice {
             // The clock may have been set between the look at it and the timerfd's.
             if let Some(due) = due {
                 let after = core.rtc.next_expiry_utc_ns(&self.sample());
-                core.astray |= after.is_none_or(|after| due.abs_diff(after) > SAME);
+                core.rearm |= after.is_none_or(|after| due.abs_diff(after) > SAME);
             }
         }
     }

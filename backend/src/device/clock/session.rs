@@ -17,14 +17,14 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 use zerocopy::IntoBytes;
 
-use super::super::chain::Gathered;
-use super::super::link::{BATCH, LOADING, Link, Serve, Served, refuse};
-use super::super::ring::{Idle, Ring, Work};
-use super::super::vring::{Memory, Vring};
-use super::super::{Session, VIRTIO_FEATURES};
-use super::marks::{Marks, keep_marking};
-use super::{ClockDevice, Core};
+use super::{ClockDevice, ClockState};
+use crate::device::{Session, VIRTIO_FEATURES};
 use crate::state::clock_stream;
+use crate::vhost_user::dirty_log::{DirtyLog, keep_logging};
+use crate::vhost_user::link::{BATCH, LOADING, Link, Serve, Stop, refuse};
+use crate::vhost_user::vring::{Memory, Vring};
+use crate::virtio::chain::ChainBuffer;
+use crate::virtio::ring::{DeviceRing, RingScratch, WhenIdle};
 use vhost_user_timer_model::rtc::wire;
 
 /// The requestq (virtio 1.4 §5.23.2).
@@ -52,14 +52,14 @@ const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::
 /// What is under way on the connection's rings.
 #[derive(Debug, Default)]
 struct Rings {
-    gathered: Gathered,
-    work: Work,
+    gathered: ChainBuffer,
+    work: RingScratch,
 }
 
 /// See the module.
 pub(crate) struct ClockSession {
     device: Arc<ClockDevice>,
-    link: Link<Marks>,
+    link: Link<DirtyLog>,
     rings: Mutex<Rings>,
     /// Nobody is to be held back any more.
     let_go: Arc<AtomicBool>,
@@ -72,7 +72,7 @@ impl ClockSession {
 
     /// A driver that begins anew is seen before it is told or answered anything: whichever queue is
     /// served first, a kept alarm that is past is told to it once.
-    fn see_new_driver(&self, core: &mut Core) {
+    fn see_new_driver(&self, core: &mut ClockState) {
         if self
             .link
             .vring(REQUEST_QUEUE)
@@ -84,20 +84,20 @@ impl ClockSession {
     }
 
     /// Serves requests of the requestq until there is a reason to stop.
-    fn serve_requests(&self, core: &mut Core, rings: &mut Rings, idle: Idle) -> Served {
+    fn serve_requests(&self, core: &mut ClockState, rings: &mut Rings, idle: WhenIdle) -> Stop {
         let Some(vring) = self.link.vring(REQUEST_QUEUE) else {
-            return Served::All;
+            return Stop::Drained;
         };
         let mem = self.link.memory.memory();
         let Rings { gathered, work } = rings;
-        let Some(mut ring) = Ring::usable(vring, REQUEST_QUEUE, &mem, work) else {
-            return Served::All;
+        let Some(mut ring) = DeviceRing::usable(vring, REQUEST_QUEUE, &mem, work) else {
+            return Stop::Drained;
         };
         ring.when_idle(idle);
         self.see_new_driver(core);
         for _ in 0..BATCH {
             let Some(head) = ring.next_chain(gathered) else {
-                return Served::All;
+                return Stop::Drained;
             };
             if !gathered.has_room(REQUEST_QUEUE, HEAD) {
                 ring.give_back(head, 0);
@@ -106,31 +106,31 @@ impl ClockSession {
             let request = gathered.request();
             // After the chain became available, and for each in turn: the readings are in order.
             let now = self.device.sample_for(core.rtc.wants(request));
-            let Core { rtc, effects, .. } = &mut *core;
+            let ClockState { rtc, effects, .. } = &mut *core;
             rtc.handle(request, gathered.room(), &now, effects);
             self.device.persist(core);
             let len = ring.write(gathered.writable(), &core.effects.response);
             ring.give_back(head, len);
         }
-        Served::ToBatch
+        Stop::BatchFull
     }
 
     /// Tells the driver of alarms that have expired, in the buffers that it posted for that.
-    fn tell_alarms(&self, core: &mut Core, rings: &mut Rings) -> Served {
+    fn tell_alarms(&self, core: &mut ClockState, rings: &mut Rings) -> Stop {
         let Some(vring) = self.link.vring(ALARM_QUEUE) else {
-            return Served::All;
+            return Stop::Drained;
         };
         let mem = self.link.memory.memory();
         let Rings { gathered, work } = rings;
-        let Some(mut ring) = Ring::usable(vring, ALARM_QUEUE, &mem, work) else {
-            return Served::All;
+        let Some(mut ring) = DeviceRing::usable(vring, ALARM_QUEUE, &mem, work) else {
+            return Stop::Drained;
         };
         for _ in 0..BATCH {
             if !core.rtc.has_notification() {
-                return Served::All;
+                return Stop::Drained;
             }
             let Some(head) = ring.next_chain(gathered) else {
-                return Served::All;
+                return Stop::Drained;
             };
             if !gathered.has_room(ALARM_QUEUE, NOTIFICATION) {
                 ring.give_back(head, 0);
@@ -138,7 +138,7 @@ impl ClockSession {
             }
             let Some(notification) = core.rtc.next_notification(&mut core.effects) else {
                 ring.put_back();
-                return Served::All;
+                return Stop::Drained;
             };
             let len = ring.write(gathered.writable(), notification.as_bytes());
             ring.give_back(head, len);
@@ -146,16 +146,16 @@ impl ClockSession {
             // After it can be seen: past a crash in between it is told twice, and not never.
             self.device.persist(core);
         }
-        Served::ToBatch
+        Stop::BatchFull
     }
 
     /// Tells alarms and sets the timerfd.
-    fn carry_out(&self, core: &mut Core, rings: &mut Rings) {
+    fn carry_out(&self, core: &mut ClockState, rings: &mut Rings) {
         self.see_new_driver(core);
         // Whoever is told of an alarm is told by the clocks of now.
-        core.astray |= core.rtc.has_notification();
+        core.rearm |= core.rtc.has_notification();
         self.device.follow_time(core);
-        if core.rtc.has_notification() && self.tell_alarms(core, rings) == Served::ToBatch {
+        if core.rtc.has_notification() && self.tell_alarms(core, rings) == Stop::BatchFull {
             self.link.go_on_later(ALARM_QUEUE);
         }
     }
@@ -166,10 +166,11 @@ impl Serve for ClockSession {
         REQUEST_QUEUE..REQUEST_QUEUE + 1
     }
 
-    fn serve(&self, queue: u16, idle: Idle) {
-        let mut core = self.device.core();
+    fn serve(&self, queue: u16, idle: WhenIdle) {
+        let mut core = self.device.state();
         let mut rings = self.rings();
-        if queue == REQUEST_QUEUE && self.serve_requests(&mut core, &mut rings, idle) != Served::All
+        if queue == REQUEST_QUEUE
+            && self.serve_requests(&mut core, &mut rings, idle) != Stop::Drained
         {
             self.link.go_on_later(queue);
         }
@@ -177,9 +178,9 @@ impl Serve for ClockSession {
     }
 
     fn time_passed(&self) {
-        let mut core = self.device.core();
+        let mut core = self.device.state();
         core.alarm.went_off();
-        core.astray = true;
+        core.rearm = true;
         self.carry_out(&mut core, &mut self.rings());
     }
 
@@ -198,7 +199,7 @@ impl Session for ClockSession {
 
     fn new(
         device: &Arc<ClockDevice>,
-        memory: Memory<Marks>,
+        memory: Memory<DirtyLog>,
         ended: EventFd,
         poll_max: Duration,
     ) -> io::Result<Self> {
@@ -233,8 +234,8 @@ impl Session for ClockSession {
 }
 
 impl VhostUserBackend for ClockSession {
-    type Bitmap = Marks;
-    type Vring = Vring<Marks>;
+    type Bitmap = DirtyLog;
+    type Vring = Vring<DirtyLog>;
 
     fn num_queues(&self) -> usize {
         QUEUES.into()
@@ -250,7 +251,7 @@ impl VhostUserBackend for ClockSession {
 
     fn acked_features(&self, features: u64) {
         let alarms = features & (1 << wire::F_ALARM) != 0;
-        self.device.core().rtc.set_features(alarms);
+        self.device.state().rtc.set_features(alarms);
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -258,9 +259,9 @@ impl VhostUserBackend for ClockSession {
     }
 
     fn reset_device(&self) {
-        let mut core = self.device.core();
+        let mut core = self.device.state();
         let now = self.device.sample();
-        let Core { rtc, effects, .. } = &mut *core;
+        let ClockState { rtc, effects, .. } = &mut *core;
         rtc.reset(&now, effects);
         self.device.follow_time(&mut core);
         log::info!("The clock device was reset; its alarms are kept");
@@ -268,8 +269,8 @@ impl VhostUserBackend for ClockSession {
 
     fn set_event_idx(&self, _enabled: bool) {}
 
-    fn update_memory(&self, _memory: Memory<Marks>) -> io::Result<()> {
-        keep_marking(&self.link.memory.memory());
+    fn update_memory(&self, _memory: Memory<DirtyLog>) -> io::Result<()> {
+        keep_logging(&self.link.memory.memory());
         self.link.check_memory()
     }
 
@@ -284,7 +285,7 @@ impl VhostUserBackend for ClockSession {
         file: File,
     ) -> io::Result<Option<File>> {
         self.link.start_transfer(direction, file, || {
-            let saved = self.device.core().rtc.save(&self.device.sample());
+            let saved = self.device.state().rtc.save(&self.device.sample());
             log::info!("Saving the clock device's state");
             Ok(clock_stream::encode(&saved))
         })?;
@@ -294,9 +295,9 @@ impl VhostUserBackend for ClockSession {
     fn check_device_state(&self) -> io::Result<()> {
         self.link.finish_transfer(|bytes| {
             let saved = clock_stream::decode(bytes).map_err(refuse(LOADING))?;
-            let mut core = self.device.core();
+            let mut core = self.device.state();
             let now = self.device.sample();
-            let Core { rtc, effects, .. } = &mut *core;
+            let ClockState { rtc, effects, .. } = &mut *core;
             rtc.load(&saved, &now, effects).map_err(refuse(LOADING))?;
             log::info!("Loaded the clock device's state: {} bytes", bytes.len());
             self.carry_out(&mut core, &mut self.rings());
@@ -312,7 +313,7 @@ impl VhostUserBackend for ClockSession {
             self.link.look_away();
             let mem = self.link.memory.memory();
             let mut rings = self.rings();
-            if let Some(mut ring) = Ring::stopping(vring, queue, &mem, &mut rings.work) {
+            if let Some(mut ring) = DeviceRing::stopping(vring, queue, &mem, &mut rings.work) {
                 ring.leave();
             }
         }
@@ -323,7 +324,7 @@ impl VhostUserBackend for ClockSession {
         &self,
         event: u16,
         _evset: EventSet,
-        vrings: &[Vring<Marks>],
+        vrings: &[Vring<DirtyLog>],
         _thread_id: usize,
     ) -> io::Result<()> {
         self.link.handle_event(event, vrings, self)

@@ -26,8 +26,8 @@ use page::Page;
 
 use super::DeviceError;
 use super::clock::wall;
-use super::vring::Memory;
 use crate::state::file::StateFile;
+use crate::vhost_user::vring::Memory;
 use vhost_user_timer_model::rtc::{BadRecord, Counter as ClockCounter, RtcRecord, Sample};
 use vhost_user_timer_model::vm::{
     Anchor, Effects, GuestCounter, Notice, Now, PageOrder, Profile, Vm, ns_of_ticks,
@@ -42,13 +42,13 @@ pub struct TimerDevice {
     profile: Profile,
     /// The alarm's descriptor, for epoll.
     alarm_fd: RawFd,
-    core: Mutex<Core>,
+    core: Mutex<TimerState>,
     /// Told whenever the VM's phase has changed, or a restore has timed out.
     phase_changed: Condvar,
 }
 
 #[derive(Debug)]
-struct Core {
+struct TimerState {
     vm: Vm,
     effects: Effects,
     alarm: Alarm,
@@ -79,7 +79,7 @@ fn instant(counter: HostCounter, vm: &Vm) -> Now {
     Now { host, realtime_ns }
 }
 
-impl Core {
+impl TimerState {
     /// The present instant. The model takes a step back of the host counter for a wrap, so one
     /// that two CPUs do not agree on stands still instead.
     fn now(&mut self) -> Now {
@@ -202,7 +202,7 @@ impl TimerDevice {
             state = Some(file);
         }
         let alarm = Alarm::new(counter).map_err(DeviceError::Alarm)?;
-        let mut core = Core {
+        let mut core = TimerState {
             vm,
             effects: Effects::default(),
             alarm,
@@ -228,7 +228,7 @@ impl TimerDevice {
     /// What the host's clocks read, and the guest's virtual counter at the same instant. A VM that
     /// nobody configured has the counter offset that it was `told` to have, or none.
     pub(super) fn sample_with_counter(&self, tai: bool, told: Option<u64>) -> Sample {
-        let mut core = self.core();
+        let mut core = self.state();
         let (sample, host, _) = wall::sample_with(tai, || core.now().host);
         let counter = match core.vm.guest_counter(Now::at(host)) {
             GuestCounter::Running(count) => ClockCounter::At(count),
@@ -245,7 +245,7 @@ impl TimerDevice {
         &self,
         make: impl FnOnce(&RtcRecord) -> Result<T, BadRecord>,
     ) -> Result<Option<T>, DeviceError> {
-        let core = self.core();
+        let core = self.state();
         let Some((state, record)) = core.state.as_ref().and_then(|s| Some((s, s.clock()?))) else {
             return Ok(None);
         };
@@ -255,8 +255,8 @@ impl TimerDevice {
 
     /// Takes the clock device into the state file.
     pub(super) fn persist_clock(&self, record: &RtcRecord) {
-        let mut core = self.core();
-        let Core {
+        let mut core = self.state();
+        let TimerState {
             vm, state, effects, ..
         } = &mut *core;
         if let Some(state) = state {
@@ -268,7 +268,7 @@ impl TimerDevice {
     /// its time-out has passed, or `given_up` is told. A restore without a time-out is waited for
     /// [`LONGEST_HOLD`].
     pub(super) fn hold_while_restoring(&self, given_up: &AtomicBool) {
-        let mut core = self.core();
+        let mut core = self.state();
         let began = Instant::now();
         let mut said = false;
         while !given_up.load(Ordering::Acquire) {
@@ -310,11 +310,11 @@ impl TimerDevice {
     /// Tells whoever holds back to look again.
     pub(super) fn look_again(&self) {
         // Whoever is about to wait has the lock.
-        drop(self.core());
+        drop(self.state());
         self.phase_changed.notify_all();
     }
 
-    fn core(&self) -> MutexGuard<'_, Core> {
+    fn state(&self) -> MutexGuard<'_, TimerState> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -6,12 +6,12 @@ use vhost_user_timer_protocol::{EVENT_QUEUE, wire};
 use vm_memory::GuestAddressSpace;
 use zerocopy::IntoBytes;
 
-use super::super::chain::{Gathered, Segment};
-use super::super::link::{BATCH, Served};
-use super::super::ring::{Idle, Ring, Work};
-use super::super::vring::{Memory, Vring};
-use super::Core;
+use super::TimerState;
 use crate::failpoint::{Point, reached};
+use crate::vhost_user::link::{BATCH, Stop};
+use crate::vhost_user::vring::{Memory, Vring};
+use crate::virtio::chain::{ChainBuffer, Segment};
+use crate::virtio::ring::{DeviceRing, RingScratch, WhenIdle};
 use vhost_user_timer_model::vm::{Call, Handled, Released, Token};
 
 const HEADER: usize = size_of::<wire::ResponseHeader>();
@@ -31,8 +31,8 @@ struct Deferred {
 /// What a connection's rings hold.
 #[derive(Debug, Default)]
 pub(super) struct Rings {
-    gathered: Gathered,
-    work: Work,
+    gathered: ChainBuffer,
+    work: RingScratch,
     /// Where the answers of those who wait to run go.
     held: HashMap<Token, Vec<Segment>>,
     deferred: Vec<Deferred>,
@@ -42,12 +42,12 @@ impl Rings {
     /// Serves requests of one ring until there is a reason to stop.
     pub(super) fn serve(
         &mut self,
-        core: &mut Core,
+        core: &mut TimerState,
         vring: &Vring,
         queue: u16,
         memory: &Memory<()>,
-        idle: Idle,
-    ) -> Served {
+        idle: WhenIdle,
+    ) -> Stop {
         let mem = memory.memory();
         let Rings {
             gathered,
@@ -55,8 +55,8 @@ impl Rings {
             held,
             deferred,
         } = self;
-        let Some(mut ring) = Ring::usable(vring, queue, &mem, work) else {
-            return Served::All;
+        let Some(mut ring) = DeviceRing::usable(vring, queue, &mem, work) else {
+            return Stop::Drained;
         };
         ring.when_idle(idle);
         give_deferred(deferred, &mut ring, queue);
@@ -88,7 +88,7 @@ impl Rings {
             if waiters.peek().is_none() {
                 continue;
             }
-            let mut ring = Ring::usable(vring, queue, &mem, &mut self.work);
+            let mut ring = DeviceRing::usable(vring, queue, &mem, &mut self.work);
             for &token in waiters {
                 let Some(segments) = self.held.remove(&token) else {
                     continue;
@@ -113,7 +113,7 @@ impl Rings {
     /// the backend until GET_VRING_BASE is answered, enabled or not.
     pub(super) fn close(&mut self, vring: &Vring, queue: u16, memory: &Memory<()>) {
         let mem = memory.memory();
-        if let Some(mut ring) = Ring::stopping(vring, queue, &mem, &mut self.work) {
+        if let Some(mut ring) = DeviceRing::stopping(vring, queue, &mem, &mut self.work) {
             give_deferred(&mut self.deferred, &mut ring, queue);
             ring.leave();
         }
@@ -133,20 +133,20 @@ impl Rings {
     /// Writes events into the buffers that the frontend posted for them.
     pub(super) fn deliver_events(
         &mut self,
-        core: &mut Core,
+        core: &mut TimerState,
         vring: &Vring,
         memory: &Memory<()>,
-    ) -> Served {
+    ) -> Stop {
         if !core.vm.has_event() {
-            return Served::All;
+            return Stop::Drained;
         }
         let mem = memory.memory();
-        let Some(mut ring) = Ring::usable(vring, EVENT_QUEUE, &mem, &mut self.work) else {
-            return Served::All;
+        let Some(mut ring) = DeviceRing::usable(vring, EVENT_QUEUE, &mem, &mut self.work) else {
+            return Stop::Drained;
         };
         for _ in 0..BATCH {
             let Some(head) = ring.next_chain(&mut self.gathered) else {
-                return Served::All;
+                return Stop::Drained;
             };
             if !self.gathered.has_room(EVENT_QUEUE, EVENT) {
                 ring.give_back(head, 0);
@@ -155,38 +155,38 @@ impl Rings {
             let now = core.now();
             let Some(event) = core.vm.next_event(now) else {
                 ring.put_back();
-                return Served::All;
+                return Stop::Drained;
             };
             let written = ring.write(self.gathered.writable(), event.as_bytes());
             ring.give_back(head, written);
             if !core.vm.has_event() {
-                return Served::All;
+                return Stop::Drained;
             }
         }
-        Served::ToBatch
+        Stop::BatchFull
     }
 }
 
 fn serve_requests(
-    core: &mut Core,
-    ring: &mut Ring<'_, ()>,
+    core: &mut TimerState,
+    ring: &mut DeviceRing<'_, ()>,
     queue: u16,
-    gathered: &mut Gathered,
+    gathered: &mut ChainBuffer,
     held: &mut HashMap<Token, Vec<Segment>>,
     memory: &Memory<()>,
-) -> Served {
+) -> Stop {
     let mut changed = false;
     for _ in 0..BATCH {
         if !ring.has_found() {
             publish(ring);
         }
         let Some(head) = ring.next_chain(gathered) else {
-            return Served::All;
+            return Stop::Drained;
         };
         let token = Token { queue, head };
         if held.contains_key(&token) {
             ring.stop(&format_args!("chain {head} is made available twice"));
-            return Served::All;
+            return Stop::Drained;
         }
         if !gathered.has_room(queue, HEADER) {
             ring.give_back(head, 0);
@@ -226,21 +226,21 @@ fn serve_requests(
             }
         }
         if !core.effects.released.is_empty() || !core.effects.notices.is_empty() {
-            return Served::ToEffects;
+            return Stop::EffectsPending;
         }
     }
-    Served::ToBatch
+    Stop::BatchFull
 }
 
 /// Lets the frontend see the answers.
-fn publish(ring: &mut Ring<'_, ()>) {
+fn publish(ring: &mut DeviceRing<'_, ()>) {
     if ring.publish() {
         reached(Point::AnswerUsed);
     }
 }
 
 /// Gives back what is still to be given of a ring.
-fn give_deferred(deferred: &mut Vec<Deferred>, ring: &mut Ring<'_, ()>, queue: u16) {
+fn give_deferred(deferred: &mut Vec<Deferred>, ring: &mut DeviceRing<'_, ()>, queue: u16) {
     for deferred in deferred.extract_if(.., |deferred| deferred.token.queue == queue) {
         let answer = deferred.bytes.get(..deferred.len).unwrap_or_default();
         let written = ring.write(&deferred.segments, answer);

@@ -15,13 +15,13 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 use zerocopy::IntoBytes;
 
-use super::super::link::{LOADING, Link, SAVING, Serve, Served, refuse};
-use super::super::ring::Idle;
-use super::super::vring::{Memory, Vring};
-use super::super::{Session, VIRTIO_FEATURES};
 use super::rings::Rings;
-use super::{Core, TimerDevice};
+use super::{TimerDevice, TimerState};
+use crate::device::{Session, VIRTIO_FEATURES};
 use crate::state::stream;
+use crate::vhost_user::link::{LOADING, Link, SAVING, Serve, Stop, refuse};
+use crate::vhost_user::vring::{Memory, Vring};
+use crate::virtio::ring::WhenIdle;
 
 const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::REPLY_ACK)
@@ -47,13 +47,13 @@ impl TimerSession {
     }
 
     /// Answers waiters, tells events, sets the alarm, and last logs: nobody waits for that.
-    fn carry_out(&self, core: &mut Core, rings: &mut Rings) {
+    fn carry_out(&self, core: &mut TimerState, rings: &mut Rings) {
         core.persist(&self.link.memory);
         while let Some(released) = core.effects.released.pop() {
             rings.release(&released, self.link.vrings(), &self.link.memory);
         }
         if let Some(vring) = self.link.vring(EVENT_QUEUE)
-            && rings.deliver_events(core, vring, &self.link.memory) == Served::ToBatch
+            && rings.deliver_events(core, vring, &self.link.memory) == Stop::BatchFull
         {
             self.link.go_on_later(EVENT_QUEUE);
         }
@@ -69,39 +69,39 @@ impl Serve for TimerSession {
         FIRST_REQUEST_QUEUE..self.link.queues()
     }
 
-    fn serve(&self, queue: u16, idle: Idle) {
+    fn serve(&self, queue: u16, idle: WhenIdle) {
         if queue == EVENT_QUEUE {
-            self.carry_out(&mut self.device.core(), &mut self.rings());
+            self.carry_out(&mut self.device.state(), &mut self.rings());
             return;
         }
         let Some(vring) = self.link.vring(queue) else {
             return;
         };
         for _ in 0..EFFECTS {
-            let mut core = self.device.core();
+            let mut core = self.device.state();
             let mut rings = self.rings();
             let served = rings.serve(&mut core, vring, queue, &self.link.memory, idle);
             self.carry_out(&mut core, &mut rings);
             match served {
-                Served::All => return,
-                Served::ToEffects => {}
-                Served::ToBatch => break,
+                Stop::Drained => return,
+                Stop::EffectsPending => {}
+                Stop::BatchFull => break,
             }
         }
         self.link.go_on_later(queue);
     }
 
     fn time_passed(&self) {
-        let mut core = self.device.core();
+        let mut core = self.device.state();
         core.alarm.went_off();
         let now = core.now();
-        let Core { vm, effects, .. } = &mut *core;
+        let TimerState { vm, effects, .. } = &mut *core;
         vm.advance(now, effects);
         self.carry_out(&mut core, &mut self.rings());
     }
 
     fn alarm_at(&self) -> u64 {
-        self.device.core().alarm.goes_off()
+        self.device.state().alarm.goes_off()
     }
 
     fn taken(&self) -> u64 {
@@ -139,7 +139,7 @@ impl Session for TimerSession {
 
     /// The VM is left as it was, with nobody waiting.
     fn disconnected(&self) {
-        let mut core = self.device.core();
+        let mut core = self.device.state();
         let now = core.now();
         core.vm.disconnect(now);
         core.page.stop();
@@ -168,9 +168,9 @@ impl VhostUserBackend for TimerSession {
     }
 
     fn reset_device(&self) {
-        let mut core = self.device.core();
+        let mut core = self.device.state();
         let from = core.vm.phase();
-        let Core { vm, effects, .. } = &mut *core;
+        let TimerState { vm, effects, .. } = &mut *core;
         vm.reset(effects);
         core.persist(&self.link.memory);
         // A driver that resets a device wants it to let its memory be.
@@ -185,7 +185,7 @@ impl VhostUserBackend for TimerSession {
 
     /// The VM in brief, as GET_INFO answers it. An empty answer refuses what lies outside.
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
-        let mut core = self.device.core();
+        let mut core = self.device.state();
         let now = core.now();
         let info = wire::Info {
             host_count: 0.into(),
@@ -207,7 +207,7 @@ impl VhostUserBackend for TimerSession {
 
     fn update_memory(&self, _memory: Memory<()>) -> io::Result<()> {
         let checked = self.link.check_memory();
-        let page = &mut self.device.core().page;
+        let page = &mut self.device.state().page;
         match &checked {
             Ok(()) => page.remapped(&self.link.memory),
             // To touch it could be fatal.
@@ -227,7 +227,7 @@ impl VhostUserBackend for TimerSession {
         file: File,
     ) -> io::Result<Option<File>> {
         self.link.start_transfer(direction, file, || {
-            let mut core = self.device.core();
+            let mut core = self.device.state();
             let now = core.now();
             let saved = core.vm.save(now).map_err(refuse(SAVING))?;
             drop(core);
@@ -240,10 +240,10 @@ impl VhostUserBackend for TimerSession {
     fn check_device_state(&self) -> io::Result<()> {
         self.link.finish_transfer(|bytes| {
             let saved = stream::decode(bytes).map_err(refuse(LOADING))?;
-            let mut core = self.device.core();
+            let mut core = self.device.state();
             core.page.open(&self.link.memory);
             let now = core.now();
-            let Core { vm, effects, .. } = &mut *core;
+            let TimerState { vm, effects, .. } = &mut *core;
             let loaded = vm.load(now, &saved, effects).map_err(refuse(LOADING));
             core.persist(&self.link.memory);
             loaded?;
@@ -267,9 +267,9 @@ impl VhostUserBackend for TimerSession {
             return Ok(());
         };
         self.link.look_away();
-        let mut core = self.device.core();
+        let mut core = self.device.state();
         let mut rings = self.rings();
-        let Core { vm, effects, .. } = &mut *core;
+        let TimerState { vm, effects, .. } = &mut *core;
         vm.cancel_queue(queue, effects);
         self.carry_out(&mut core, &mut rings);
         rings.close(vring, queue, &self.link.memory);

@@ -43,7 +43,7 @@ enum Step {
     PutBack,
     GiveBack(usize, usize),
     Publish,
-    Idle(bool),
+    WhenIdle(bool),
     /// Another one serves the ring from now on.
     End,
 }
@@ -73,7 +73,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::PutBack),
         6 => (any::<usize>(), 0..100_usize).prop_map(|(which, len)| Step::GiveBack(which, len)),
         1 => Just(Step::Publish),
-        1 => any::<bool>().prop_map(Step::Idle),
+        1 => any::<bool>().prop_map(Step::WhenIdle),
         3 => Just(Step::End),
     ]
 }
@@ -108,7 +108,7 @@ struct World {
     used_event: u16,
     flags: u16,
     calls: u64,
-    idle: Idle,
+    idle: WhenIdle,
     /// The driver has been asked to kick, and has made nothing available since.
     asked: bool,
 }
@@ -132,7 +132,7 @@ impl World {
             used_event: start,
             flags: 0,
             calls: 0,
-            idle: Idle::Kick,
+            idle: WhenIdle::AskForKick,
             asked: false,
         };
         (world, device)
@@ -235,14 +235,14 @@ impl World {
         self.untold.clear();
     }
 
-    fn take(&mut self, ring: &mut Ring<'_, ()>, gathered: &mut Gathered) -> bool {
+    fn take(&mut self, ring: &mut DeviceRing<'_, ()>, gathered: &mut ChainBuffer) -> bool {
         assert_eq!(ring.has_found(), self.found != 0);
         if self.found == 0 {
             self.publish();
             self.found = self.offered.len().min(BATCH);
             if self.found == 0 {
                 self.tell();
-                self.asked = self.idle == Idle::Kick;
+                self.asked = self.idle == WhenIdle::AskForKick;
             }
         }
         let head = ring.next_chain(gathered);
@@ -263,7 +263,7 @@ impl World {
         true
     }
 
-    fn give_back(&mut self, ring: &mut Ring<'_, ()>, which: usize, len: usize) {
+    fn give_back(&mut self, ring: &mut DeviceRing<'_, ()>, which: usize, len: usize) {
         if self.held.is_empty() {
             return;
         }
@@ -298,7 +298,7 @@ impl World {
     /// One that serves the ring, from its first step to its last.
     fn serve(&mut self, device: &mut Device<()>, steps: &[Step]) {
         let indices = device.serve(|ring, gathered| {
-            self.idle = Idle::Kick;
+            self.idle = WhenIdle::AskForKick;
             self.found = 0;
             // Whether what was taken last can be put back.
             let mut fresh = false;
@@ -322,8 +322,12 @@ impl World {
                         assert_eq!(ring.publish(), !self.given.is_empty());
                         self.publish();
                     }
-                    Step::Idle(look) => {
-                        self.idle = if *look { Idle::Look } else { Idle::Kick };
+                    Step::WhenIdle(look) => {
+                        self.idle = if *look {
+                            WhenIdle::KeepPolling
+                        } else {
+                            WhenIdle::AskForKick
+                        };
                         ring.when_idle(self.idle);
                     }
                     Step::End => {}

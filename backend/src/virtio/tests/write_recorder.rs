@@ -18,14 +18,14 @@ struct Seen {
 
 /// A dirty bitmap that keeps every mark as it came.
 #[derive(Clone, Default)]
-pub(super) struct Watch {
+pub(crate) struct WriteRecorder {
     start: usize,
     seen: Arc<Mutex<Seen>>,
 }
 
 /// Where was written since this was last asked, as guest addresses and lengths, in order within each
 /// region.
-pub(super) fn writes(mem: &GuestMemoryMmap<Watch>) -> Vec<(u64, usize)> {
+pub(crate) fn writes(mem: &GuestMemoryMmap<WriteRecorder>) -> Vec<(u64, usize)> {
     let mut all = Vec::new();
     for region in mem.iter() {
         let base = region.start_addr().raw_value();
@@ -37,8 +37,8 @@ pub(super) fn writes(mem: &GuestMemoryMmap<Watch>) -> Vec<(u64, usize)> {
 }
 
 /// Acts as soon as this byte is written next, once.
-pub(super) fn once_written(
-    mem: &GuestMemoryMmap<Watch>,
+pub(crate) fn once_written(
+    mem: &GuestMemoryMmap<WriteRecorder>,
     at: u64,
     action: impl FnOnce() + Send + 'static,
 ) {
@@ -47,7 +47,7 @@ pub(super) fn once_written(
     region.bitmap().seen.lock().unwrap().then = Some((offset, Box::new(action)));
 }
 
-impl Bitmap for Watch {
+impl Bitmap for WriteRecorder {
     fn mark_dirty(&self, offset: usize, len: usize) {
         let written = self.start + offset..self.start + offset + len;
         let mut seen = self.seen.lock().unwrap();
@@ -68,28 +68,28 @@ impl Bitmap for Watch {
     }
 
     fn slice_at(&self, offset: usize) -> Self {
-        Watch {
+        WriteRecorder {
             start: self.start + offset,
             seen: Arc::clone(&self.seen),
         }
     }
 }
 
-impl WithBitmapSlice<'_> for Watch {
+impl WithBitmapSlice<'_> for WriteRecorder {
     type S = Self;
 }
 
-impl BitmapSlice for Watch {}
+impl BitmapSlice for WriteRecorder {}
 
-impl NewBitmap for Watch {
+impl NewBitmap for WriteRecorder {
     fn with_len(_len: usize) -> Self {
-        Watch::default()
+        WriteRecorder::default()
     }
 }
 
-impl fmt::Debug for Watch {
+impl fmt::Debug for WriteRecorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watch")
+        f.debug_struct("WriteRecorder")
             .field("start", &self.start)
             .finish_non_exhaustive()
     }

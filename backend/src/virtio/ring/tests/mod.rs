@@ -6,8 +6,8 @@ mod races;
 use driver::{AVAIL, END, TABLE, USED, pair};
 use vm_memory::GuestAddressSpace;
 
-use super::super::watch::{Watch, writes};
 use super::*;
+use crate::virtio::tests::write_recorder::{WriteRecorder, writes};
 
 const BOTH: [bool; 2] = [false, true];
 const NONE: [u16; 0] = [];
@@ -26,7 +26,7 @@ fn chains_are_served_once_and_in_order_in_rings_of_any_size_while_the_indices_wr
         for count in [size, 1, size / 2, size, size] {
             let offered = heads(size, count);
             driver.offer(&offered);
-            assert_eq!(device.serve_all(Idle::Kick), offered);
+            assert_eq!(device.serve_all(WhenIdle::AskForKick), offered);
             let expected: Vec<_> = (0..)
                 .zip(&offered)
                 .map(|(n, h)| (u32::from(*h), n))
@@ -36,7 +36,7 @@ fn chains_are_served_once_and_in_order_in_rings_of_any_size_while_the_indices_wr
             let end = start.wrapping_add(total);
             assert_eq!(device.indices(), (end, end));
         }
-        assert_eq!(device.serve_all(Idle::Kick), NONE);
+        assert_eq!(device.serve_all(WhenIdle::AskForKick), NONE);
     }
 }
 
@@ -68,7 +68,7 @@ fn one_look_at_the_available_index_finds_a_batch() {
 
 #[test]
 fn what_is_given_back_is_published_with_one_store_of_the_used_index() {
-    let (mut driver, mut device) = pair::<Watch>(8, false, 65_533);
+    let (mut driver, mut device) = pair::<WriteRecorder>(8, false, 65_533);
     driver.offer(&[5, 6, 7, 0, 1]);
     let mem = driver.shared.memory.memory();
     let shared = driver.shared.clone();
@@ -122,7 +122,7 @@ fn a_ring_that_is_dropped_is_published_and_the_crate_knows_where_it_was() {
         assert_eq!(driver.used(), [(3, 9)]);
         assert_eq!(device.indices(), (0, 65_535));
         assert_eq!(driver.calls(), 1);
-        assert_eq!(device.serve_all(Idle::Kick), [1], "where it was");
+        assert_eq!(device.serve_all(WhenIdle::AskForKick), [1], "where it was");
     }
 }
 
@@ -134,10 +134,10 @@ fn what_was_found_and_not_taken_is_found_again_and_in_no_other_ring() {
     other.offer(&[7]);
     device.serve(|ring, gathered| assert_eq!(ring.next_chain(gathered), Some(0)));
     std::mem::swap(&mut device.work, &mut other_device.work);
-    assert_eq!(other_device.serve_all(Idle::Kick), [7]);
-    assert_eq!(other_device.serve_all(Idle::Kick), NONE);
+    assert_eq!(other_device.serve_all(WhenIdle::AskForKick), [7]);
+    assert_eq!(other_device.serve_all(WhenIdle::AskForKick), NONE);
     std::mem::swap(&mut device.work, &mut other_device.work);
-    assert_eq!(device.serve_all(Idle::Kick), [1, 2]);
+    assert_eq!(device.serve_all(WhenIdle::AskForKick), [1, 2]);
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn a_chain_that_is_put_back_is_the_next_one() {
             }
         });
         assert_eq!(device.indices(), (65_535, 65_535));
-        assert_eq!(device.serve_all(Idle::Kick), [1, 2, 3]);
+        assert_eq!(device.serve_all(WhenIdle::AskForKick), [1, 2, 3]);
         assert_eq!(driver.used(), [(0, 0), (1, 0), (2, 1), (3, 2)]);
     }
 }
@@ -171,7 +171,7 @@ fn the_last_chain_of_a_batch_can_be_put_back() {
         ring.put_back();
     });
     assert_eq!(device.indices(), (65_535, 65_535));
-    assert_eq!(device.serve_all(Idle::Kick), [2]);
+    assert_eq!(device.serve_all(WhenIdle::AskForKick), [2]);
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn a_ring_whose_available_index_jumps_by_more_than_its_size_is_stopped() {
         for jump in [5, 6, 0x7fff, 0x8000, 65_535] {
             let (driver, mut device) = pair::<()>(4, true, start);
             driver.shared.set_avail_idx(start.wrapping_add(jump));
-            assert_eq!(device.serve_all(Idle::Kick), NONE);
+            assert_eq!(device.serve_all(WhenIdle::AskForKick), NONE);
             assert!(!device.is_started(), "{start} {jump}");
             assert_eq!(device.indices(), (start, start));
             assert!(device.serve(|_, _| ()).is_none());
@@ -189,7 +189,7 @@ fn a_ring_whose_available_index_jumps_by_more_than_its_size_is_stopped() {
         let (driver, mut device) = pair::<()>(4, true, start);
         driver.shared.set_avail_idx(start.wrapping_add(4));
         assert_eq!(
-            device.serve_all(Idle::Kick).len(),
+            device.serve_all(WhenIdle::AskForKick).len(),
             4,
             "as many as it has descriptors"
         );
@@ -220,7 +220,7 @@ fn a_head_outside_the_table_stops_the_ring_after_what_came_before() {
     for bad in [4, 5, 0x8000, 65_535] {
         let (mut driver, mut device) = pair::<()>(4, true, 65_535);
         driver.offer(&[3, bad, 1]);
-        assert_eq!(device.serve_all(Idle::Kick), [3]);
+        assert_eq!(device.serve_all(WhenIdle::AskForKick), [3]);
         assert!(!device.is_started(), "{bad}");
         assert_eq!(driver.used(), [(3, 0)]);
         assert_eq!((device.indices(), driver.calls()), ((0, 0), 1));
@@ -231,12 +231,12 @@ fn a_head_outside_the_table_stops_the_ring_after_what_came_before() {
 fn a_ring_that_is_started_again_goes_on_where_the_frontend_says() {
     let (mut driver, mut device) = pair::<()>(4, true, 0);
     driver.offer(&[9]);
-    assert_eq!(device.serve_all(Idle::Kick), NONE);
+    assert_eq!(device.serve_all(WhenIdle::AskForKick), NONE);
     assert!(!device.is_started());
     driver.shared.offer_from(0, &[1, 2]);
     device.vring.set_queue_next_avail(1);
     device.vring.set_queue_ready(true);
-    assert_eq!(device.serve_all(Idle::Kick), [2]);
+    assert_eq!(device.serve_all(WhenIdle::AskForKick), [2]);
 }
 
 #[test]
@@ -244,13 +244,13 @@ fn a_ring_that_is_not_started_or_not_enabled_is_not_served() {
     let (mut driver, mut device) = pair::<()>(4, true, 0);
     driver.offer(&[0]);
     device.vring.set_enabled(false);
-    assert_eq!(device.serve_all(Idle::Kick), NONE);
+    assert_eq!(device.serve_all(WhenIdle::AskForKick), NONE);
     assert!(device.is_started(), "it may be enabled again");
     device.vring.set_enabled(true);
     device.vring.set_queue_ready(false);
-    assert_eq!(device.serve_all(Idle::Kick), NONE);
+    assert_eq!(device.serve_all(WhenIdle::AskForKick), NONE);
     device.vring.set_queue_ready(true);
-    assert_eq!(device.serve_all(Idle::Kick), [0]);
+    assert_eq!(device.serve_all(WhenIdle::AskForKick), [0]);
 }
 
 #[test]
@@ -262,7 +262,7 @@ fn a_ring_that_is_being_stopped_takes_back_what_was_taken_of_it() {
         device.vring.set_enabled(enabled);
         device.vring.set_queue_ready(false);
         let mem = driver.shared.memory.memory();
-        let stopping = Ring::stopping(&device.vring, 1, &mem, &mut device.work);
+        let stopping = DeviceRing::stopping(&device.vring, 1, &mem, &mut device.work);
         let mut ring = stopping.unwrap();
         ring.give_back(2, 8);
         drop(ring);
@@ -276,11 +276,11 @@ fn a_ring_that_was_not_served_since_it_was_stopped_is_the_drivers_alone() {
     let (mut driver, mut device) = pair::<()>(4, true, 0);
     let is_touched = |device: &mut driver::Device<()>, driver: &driver::Driver<()>| {
         let mem = driver.shared.memory.memory();
-        Ring::stopping(&device.vring, 1, &mem, &mut device.work).is_some()
+        DeviceRing::stopping(&device.vring, 1, &mem, &mut device.work).is_some()
     };
     assert!(!is_touched(&mut device, &driver), "never served");
     driver.offer(&[2, 1]);
-    assert_eq!(device.serve_all(Idle::Kick), [2, 1]);
+    assert_eq!(device.serve_all(WhenIdle::AskForKick), [2, 1]);
     assert!(is_touched(&mut device, &driver));
     assert!(!is_touched(&mut device, &driver), "stopped twice");
 }
@@ -307,7 +307,7 @@ fn a_ring_that_is_not_in_the_memory_is_stopped() {
 
         // Nothing can be given back, and nothing is said to have been.
         let mem = driver.shared.memory.memory();
-        let stopping = Ring::stopping(&device.vring, 1, &mem, &mut device.work);
+        let stopping = DeviceRing::stopping(&device.vring, 1, &mem, &mut device.work);
         let mut ring = stopping.unwrap();
         ring.give_back(0, 0);
         assert!(!ring.publish());
@@ -324,7 +324,7 @@ fn a_ring_may_end_where_its_region_does() {
     device.vring.set_queue_info(TABLE, avail, USED).unwrap();
     driver.shared.store(avail + 2, 1);
     driver.shared.store(avail + 4, 3);
-    assert_eq!(device.serve_all(Idle::Kick), [3]);
+    assert_eq!(device.serve_all(WhenIdle::AskForKick), [3]);
 }
 
 #[test]
@@ -336,16 +336,16 @@ fn a_ring_that_is_not_aligned_in_this_process_is_stopped() {
     vring.set_queue_info(TABLE, AVAIL, USED).unwrap();
     vring.set_queue_ready(true);
     vring.set_enabled(true);
-    let (mem, mut work) = (memory.memory(), Work::default());
-    assert!(Ring::usable(&vring, 1, &mem, &mut work).is_none());
+    let (mem, mut work) = (memory.memory(), RingScratch::default());
+    assert!(DeviceRing::usable(&vring, 1, &mem, &mut work).is_none());
     assert!(!vring.get_ref().get_queue().ready());
 }
 
 #[test]
 fn the_available_index_can_be_looked_at_without_serving() {
-    let (mut driver, device) = pair::<Watch>(4, true, 65_535);
+    let (mut driver, device) = pair::<WriteRecorder>(4, true, 65_535);
     let mem = driver.shared.memory.memory();
-    let mut reach = Reach::new(&*mem);
+    let mut reach = RegionCache::new(&*mem);
     let state = device.vring.get_ref();
     let index = available_index(state.get_queue(), &mut reach).unwrap();
     assert_eq!(index.load(Ordering::Relaxed), 65_535);

@@ -16,14 +16,14 @@ use vm_memory::{
 type Slice<'a, B> = VolatileSlice<'a, BS<'a, B>>;
 
 /// The memory, and the region that was used last: a chain's buffers mostly lie in one.
-pub(super) struct Reach<'a, B: Bitmap + 'static> {
+pub(crate) struct RegionCache<'a, B: Bitmap + 'static> {
     mem: &'a GuestMemoryMmap<B>,
     last: Option<&'a GuestRegionMmap<B>>,
 }
 
-impl<'a, B: Bitmap + 'static> Reach<'a, B> {
-    pub(super) fn new(mem: &'a GuestMemoryMmap<B>) -> Self {
-        Reach { mem, last: None }
+impl<'a, B: Bitmap + 'static> RegionCache<'a, B> {
+    pub(crate) fn new(mem: &'a GuestMemoryMmap<B>) -> Self {
+        RegionCache { mem, last: None }
     }
 
     /// The bytes, where one region has them all.
@@ -39,12 +39,12 @@ impl<'a, B: Bitmap + 'static> Reach<'a, B> {
     }
 
     /// Whether all of these bytes are shared.
-    pub(super) fn has(&mut self, at: GuestAddress, len: usize) -> bool {
+    pub(crate) fn has(&mut self, at: GuestAddress, len: usize) -> bool {
         len == 0 || self.slice(at, len).is_some() || self.mem.check_range(at, len)
     }
 
     /// Copies bytes out. False where some of them are not shared.
-    pub(super) fn read(&mut self, at: GuestAddress, bytes: &mut [u8]) -> bool {
+    pub(crate) fn read(&mut self, at: GuestAddress, bytes: &mut [u8]) -> bool {
         if bytes.is_empty() {
             return true;
         }
@@ -56,7 +56,7 @@ impl<'a, B: Bitmap + 'static> Reach<'a, B> {
     }
 
     /// Copies bytes in. False where some of their places are not shared.
-    pub(super) fn write(&mut self, at: GuestAddress, bytes: &[u8]) -> bool {
+    pub(crate) fn write(&mut self, at: GuestAddress, bytes: &[u8]) -> bool {
         if bytes.is_empty() {
             return true;
         }
@@ -70,12 +70,12 @@ impl<'a, B: Bitmap + 'static> Reach<'a, B> {
     }
 
     /// A part of a ring, which lies in one region.
-    pub(super) fn part(&mut self, at: u64, len: usize) -> Option<Part<'a, B>> {
+    pub(crate) fn part(&mut self, at: u64, len: usize) -> Option<RingArea<'a, B>> {
         let at = GuestAddress(at);
         self.slice(at, len)?;
         let region = self.last?;
         let start = usize::try_from(offset_in(region, at)?).ok()?;
-        Some(Part { region, start, len })
+        Some(RingArea { region, start, len })
     }
 }
 
@@ -93,18 +93,18 @@ fn slice_of<B: Bitmap>(
 }
 
 /// A part of a ring.
-pub(super) struct Part<'a, B: Bitmap + 'static> {
+pub(crate) struct RingArea<'a, B: Bitmap + 'static> {
     region: &'a GuestRegionMmap<B>,
     start: usize,
     len: usize,
 }
 
-impl<'a, B: Bitmap + 'static> Part<'a, B> {
+impl<'a, B: Bitmap + 'static> RingArea<'a, B> {
     /// The field at this offset; `None` past the part's end.
-    pub(super) fn field(&self, offset: usize) -> Option<Field<'a, B>> {
+    pub(crate) fn field(&self, offset: usize) -> Option<SharedU16<'a, B>> {
         (offset.checked_add(size_of::<u16>())? <= self.len).then_some(())?;
         let at = self.start.checked_add(offset)?;
-        Some(Field {
+        Some(SharedU16 {
             value: self.region.get_atomic_ref(at).ok()?,
             region: self.region,
             at,
@@ -119,14 +119,14 @@ impl<'a, B: Bitmap + 'static> Part<'a, B> {
     }
 
     /// Copies entries out; nothing past the part's end.
-    pub(super) fn read(&self, offset: usize, bytes: &mut [u8]) {
+    pub(crate) fn read(&self, offset: usize, bytes: &mut [u8]) {
         if let Some(slice) = self.entries(offset, bytes.len()) {
             slice.copy_to(bytes);
         }
     }
 
     /// Copies entries in; nothing past the part's end.
-    pub(super) fn write(&self, offset: usize, bytes: &[u8]) {
+    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) {
         if let Some(slice) = self.entries(offset, bytes.len()) {
             slice.copy_from(bytes);
         }
@@ -134,23 +134,23 @@ impl<'a, B: Bitmap + 'static> Part<'a, B> {
 }
 
 /// An index or flags that both sides use.
-pub(super) struct Field<'a, B: Bitmap + 'static> {
+pub(crate) struct SharedU16<'a, B: Bitmap + 'static> {
     value: &'a AtomicU16,
     region: &'a GuestRegionMmap<B>,
     at: usize,
 }
 
-impl<'a, B: Bitmap + 'static> Field<'a, B> {
+impl<'a, B: Bitmap + 'static> SharedU16<'a, B> {
     /// As it is in memory, little-endian.
-    pub(super) fn value(&self) -> &'a AtomicU16 {
+    pub(crate) fn value(&self) -> &'a AtomicU16 {
         self.value
     }
 
-    pub(super) fn load(&self, order: Ordering) -> u16 {
+    pub(crate) fn load(&self, order: Ordering) -> u16 {
         u16::from_le(self.value.load(order))
     }
 
-    pub(super) fn store(&self, value: u16, order: Ordering) {
+    pub(crate) fn store(&self, value: u16, order: Ordering) {
         self.value.store(value.to_le(), order);
         let mapping: &MmapRegion<B> = self.region;
         mapping.bitmap().mark_dirty(self.at, size_of::<u16>());

@@ -34,22 +34,22 @@ const OTHERS: u64 = 4;
 const TRIAL: u64 = 4_000_000;
 
 /// Nanoseconds of a clock that does not go back.
-pub(super) fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     clock_ticks(ClockId::Monotonic, NS_PER_SEC)
 }
 
 /// See the module. All times are ns.
 #[derive(Debug)]
-pub(super) struct Polling {
+pub(crate) struct Polling {
     max: u64,
     window: Mutex<Window>,
 }
 
 /// A while of looking that has begun.
 #[derive(Debug)]
-pub(super) struct Look {
+pub(crate) struct Look {
     /// When, ns of CLOCK_MONOTONIC.
-    pub(super) began: u64,
+    pub(crate) began: u64,
     /// Where the one before ended, if the worker has not slept since.
     since: Mark,
 }
@@ -74,7 +74,7 @@ impl Mark {
 
 impl Polling {
     /// Looks for `max` ns at most; 0 is not to look at all.
-    pub(super) fn new(max: u64) -> Self {
+    pub(crate) fn new(max: u64) -> Self {
         Polling {
             max,
             window: Mutex::new(Window::new(max)),
@@ -86,12 +86,12 @@ impl Polling {
     }
 
     /// The longest while.
-    pub(super) fn max(&self) -> u64 {
+    pub(crate) fn max(&self) -> u64 {
         self.max
     }
 
-    /// Work came. Returns for how long to look for more when it is done.
-    pub(super) fn kicked(&self) -> u64 {
+    /// RingScratch came. Returns for how long to look for more when it is done.
+    pub(crate) fn kicked(&self) -> u64 {
         if self.max == 0 {
             return 0;
         }
@@ -102,7 +102,7 @@ impl Polling {
     }
 
     /// For how long to look, as things are.
-    pub(super) fn length(&self) -> u64 {
+    pub(crate) fn length(&self) -> u64 {
         if self.max == 0 {
             return 0;
         }
@@ -110,7 +110,7 @@ impl Polling {
     }
 
     /// The worker begins to look, or goes on.
-    pub(super) fn begin(&self) -> Look {
+    pub(crate) fn begin(&self) -> Look {
         let here = Mark::here();
         Look {
             began: here.now,
@@ -119,7 +119,7 @@ impl Polling {
     }
 
     /// The worker stops looking: it `found` something or not, and has looked in vain for so long since.
-    pub(super) fn over(&self, look: &Look, found: bool, in_vain: u64) {
+    pub(crate) fn over(&self, look: &Look, found: bool, in_vain: u64) {
         let here = Mark::here();
         let mut window = self.window();
         window.looked(here.now, found);
@@ -128,7 +128,7 @@ impl Polling {
     }
 
     /// The worker looks again when others had their turn.
-    pub(super) fn goes_on(&self, look: &Look) {
+    pub(crate) fn goes_on(&self, look: &Look) {
         let here = Mark::here();
         let mut window = self.window();
         window.looked(here.now, true);
@@ -137,7 +137,7 @@ impl Polling {
     }
 
     /// The worker sleeps without having looked.
-    pub(super) fn sleeps(&self) {
+    pub(crate) fn sleeps(&self) {
         if self.max != 0 {
             self.window().sleeps(now(), 0);
         }

@@ -1,5 +1,5 @@
-use super::super::watch::{Watch, writes};
 use super::*;
+use crate::virtio::tests::write_recorder::{WriteRecorder, writes};
 
 /// Two regions side by side, and a third one beyond a hole.
 const FIRST: u64 = 0x1000;
@@ -8,7 +8,7 @@ const END: u64 = 0x5000;
 const THIRD: u64 = 0x6000;
 const THIRD_END: u64 = 0x7000;
 
-type Mem = GuestMemoryMmap<Watch>;
+type Mem = GuestMemoryMmap<WriteRecorder>;
 const NOWHERE: [u64; 0] = [];
 
 /// Memory in which no byte is as its neighbours are, so that none is taken for another.
@@ -82,11 +82,11 @@ fn places() -> Vec<(u64, usize, bool)> {
 }
 
 /// A reach that has used each of the regions last, and one that has used none.
-fn reaches(mem: &Mem) -> impl Iterator<Item = Reach<'_, Watch>> {
+fn reaches(mem: &Mem) -> impl Iterator<Item = RegionCache<'_, WriteRecorder>> {
     [None, Some(FIRST), Some(SECOND), Some(THIRD)]
         .into_iter()
         .map(|last| {
-            let mut reach = Reach::new(mem);
+            let mut reach = RegionCache::new(mem);
             if let Some(last) = last {
                 assert!(reach.has(GuestAddress(last), 1));
             }
@@ -206,7 +206,7 @@ fn a_field_is_a_little_endian_number_and_marked_where_it_is_stored() {
 fn entries_are_read_and_written_within_their_part_and_marked() {
     for at in [FIRST, SECOND - 16, SECOND, THIRD + 0xff0] {
         let mem = memory();
-        let mut reach = Reach::new(&mem);
+        let mut reach = RegionCache::new(&mem);
         let part = reach.part(at, 16).unwrap();
         for (offset, len) in [(0, 16), (3, 5), (15, 1), (16, 0)] {
             let mut bytes = vec![0; len];
@@ -225,7 +225,7 @@ fn entries_are_read_and_written_within_their_part_and_marked() {
 #[test]
 fn nothing_past_the_end_of_a_part_is_read_or_written() {
     let mem = memory();
-    let mut reach = Reach::new(&mem);
+    let mut reach = RegionCache::new(&mem);
     let part = reach.part(FIRST, 16).unwrap();
     for offset in [16, 17, 18, usize::MAX - 1, usize::MAX] {
         assert!(part.field(offset).is_none(), "{offset}");
@@ -249,7 +249,7 @@ fn nothing_past_the_end_of_a_part_is_read_or_written() {
 #[test]
 fn a_field_that_is_not_aligned_in_this_process_is_none() {
     let mem = memory();
-    let mut reach = Reach::new(&mem);
+    let mut reach = RegionCache::new(&mem);
     assert!(reach.part(FIRST + 1, 16).unwrap().field(2).is_none());
     assert!(reach.part(FIRST + 1, 16).unwrap().field(1).is_some());
 }

@@ -19,10 +19,10 @@ use virtio_queue::QueueT;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use super::chain::{Chain, Gathered, Segment, scatter};
-use super::link::BATCH;
-use super::reach::{Field, Part, Reach};
-use super::vring::{Memory, Vring};
+use crate::vhost_user::link::BATCH;
+use crate::vhost_user::vring::{Memory, Vring};
+use crate::virtio::chain::{Chain, ChainBuffer, Segment, scatter};
+use crate::virtio::region_cache::{RegionCache, RingArea, SharedU16};
 
 /// The driver does not want to be called (virtq_avail.flags).
 const NO_INTERRUPT: u16 = VRING_AVAIL_F_NO_INTERRUPT as u16;
@@ -36,16 +36,16 @@ const USED_ENTRY: usize = 8;
 
 /// What happens when a ring has nothing more to serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Idle {
+pub(crate) enum WhenIdle {
     /// The driver is asked to kick.
-    Kick,
+    AskForKick,
     /// Somebody looks again soon: the driver is left as it is, which is not to kick.
-    Look,
+    KeepPolling,
 }
 
 /// What is under way on the ring that is being served. Reused from one to the next.
 #[derive(Debug, Default)]
-pub(super) struct Work {
+pub(crate) struct RingScratch {
     /// Heads that were found and are yet to be taken, from `taken` on.
     found: Vec<[u8; AVAIL_ENTRY]>,
     taken: usize,
@@ -54,27 +54,27 @@ pub(super) struct Work {
 }
 
 /// A ring's parts in the shared memory.
-struct Parts<'a, B: Bitmap + 'static> {
-    avail: Part<'a, B>,
-    avail_flags: Field<'a, B>,
-    avail_idx: Field<'a, B>,
-    used_event: Field<'a, B>,
-    used: Part<'a, B>,
-    used_flags: Field<'a, B>,
-    used_idx: Field<'a, B>,
-    avail_event: Field<'a, B>,
+struct RingAreas<'a, B: Bitmap + 'static> {
+    avail: RingArea<'a, B>,
+    avail_flags: SharedU16<'a, B>,
+    avail_idx: SharedU16<'a, B>,
+    used_event: SharedU16<'a, B>,
+    used: RingArea<'a, B>,
+    used_flags: SharedU16<'a, B>,
+    used_idx: SharedU16<'a, B>,
+    avail_event: SharedU16<'a, B>,
 }
 
-impl<'a, B: Bitmap + 'static> Parts<'a, B> {
+impl<'a, B: Bitmap + 'static> RingAreas<'a, B> {
     /// `None` where one of them is not in the memory.
-    fn find(queue: &impl QueueT, reach: &mut Reach<'a, B>) -> Option<Self> {
+    fn find(queue: &impl QueueT, reach: &mut RegionCache<'a, B>) -> Option<Self> {
         let size = usize::from(queue.size());
         let (avail_event, used_event) = (ENTRIES + USED_ENTRY * size, ENTRIES + AVAIL_ENTRY * size);
         // Nobody has set it: that is how `virtio-queue` has it.
         (queue.avail_ring() != 0).then_some(())?;
         let used = reach.part(queue.used_ring(), avail_event + size_of::<u16>())?;
         let avail = reach.part(queue.avail_ring(), used_event + size_of::<u16>())?;
-        Some(Parts {
+        Some(RingAreas {
             avail_flags: avail.field(0)?,
             avail_idx: avail.field(2)?,
             used_event: avail.field(used_event)?,
@@ -88,22 +88,22 @@ impl<'a, B: Bitmap + 'static> Parts<'a, B> {
 }
 
 /// A ring's available index as it is in memory, to be looked at without serving the ring.
-pub(super) fn available_index<'a, B: Bitmap + 'static>(
+pub(crate) fn available_index<'a, B: Bitmap + 'static>(
     queue: &impl QueueT,
-    reach: &mut Reach<'a, B>,
+    reach: &mut RegionCache<'a, B>,
 ) -> Option<&'a AtomicU16> {
     let index = reach.part(queue.avail_ring(), ENTRIES)?.field(2)?;
     Some(index.value())
 }
 
 /// A ring that is being served. Dropping it tells the driver of what it was given back.
-pub(super) struct Ring<'a, B: Bitmap + 'static> {
+pub(crate) struct DeviceRing<'a, B: Bitmap + 'static> {
     state: MutexGuard<'a, VringState<Memory<B>>>,
-    reach: Reach<'a, B>,
-    parts: Option<Parts<'a, B>>,
-    work: &'a mut Work,
+    reach: RegionCache<'a, B>,
+    parts: Option<RingAreas<'a, B>>,
+    work: &'a mut RingScratch,
     queue: u16,
-    idle: Idle,
+    idle: WhenIdle,
     table: GuestAddress,
     size: u16,
     event_idx: bool,
@@ -114,13 +114,13 @@ pub(super) struct Ring<'a, B: Bitmap + 'static> {
     told: u16,
 }
 
-impl<'a, B: Bitmap + 'static> Ring<'a, B> {
+impl<'a, B: Bitmap + 'static> DeviceRing<'a, B> {
     /// The ring, where it is started and enabled.
-    pub(super) fn usable(
+    pub(crate) fn usable(
         vring: &'a Vring<B>,
         queue: u16,
         mem: &'a GuestMemoryMmap<B>,
-        work: &'a mut Work,
+        work: &'a mut RingScratch,
     ) -> Option<Self> {
         let state = vring.get_mut();
         if !state.get_queue().ready() || !state.is_enabled() {
@@ -137,11 +137,11 @@ impl<'a, B: Bitmap + 'static> Ring<'a, B> {
 
     /// The ring, though it is being stopped or is disabled: what was taken from it may be given back.
     /// `None` where nothing ever was, since it was stopped last.
-    pub(super) fn stopping(
+    pub(crate) fn stopping(
         vring: &'a Vring<B>,
         queue: u16,
         mem: &'a GuestMemoryMmap<B>,
-        work: &'a mut Work,
+        work: &'a mut RingScratch,
     ) -> Option<Self> {
         let state = vring.get_mut();
         vring
@@ -153,19 +153,19 @@ impl<'a, B: Bitmap + 'static> Ring<'a, B> {
         state: MutexGuard<'a, VringState<Memory<B>>>,
         queue: u16,
         mem: &'a GuestMemoryMmap<B>,
-        work: &'a mut Work,
+        work: &'a mut RingScratch,
     ) -> Self {
         work.found.clear();
         work.taken = 0;
         work.used.clear();
-        let mut reach = Reach::new(mem);
+        let mut reach = RegionCache::new(mem);
         let vq = state.get_queue();
-        Ring {
-            parts: Parts::find(vq, &mut reach),
+        DeviceRing {
+            parts: RingAreas::find(vq, &mut reach),
             reach,
             work,
             queue,
-            idle: Idle::Kick,
+            idle: WhenIdle::AskForKick,
             table: GuestAddress(vq.desc_table()),
             size: vq.size(),
             event_idx: vq.event_idx_enabled(),
@@ -176,20 +176,20 @@ impl<'a, B: Bitmap + 'static> Ring<'a, B> {
         }
     }
 
-    /// What is to happen when nothing is left to serve; [`Idle::Kick`] unless this says otherwise.
-    pub(super) fn when_idle(&mut self, idle: Idle) {
+    /// What is to happen when nothing is left to serve; [`WhenIdle::AskForKick`] unless this says otherwise.
+    pub(crate) fn when_idle(&mut self, idle: WhenIdle) {
         self.idle = idle;
     }
 
     /// Whether a chain was found that is yet to be taken.
-    pub(super) fn has_found(&self) -> bool {
+    pub(crate) fn has_found(&self) -> bool {
         self.work.taken < self.work.found.len()
     }
 
     /// Gathers the next available chain and returns its head. Without one, the driver is told of all
     /// that it was given back, and asked to kick when there is one; a ring that makes no sense is
     /// stopped.
-    pub(super) fn next_chain(&mut self, gathered: &mut Gathered) -> Option<u16> {
+    pub(crate) fn next_chain(&mut self, gathered: &mut ChainBuffer) -> Option<u16> {
         if !self.has_found() && !self.find() {
             return None;
         }
@@ -216,7 +216,7 @@ impl<'a, B: Bitmap + 'static> Ring<'a, B> {
                 Some(false) => {}
             }
             self.tell();
-            if self.idle == Idle::Look || !self.ask_for_kick() {
+            if self.idle == WhenIdle::KeepPolling || !self.ask_for_kick() {
                 return false;
             }
         }
@@ -244,7 +244,7 @@ impl<'a, B: Bitmap + 'static> Ring<'a, B> {
         if !self.event_idx {
             parts.used_flags.store(NO_NOTIFY, Ordering::Relaxed);
         }
-        let Work { found, taken, .. } = &mut *self.work;
+        let RingScratch { found, taken, .. } = &mut *self.work;
         *taken = 0;
         found.clear();
         found.resize(usize::from(count).min(BATCH), [0; AVAIL_ENTRY]);
@@ -274,31 +274,31 @@ impl<'a, B: Bitmap + 'static> Ring<'a, B> {
     }
 
     /// Leaves the ring to whoever serves it next, who expects to be kicked.
-    pub(super) fn leave(&mut self) {
+    pub(crate) fn leave(&mut self) {
         self.ask_for_kick();
     }
 
     /// Leaves the chain that was gathered last for the next look.
-    pub(super) fn put_back(&mut self) {
+    pub(crate) fn put_back(&mut self) {
         self.next_avail = self.next_avail.wrapping_sub(1);
         self.work.taken = self.work.taken.saturating_sub(1);
     }
 
     /// Writes an answer without giving the chain back; returns how much of it counts.
-    pub(super) fn write(&mut self, segments: &[Segment], bytes: &[u8]) -> u32 {
+    pub(crate) fn write(&mut self, segments: &[Segment], bytes: &[u8]) -> u32 {
         scatter(&mut self.reach, segments, bytes)
     }
 
     /// Gives a chain back of whose writable part `len` bytes were written. The driver sees it when it
     /// is [published](Self::publish).
-    pub(super) fn give_back(&mut self, head: u16, len: u32) {
+    pub(crate) fn give_back(&mut self, head: u16, len: u32) {
         let [h0, h1] = head.to_le_bytes();
         let [l0, l1, l2, l3] = len.to_le_bytes();
         self.work.used.push([h0, h1, 0, 0, l0, l1, l2, l3]);
     }
 
     /// Lets the driver see what was given back. Returns whether there was anything.
-    pub(super) fn publish(&mut self) -> bool {
+    pub(crate) fn publish(&mut self) -> bool {
         let Some(parts) = &self.parts else {
             self.work.used.clear();
             return false;
@@ -353,14 +353,14 @@ impl<'a, B: Bitmap + 'static> Ring<'a, B> {
     }
 
     /// Stops serving a ring whose driver breaks the rules.
-    pub(super) fn stop(&mut self, why: &dyn Display) {
+    pub(crate) fn stop(&mut self, why: &dyn Display) {
         let queue = self.queue;
         log::error!("Queue {queue} is stopped until the frontend starts it again: {why}");
         self.state.get_queue_mut().set_ready(false);
     }
 }
 
-impl<B: Bitmap + 'static> Drop for Ring<'_, B> {
+impl<B: Bitmap + 'static> Drop for DeviceRing<'_, B> {
     fn drop(&mut self) {
         self.publish();
         self.tell();

@@ -1,10 +1,10 @@
-//! Marks of what is written to the guest's memory, in the log of a migration
+//! DirtyLog of what is written to the guest's memory, in the log of a migration
 //! (VHOST_USER_SET_LOG_BASE).
 //!
 //! `vhost-user-backend` gives the log to the regions that there are when it comes. One that comes
 //! later, by SET_MEM_TABLE or ADD_MEM_REG, has none, and what is written there would be missing on
 //! the destination. So the connection's request thread, where all of these arrive, keeps the log, and
-//! [`keep_marking`] gives it to them; what is written to them before that is marked then.
+//! [`keep_logging`] gives it to them; what is written to them before that is marked then.
 
 use std::cell::RefCell;
 use std::io;
@@ -25,22 +25,22 @@ thread_local! {
 
 /// What is written to one region, or to a part of it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Marks {
+pub(crate) struct DirtyLog {
     log: BitmapMmapRegion,
     /// Where the part begins.
     start: usize,
-    early: Arc<Early>,
+    early: Arc<UnloggedWrites>,
 }
 
 /// What is written while the region's place in the log is not known.
 #[derive(Debug, Default)]
-struct Early {
+struct UnloggedWrites {
     awaits_log: AtomicBool,
     /// Offsets in the region, and lengths.
     written: Mutex<Vec<(usize, usize)>>,
 }
 
-impl Early {
+impl UnloggedWrites {
     fn written(&self) -> MutexGuard<'_, Vec<(usize, usize)>> {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -50,7 +50,7 @@ impl Early {
     }
 }
 
-impl Marks {
+impl DirtyLog {
     /// Nothing is kept for later any more. What was kept is marked, where there is a log.
     fn settle(&self, log: Option<AtomicBitmapMmap>) {
         let mut written = self.early.written();
@@ -64,7 +64,7 @@ impl Marks {
     }
 }
 
-impl Bitmap for Marks {
+impl Bitmap for DirtyLog {
     fn mark_dirty(&self, offset: usize, len: usize) {
         if self.early.awaits_log() {
             let mut written = self.early.written();
@@ -82,7 +82,7 @@ impl Bitmap for Marks {
     }
 
     fn slice_at(&self, offset: usize) -> Self {
-        Marks {
+        DirtyLog {
             log: self.log.slice_at(offset),
             start: self.start.saturating_add(offset),
             early: Arc::clone(&self.early),
@@ -90,48 +90,48 @@ impl Bitmap for Marks {
     }
 }
 
-impl WithBitmapSlice<'_> for Marks {
+impl WithBitmapSlice<'_> for DirtyLog {
     type S = Self;
 }
 
-impl BitmapSlice for Marks {}
+impl BitmapSlice for DirtyLog {}
 
-impl NewBitmap for Marks {
+impl NewBitmap for DirtyLog {
     fn with_len(_len: usize) -> Self {
-        let marks = Marks::default();
+        let marks = DirtyLog::default();
         let logging = LOG.with_borrow(Option::is_some);
         marks.early.awaits_log.store(logging, Ordering::Release);
         marks
     }
 }
 
-impl BitmapReplace for Marks {
-    type InnerBitmap = PartOfLog;
+impl BitmapReplace for DirtyLog {
+    type InnerBitmap = RegionLog;
 
-    fn replace(&self, part: PartOfLog) {
+    fn replace(&self, part: RegionLog) {
         self.settle(Some(part.0));
     }
 }
 
 /// A region's part of the log.
-pub(crate) struct PartOfLog(AtomicBitmapMmap);
+pub(crate) struct RegionLog(AtomicBitmapMmap);
 
-impl MemRegionBitmap for PartOfLog {
+impl MemRegionBitmap for RegionLog {
     fn new<R: GuestMemoryRegion>(region: &R, log: Arc<MmapLogReg>) -> io::Result<Self> {
         let part = AtomicBitmapMmap::new(region, Arc::clone(&log))?;
         LOG.set(Some(log));
-        Ok(PartOfLog(part))
+        Ok(RegionLog(part))
     }
 }
 
 /// The memory has changed: gives its regions their part of the log, where this thread's frontend shared
 /// one.
-pub(super) fn keep_marking(memory: &GuestMemoryMmap<Marks>) {
+pub(crate) fn keep_logging(memory: &GuestMemoryMmap<DirtyLog>) {
     let Some(log) = LOG.with_borrow(Option::clone) else {
         return;
     };
     for region in memory.iter() {
-        match PartOfLog::new(region, Arc::clone(&log)) {
+        match RegionLog::new(region, Arc::clone(&log)) {
             Ok(part) => (*region).bitmap().replace(part),
             Err(error) => {
                 log::error!(
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn what_is_written_before_the_log_is_there_is_kept_until_then_and_no_longer() {
-        let marks = Marks::default();
+        let marks = DirtyLog::default();
         marks.mark_dirty(1, 2);
         assert!(marks.early.written().is_empty(), "nobody logs");
         marks.early.awaits_log.store(true, Ordering::Release);

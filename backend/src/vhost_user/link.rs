@@ -19,14 +19,14 @@ use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::polling::{self, Polling};
-use super::reach::Reach;
-use super::ring::{Idle, available_index};
-use super::transfer::{Cancel, Transfer};
-use super::vring::{Memory, Vring};
+use crate::vhost_user::transfer::{Cancel, Transfer};
+use crate::vhost_user::vring::{Memory, Vring};
+use crate::virtio::polling::{self, Polling};
+use crate::virtio::region_cache::RegionCache;
+use crate::virtio::ring::{WhenIdle, available_index};
 
 /// How many requests are served before other rings and the clock get their turn.
-pub(super) const BATCH: usize = 256;
+pub(crate) const BATCH: usize = 256;
 
 /// How many kicks in a row may bring nothing. A driver's kicks seldom do, and any chain that is
 /// taken begins the count anew; a kick descriptor that is readable for ever (an eventfd that is a
@@ -41,21 +41,21 @@ const LOOKS: usize = 4;
 
 /// Why serving a ring came to an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Served {
+pub(crate) enum Stop {
     /// There is nothing left to serve, or nothing that may be.
-    All,
+    Drained,
     /// A request had effects that must be carried out before the next.
-    ToEffects,
+    EffectsPending,
     /// There is more, but it is somebody else's turn.
-    ToBatch,
+    BatchFull,
 }
 
 /// What a device does on a connection's worker.
-pub(super) trait Serve {
+pub(crate) trait Serve {
     /// The queues that requests come by.
     fn request_queues(&self) -> Range<u16>;
     /// Serves a queue, and carries out what came of it.
-    fn serve(&self, queue: u16, idle: Idle);
+    fn serve(&self, queue: u16, idle: WhenIdle);
     /// The device's alarm went off.
     fn time_passed(&self);
     /// When it does, ns of CLOCK_MONOTONIC; `u64::MAX` where it does not.
@@ -65,8 +65,8 @@ pub(super) trait Serve {
 }
 
 /// See the module.
-pub(super) struct Link<B: Bitmap + 'static> {
-    pub(super) memory: Memory<B>,
+pub(crate) struct Link<B: Bitmap + 'static> {
+    pub(crate) memory: Memory<B>,
     queues: u16,
     /// The worker hands its rings over with its first event.
     vrings: OnceLock<Vec<Vring<B>>>,
@@ -110,7 +110,7 @@ fn bits(queues: Range<u16>) -> u32 {
 }
 
 /// Logs why what the frontend wants is refused: it only learns that it was.
-pub(super) fn refuse<E: Display>(what: &str) -> impl FnOnce(E) -> io::Error {
+pub(crate) fn refuse<E: Display>(what: &str) -> impl FnOnce(E) -> io::Error {
     move |error| {
         log::error!("{what} failed: {error}");
         io::Error::other(error.to_string())
@@ -120,7 +120,7 @@ pub(super) fn refuse<E: Display>(what: &str) -> impl FnOnce(E) -> io::Error {
 impl<B: Bitmap + 'static> Link<B> {
     /// A connection over the memory that it will share. `worker_ended` is written when it can serve
     /// no more; the worker looks for requests for so long before it sleeps.
-    pub(super) fn new(
+    pub(crate) fn new(
         queues: u16,
         memory: Memory<B>,
         worker_ended: EventFd,
@@ -145,12 +145,12 @@ impl<B: Bitmap + 'static> Link<B> {
     }
 
     /// How many queues there are.
-    pub(super) fn queues(&self) -> u16 {
+    pub(crate) fn queues(&self) -> u16 {
         self.queues
     }
 
     /// A mask of queues for each thread: all of them on one.
-    pub(super) fn queues_per_thread(&self) -> Vec<u64> {
+    pub(crate) fn queues_per_thread(&self) -> Vec<u64> {
         vec![u64::MAX >> (64 - self.queues)]
     }
 
@@ -166,7 +166,7 @@ impl<B: Bitmap + 'static> Link<B> {
 
     /// Lets the worker hear of the device's alarm and of the connection's wake-up, and waits until it
     /// has handed over its rings.
-    pub(super) fn attach<T: VhostUserBackend>(
+    pub(crate) fn attach<T: VhostUserBackend>(
         &self,
         worker: &VringEpollHandler<T>,
         alarm: RawFd,
@@ -178,8 +178,8 @@ impl<B: Bitmap + 'static> Link<B> {
         Ok(())
     }
 
-    /// Ends the worker. The crate has an exit event for that, but loses a descriptor for each.
-    pub(super) fn stop(&self) {
+    /// Stoppable the worker. The crate has an exit event for that, but loses a descriptor for each.
+    pub(crate) fn stop(&self) {
         self.stop_transfer.cancel();
         self.stopping.store(true, Ordering::Release);
         // It fails only where the counter is full, and then the worker wakes as well.
@@ -187,26 +187,26 @@ impl<B: Bitmap + 'static> Link<B> {
     }
 
     /// Whether the worker was told to end.
-    pub(super) fn stopping(&self) -> bool {
+    pub(crate) fn stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
 
-    pub(super) fn vrings(&self) -> &[Vring<B>] {
+    pub(crate) fn vrings(&self) -> &[Vring<B>] {
         self.vrings.get().map_or(&[], Vec::as_slice)
     }
 
-    pub(super) fn vring(&self, queue: u16) -> Option<&Vring<B>> {
+    pub(crate) fn vring(&self, queue: u16) -> Option<&Vring<B>> {
         self.vrings().get(usize::from(queue))
     }
 
     /// Lets the worker come back to a queue when the others had their turn.
-    pub(super) fn go_on_later(&self, queue: u16) {
+    pub(crate) fn go_on_later(&self, queue: u16) {
         self.unfinished.fetch_or(1 << queue, Ordering::Relaxed);
         let _ = self.wake.write(1);
     }
 
     /// Something that the worker waits for has happened. An error ends the worker, for good.
-    pub(super) fn handle_event(
+    pub(crate) fn handle_event(
         &self,
         event: u16,
         vrings: &[Vring<B>],
@@ -237,7 +237,7 @@ impl<B: Bitmap + 'static> Link<B> {
             let window = self.polling.kicked();
             self.serve(1 << queue, window, device);
         } else {
-            device.serve(queue, Idle::Kick);
+            device.serve(queue, WhenIdle::AskForKick);
         }
         if device.taken() != before {
             self.idle_kicks.store(0, Ordering::Relaxed);
@@ -260,7 +260,7 @@ impl<B: Bitmap + 'static> Link<B> {
         }
         let requests = bits(device.request_queues());
         for queue in self.queues_of(unfinished & !requests) {
-            device.serve(queue, Idle::Kick);
+            device.serve(queue, WhenIdle::AskForKick);
         }
         if unfinished & requests != 0 {
             self.serve(unfinished & requests, self.polling.length(), device);
@@ -279,14 +279,14 @@ impl<B: Bitmap + 'static> Link<B> {
         if window == 0 {
             let parked = self.parked.swap(0, Ordering::Relaxed);
             for queue in self.queues_of(queues | parked) {
-                device.serve(queue, Idle::Kick);
+                device.serve(queue, WhenIdle::AskForKick);
             }
             self.polling.sleeps();
             return;
         }
         let look = self.polling.begin();
         for queue in self.queues_of(queues) {
-            device.serve(queue, Idle::Look);
+            device.serve(queue, WhenIdle::KeepPolling);
         }
         let mut parked = self.parked.load(Ordering::Relaxed) | queues;
         // Others wait for the worker, too: its alarm, and what epoll tells of.
@@ -297,7 +297,7 @@ impl<B: Bitmap + 'static> Link<B> {
             let vain = idle_since.saturating_add(window).min(device.alarm_at());
             let available = self.look(device.request_queues(), vain.min(end));
             for queue in self.queues_of(available) {
-                device.serve(queue, Idle::Look);
+                device.serve(queue, WhenIdle::KeepPolling);
             }
             parked |= available;
             found |= available != 0;
@@ -306,7 +306,7 @@ impl<B: Bitmap + 'static> Link<B> {
             if self.stopping() || in_vain {
                 self.parked.store(0, Ordering::Relaxed);
                 for queue in self.queues_of(parked) {
-                    device.serve(queue, Idle::Kick);
+                    device.serve(queue, WhenIdle::AskForKick);
                 }
                 self.polling
                     .over(&look, found, now.saturating_sub(idle_since));
@@ -327,7 +327,7 @@ impl<B: Bitmap + 'static> Link<B> {
 
     /// Has the worker look away, and anew: a ring was stopped, or the memory is another one. Afterwards it
     /// touches neither the one nor the other any more.
-    pub(super) fn look_away(&self) {
+    pub(crate) fn look_away(&self) {
         self.turned_away.fetch_add(1, Ordering::SeqCst);
         drop(self.looking.lock().unwrap_or_else(PoisonError::into_inner));
         self.turned_away.fetch_sub(1, Ordering::SeqCst);
@@ -338,7 +338,7 @@ impl<B: Bitmap + 'static> Link<B> {
     fn look(&self, queues: Range<u16>, until: u64) -> u32 {
         let _looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
         let mem = self.memory.memory();
-        let mut reach = Reach::new(&*mem);
+        let mut reach = RegionCache::new(&*mem);
         let mut rings = [None; MOST_QUEUES];
         for (ring, queue) in rings.iter_mut().zip(queues.clone()) {
             *ring = self.vring(queue).and_then(|vring| {
@@ -380,7 +380,7 @@ impl<B: Bitmap + 'static> Link<B> {
 
     /// The rings see new memory by themselves; what they hold is looked up when it is used. A
     /// region that goes on where its file ends is refused: touching it there is SIGBUS.
-    pub(super) fn check_memory(&self) -> io::Result<()> {
+    pub(crate) fn check_memory(&self) -> io::Result<()> {
         self.look_away();
         for region in self.memory.memory().iter() {
             let Some(backing) = region.file_offset() else {
@@ -407,7 +407,7 @@ impl<B: Bitmap + 'static> Link<B> {
 
     /// SET_DEVICE_STATE_FD. A save takes the stream as `save` makes it at this instant; a load takes
     /// nothing in before CHECK_DEVICE_STATE. Either replaces a transfer that is under way.
-    pub(super) fn start_transfer(
+    pub(crate) fn start_transfer(
         &self,
         direction: VhostTransferStateDirection,
         file: File,
@@ -423,7 +423,7 @@ impl<B: Bitmap + 'static> Link<B> {
 
     /// CHECK_DEVICE_STATE: waits for the end of the transfer; what was to be loaded goes to `load`,
     /// which logs why it refuses.
-    pub(super) fn finish_transfer(
+    pub(crate) fn finish_transfer(
         &self,
         load: impl FnOnce(&[u8]) -> io::Result<()>,
     ) -> io::Result<()> {
@@ -442,6 +442,6 @@ impl<B: Bitmap + 'static> Link<B> {
 }
 
 /// What failed, in the log.
-pub(super) const SAVING: &str = "Saving the device state";
+pub(crate) const SAVING: &str = "Saving the device state";
 /// Likewise.
-pub(super) const LOADING: &str = "Loading the device state";
+pub(crate) const LOADING: &str = "Loading the device state";

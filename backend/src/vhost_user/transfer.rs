@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a transfer failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum TransferError {
+pub(crate) enum TransferError {
     #[error("The frontend has not read or written it all after {} s", PATIENCE.as_secs())]
     Unfinished,
     #[error("The frontend's pipe failed")]
@@ -30,19 +30,19 @@ pub(super) enum TransferError {
 
 /// A transfer that is under way. Dropping it ends it.
 #[derive(Debug)]
-pub(super) struct Transfer {
+pub(crate) struct Transfer {
     /// What was read; nothing, for a save.
     outcome: Receiver<io::Result<Vec<u8>>>,
     cancel: Arc<Cancel>,
-    pub(super) loads: bool,
+    pub(crate) loads: bool,
 }
 
-/// Ends transfers from another thread.
+/// Stoppable transfers from another thread.
 #[derive(Debug)]
-pub(super) struct Cancel(OwnedFd);
+pub(crate) struct Cancel(OwnedFd);
 
 impl Cancel {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Cancel(eventfd(
             0,
             EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
@@ -50,7 +50,7 @@ impl Cancel {
     }
 
     /// Every wait ends, now and from now on.
-    pub(super) fn cancel(&self) {
+    pub(crate) fn cancel(&self) {
         // It fails only where the counter is full, and then it is readable as well.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
@@ -64,14 +64,14 @@ impl Drop for Transfer {
 
 impl Transfer {
     /// Writes the stream.
-    pub(super) fn save(file: File, stream: Vec<u8>, stop: &Arc<Cancel>) -> io::Result<Self> {
+    pub(crate) fn save(file: File, stream: Vec<u8>, stop: &Arc<Cancel>) -> io::Result<Self> {
         Self::start("device-state-save", false, stop, move |cancel| {
             write_all(&file, &stream, cancel).map(|()| Vec::new())
         })
     }
 
     /// Reads a stream, to its end.
-    pub(super) fn load(file: File, stop: &Arc<Cancel>) -> io::Result<Self> {
+    pub(crate) fn load(file: File, stop: &Arc<Cancel>) -> io::Result<Self> {
         Self::start("device-state-load", true, stop, move |cancel| {
             read_all(&file, cancel)
         })
@@ -100,7 +100,7 @@ impl Transfer {
     }
 
     /// What was read, once it is done.
-    pub(super) fn finish(self) -> Result<Vec<u8>, TransferError> {
+    pub(crate) fn finish(self) -> Result<Vec<u8>, TransferError> {
         match self.outcome.recv_timeout(PATIENCE) {
             Ok(outcome) => outcome.map_err(TransferError::Pipe),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {

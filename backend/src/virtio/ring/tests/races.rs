@@ -30,7 +30,7 @@ fn neither_side_sleeps_while_the_other_has_something_for_it() {
             scope.spawn(|| {
                 let mut served = 0;
                 while served < ROUNDS {
-                    served += device.serve_all(Idle::Kick).len();
+                    served += device.serve_all(WhenIdle::AskForKick).len();
                     if served < ROUNDS {
                         sleep(&kick);
                     }

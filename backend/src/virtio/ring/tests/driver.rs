@@ -149,23 +149,23 @@ impl<B: Bitmap + 'static> Driver<B> {
 pub(super) struct Device<B: Bitmap + 'static> {
     pub(super) vring: Vring<B>,
     memory: Memory<B>,
-    pub(super) work: Work,
-    pub(super) gathered: Gathered,
+    pub(super) work: RingScratch,
+    pub(super) gathered: ChainBuffer,
 }
 
 impl<B: Bitmap + 'static> Device<B> {
     /// Serves the ring for a while; `None` where it is not to be served.
     pub(super) fn serve<T>(
         &mut self,
-        action: impl FnOnce(&mut Ring<'_, B>, &mut Gathered) -> T,
+        action: impl FnOnce(&mut DeviceRing<'_, B>, &mut ChainBuffer) -> T,
     ) -> Option<T> {
         let mem = self.memory.memory();
-        let mut ring = Ring::usable(&self.vring, 1, &mem, &mut self.work)?;
+        let mut ring = DeviceRing::usable(&self.vring, 1, &mem, &mut self.work)?;
         Some(action(&mut ring, &mut self.gathered))
     }
 
     /// Takes all that is there, gives it back, each with its place in the order as length, and returns it.
-    pub(super) fn serve_all(&mut self, idle: Idle) -> Vec<u16> {
+    pub(super) fn serve_all(&mut self, idle: WhenIdle) -> Vec<u16> {
         self.serve(|ring, gathered| {
             ring.when_idle(idle);
             let mut heads = Vec::new();
@@ -232,8 +232,8 @@ where
     let device = Device {
         vring,
         memory,
-        work: Work::default(),
-        gathered: Gathered::default(),
+        work: RingScratch::default(),
+        gathered: ChainBuffer::default(),
     };
     (driver, device)
 }

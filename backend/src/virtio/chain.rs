@@ -8,7 +8,7 @@ use virtio_bindings::bindings::virtio_ring::{
 use vm_memory::GuestAddress;
 use vm_memory::bitmap::Bitmap;
 
-use super::reach::Reach;
+use crate::virtio::region_cache::RegionCache;
 
 /// Bytes of a descriptor.
 const DESCRIPTOR: usize = 16;
@@ -61,7 +61,7 @@ impl Descriptor {
 /// The descriptors of one chain, one after the other. What makes no sense ends it: an index outside
 /// its table, more descriptors than the table has, more bytes than 2^32 (virtio 1.2 §2.7.5), an
 /// indirect table in an indirect table.
-pub(super) struct Chain {
+pub(crate) struct Chain {
     table: GuestAddress,
     /// Descriptors in the table.
     size: u16,
@@ -74,7 +74,7 @@ pub(super) struct Chain {
 
 impl Chain {
     /// The chain that begins with descriptor `head` of a table.
-    pub(super) fn new(table: GuestAddress, size: u16, head: u16) -> Self {
+    pub(crate) fn new(table: GuestAddress, size: u16, head: u16) -> Self {
         Chain {
             table,
             size,
@@ -85,7 +85,7 @@ impl Chain {
         }
     }
 
-    fn next<B: Bitmap + 'static>(&mut self, reach: &mut Reach<'_, B>) -> Option<Descriptor> {
+    fn next<B: Bitmap + 'static>(&mut self, reach: &mut RegionCache<'_, B>) -> Option<Descriptor> {
         loop {
             if self.left == 0 || self.next >= self.size {
                 return None;
@@ -130,14 +130,14 @@ impl Chain {
 
 /// Device-writable memory of one descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Segment {
+pub(crate) struct Segment {
     address: GuestAddress,
     len: usize,
 }
 
 /// One request as it was found in the ring. Reused from request to request.
 #[derive(Debug, Default)]
-pub(super) struct Gathered {
+pub(crate) struct ChainBuffer {
     request: Vec<u8>,
     writable: Vec<Segment>,
     room: usize,
@@ -147,14 +147,14 @@ pub(super) struct Gathered {
     complaints: u64,
 }
 
-impl Gathered {
+impl ChainBuffer {
     /// Copies the readable bytes out and notes where the writable ones are.
     ///
     /// What cannot be read, or is longer than any request, is taken as no bytes at all, which
     /// no request is. What cannot be written is taken as no room.
-    pub(super) fn gather<B: Bitmap + 'static>(
+    pub(crate) fn gather<B: Bitmap + 'static>(
         &mut self,
-        reach: &mut Reach<'_, B>,
+        reach: &mut RegionCache<'_, B>,
         mut chain: Chain,
     ) {
         self.request.clear();
@@ -187,7 +187,7 @@ impl Gathered {
 
     fn read<B: Bitmap + 'static>(
         &mut self,
-        reach: &mut Reach<'_, B>,
+        reach: &mut RegionCache<'_, B>,
         address: GuestAddress,
         len: usize,
     ) -> bool {
@@ -201,23 +201,23 @@ impl Gathered {
     }
 
     /// The request's bytes; none where they could not be had.
-    pub(super) fn request(&self) -> &[u8] {
+    pub(crate) fn request(&self) -> &[u8] {
         &self.request
     }
 
     /// How many bytes an answer may have.
-    pub(super) fn room(&self) -> usize {
+    pub(crate) fn room(&self) -> usize {
         self.room
     }
 
     /// How many chains were gathered so far.
-    pub(super) fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.count
     }
 
     /// Whether an answer may have `needed` bytes. Logs the first, second, fourth, eighth … chain
     /// that has less.
-    pub(super) fn has_room(&mut self, queue: u16, needed: usize) -> bool {
+    pub(crate) fn has_room(&mut self, queue: u16, needed: usize) -> bool {
         if self.room >= needed {
             return true;
         }
@@ -234,12 +234,12 @@ impl Gathered {
     }
 
     /// Where an answer goes.
-    pub(super) fn writable(&self) -> &[Segment] {
+    pub(crate) fn writable(&self) -> &[Segment] {
         &self.writable
     }
 
     /// Where an answer of this length goes, to be kept.
-    pub(super) fn writable_for(&self, len: usize) -> Vec<Segment> {
+    pub(crate) fn writable_for(&self, len: usize) -> Vec<Segment> {
         let mut rest = len;
         let mut kept = Vec::new();
         for segment in &self.writable {
@@ -256,8 +256,8 @@ impl Gathered {
 
 /// Writes `bytes` over the segments. Returns how many were written: all, or, where the memory
 /// is gone or too small, none that count.
-pub(super) fn scatter<B: Bitmap + 'static>(
-    reach: &mut Reach<'_, B>,
+pub(crate) fn scatter<B: Bitmap + 'static>(
+    reach: &mut RegionCache<'_, B>,
     segments: &[Segment],
     bytes: &[u8],
 ) -> u32 {
@@ -284,7 +284,7 @@ mod tests {
     use vm_memory::{Bytes, GuestMemoryMmap};
 
     /// Gathers a chain of (address, length, flags) descriptors.
-    fn gathered(mem: &GuestMemoryMmap, descriptors: &[(u64, u32, u16)]) -> Gathered {
+    fn gathered(mem: &GuestMemoryMmap, descriptors: &[(u64, u32, u16)]) -> ChainBuffer {
         let ring = MockSplitQueue::new(mem, 64);
         let raw: Vec<RawDescriptor> = descriptors
             .iter()
@@ -297,8 +297,8 @@ mod tests {
         ring.add_desc_chains(&raw, 0).unwrap();
         let queue: Queue = ring.create_queue().unwrap();
         let chain = Chain::new(GuestAddress(queue.desc_table()), 64, 0);
-        let mut gathered = Gathered::default();
-        gathered.gather(&mut Reach::new(mem), chain);
+        let mut gathered = ChainBuffer::default();
+        gathered.gather(&mut RegionCache::new(mem), chain);
         gathered
     }
 
@@ -324,7 +324,7 @@ mod tests {
         assert_eq!(chain.request(), b"abcdef");
         assert_eq!(chain.room(), 8);
         assert_eq!(
-            scatter(&mut Reach::new(&mem), chain.writable(), b"12345"),
+            scatter(&mut RegionCache::new(&mem), chain.writable(), b"12345"),
             5
         );
         let mut read = [0; 8];
@@ -348,8 +348,8 @@ mod tests {
         );
         let kept = chain.writable_for(15);
         assert_eq!(kept.iter().map(|s| s.len).collect::<Vec<_>>(), [10, 5]);
-        assert_eq!(scatter(&mut Reach::new(&mem), &kept, &[1; 15]), 15);
-        assert_eq!(scatter(&mut Reach::new(&mem), &kept, &[1; 16]), 0);
+        assert_eq!(scatter(&mut RegionCache::new(&mem), &kept, &[1; 15]), 15);
+        assert_eq!(scatter(&mut RegionCache::new(&mem), &kept, &[1; 16]), 0);
     }
 
     #[test]

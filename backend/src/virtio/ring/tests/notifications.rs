@@ -2,9 +2,9 @@
 
 use vm_memory::GuestAddressSpace;
 
-use super::super::super::watch::{Watch, once_written};
 use super::driver::{USED, pair};
 use super::*;
+use crate::virtio::tests::write_recorder::{WriteRecorder, once_written};
 
 #[test]
 fn the_driver_is_called_where_the_entry_that_it_waits_for_is_among_the_new_ones() {
@@ -15,7 +15,7 @@ fn the_driver_is_called_where_the_entry_that_it_waits_for_is_among_the_new_ones(
                 let event = start.wrapping_add_signed(event);
                 driver.shared.set_used_event(event);
                 driver.offer(&heads(8, count));
-                device.serve_all(Idle::Kick);
+                device.serve_all(WhenIdle::AskForKick);
                 // The used index at which each of the entries was put (virtio 1.2 §2.7.7.2).
                 let waited_for = (0..count).any(|n| start.wrapping_add(n) == event);
                 assert_eq!(
@@ -36,7 +36,7 @@ fn without_event_idx_a_flag_alone_says_whether_the_driver_is_called() {
             driver.shared.set_avail_flags(flags);
             driver.shared.set_used_event(event);
             driver.offer(&[0, 1]);
-            device.serve_all(Idle::Kick);
+            device.serve_all(WhenIdle::AskForKick);
             assert_eq!(driver.calls(), calls, "{flags}");
         }
     }
@@ -47,7 +47,7 @@ fn with_event_idx_the_flag_is_not_looked_at() {
     let (mut driver, mut device) = pair::<()>(8, true, 0);
     driver.shared.set_avail_flags(1);
     driver.offer(&[0]);
-    device.serve_all(Idle::Kick);
+    device.serve_all(WhenIdle::AskForKick);
     assert_eq!(driver.calls(), 1);
 }
 
@@ -73,7 +73,7 @@ fn the_driver_is_called_once_for_all_that_was_published() {
 
 #[test]
 fn a_ring_that_has_no_more_tells_at_once_and_not_again() {
-    for idle in [Idle::Kick, Idle::Look] {
+    for idle in [WhenIdle::AskForKick, WhenIdle::KeepPolling] {
         for event_idx in BOTH {
             let (mut driver, mut device) = pair::<()>(8, event_idx, 0);
             driver.offer(&[0, 1]);
@@ -97,7 +97,7 @@ fn a_ring_that_has_no_more_tells_at_once_and_not_again() {
 fn a_driver_that_changes_its_mind_once_it_sees_the_used_index_is_heard() {
     for event_idx in BOTH {
         for wanted in BOTH {
-            let (mut driver, mut device) = pair::<Watch>(8, event_idx, 3);
+            let (mut driver, mut device) = pair::<WriteRecorder>(8, event_idx, 3);
             let wish = |wanted: bool| {
                 let shared = driver.shared.clone();
                 move || {
@@ -108,7 +108,7 @@ fn a_driver_that_changes_its_mind_once_it_sees_the_used_index_is_heard() {
             wish(!wanted)();
             once_written(&driver.shared.memory.memory(), USED + 2, wish(wanted));
             driver.offer(&[0]);
-            device.serve_all(Idle::Kick);
+            device.serve_all(WhenIdle::AskForKick);
             assert_eq!(driver.calls(), u64::from(wanted), "{event_idx} {wanted}");
         }
     }
@@ -143,11 +143,11 @@ fn where_somebody_looks_again_soon_the_driver_is_not_asked_to_kick() {
         let (mut driver, mut device) = pair::<()>(8, event_idx, 0);
         driver.shared.store(driver.shared.avail_event_at(), 77);
         driver.offer(&[0, 1]);
-        assert_eq!(device.serve_all(Idle::Look), [0, 1]);
-        assert_eq!(device.serve_all(Idle::Look), NONE);
+        assert_eq!(device.serve_all(WhenIdle::KeepPolling), [0, 1]);
+        assert_eq!(device.serve_all(WhenIdle::KeepPolling), NONE);
         assert_eq!(driver.shared.used_flags(), u16::from(!event_idx));
         assert_eq!(driver.shared.avail_event(), 77);
-        device.serve_all(Idle::Kick);
+        device.serve_all(WhenIdle::AskForKick);
         assert_eq!(driver.shared.used_flags(), 0);
         assert_eq!(driver.shared.avail_event(), if event_idx { 2 } else { 77 });
     }
@@ -156,9 +156,9 @@ fn where_somebody_looks_again_soon_the_driver_is_not_asked_to_kick() {
 #[test]
 fn a_chain_that_comes_between_the_look_and_the_request_for_a_kick_is_served() {
     for event_idx in BOTH {
-        let (mut driver, mut device) = pair::<Watch>(8, event_idx, 65_535);
+        let (mut driver, mut device) = pair::<WriteRecorder>(8, event_idx, 65_535);
         driver.offer(&[4]);
-        assert_eq!(device.serve_all(Idle::Look), [4]);
+        assert_eq!(device.serve_all(WhenIdle::KeepPolling), [4]);
         let (late, next) = (driver.shared.clone(), driver.next_avail);
         let asked = if event_idx {
             late.avail_event_at()
@@ -168,7 +168,7 @@ fn a_chain_that_comes_between_the_look_and_the_request_for_a_kick_is_served() {
         once_written(&driver.shared.memory.memory(), asked, move || {
             late.offer_from(next, &[6]);
         });
-        assert_eq!(device.serve_all(Idle::Kick), [6], "{event_idx}");
+        assert_eq!(device.serve_all(WhenIdle::AskForKick), [6], "{event_idx}");
         // And the driver was asked again.
         assert_eq!(driver.shared.used_flags(), 0);
         assert_eq!(driver.shared.avail_event(), u16::from(event_idx));
@@ -199,10 +199,10 @@ fn a_call_descriptor_that_is_full_or_missing_holds_nobody_up() {
     let most = u64::MAX - 1;
     rustix::io::write(&driver.call, &most.to_ne_bytes()).unwrap();
     driver.offer(&[0]);
-    assert_eq!(device.serve_all(Idle::Kick), [0]);
+    assert_eq!(device.serve_all(WhenIdle::AskForKick), [0]);
     assert_eq!(driver.calls(), most);
     device.vring.set_call(None);
     driver.offer(&[1]);
-    assert_eq!(device.serve_all(Idle::Kick), [1]);
+    assert_eq!(device.serve_all(WhenIdle::AskForKick), [1]);
     assert_eq!(driver.used(), [(0, 0), (1, 0)]);
 }

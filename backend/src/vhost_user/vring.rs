@@ -50,24 +50,24 @@ impl<B: Bitmap + 'static> Clone for Vring<B> {
 impl<B: Bitmap + 'static> Vring<B> {
     /// Whenever the frontend enables the ring, `hold` is called first, on its request thread; the
     /// acknowledgement comes after.
-    pub(super) fn hold_enabling(&self, hold: impl Fn() + Send + Sync + 'static) {
+    pub(crate) fn hold_enabling(&self, hold: impl Fn() + Send + Sync + 'static) {
         let _ = self.hold.set(Box::new(hold));
     }
 
     /// The ring is about to be served.
-    pub(super) fn mark_served(&self) {
+    pub(crate) fn mark_served(&self) {
         self.served.store(true, Ordering::Relaxed);
     }
 
     /// Whether the ring was served since this was last asked. One that was not is the driver's alone:
     /// the crate knows its addresses still when it is stopped for the second time.
-    pub(super) fn was_served(&self) -> bool {
+    pub(crate) fn was_served(&self) -> bool {
         self.served.swap(false, Ordering::Relaxed)
     }
 
     /// Whether the ring was set to begin at index 0 since this was last asked: a ring that is only
     /// stopped for a while goes on where it was, one of a driver that begins begins there.
-    pub(super) fn begins_anew(&self) -> bool {
+    pub(crate) fn begins_anew(&self) -> bool {
         self.anew.swap(false, Ordering::Relaxed)
     }
 }

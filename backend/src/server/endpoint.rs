@@ -15,23 +15,23 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::socket::Socket;
-use super::{Poll, PortEvent, ServerError, Token};
+use super::{EndpointEvent, Poll, ServerError, Token};
 use crate::device::{ClockDevice, ClockSession, Session, TimerDevice, TimerSession};
 
 /// A frontend that is connected.
 struct Connection {
-    session: Arc<dyn Ends>,
+    session: Arc<dyn Stoppable>,
     shutdown: Option<ShutdownHandle>,
     thread: JoinHandle<()>,
 }
 
 /// A session whose end can be seen to.
-trait Ends {
+trait Stoppable {
     fn stop(&self);
     fn stopping(&self) -> bool;
 }
 
-impl<S: Session> Ends for S {
+impl<S: Session> Stoppable for S {
     fn stop(&self) {
         Session::stop(self);
     }
@@ -42,7 +42,7 @@ impl<S: Session> Ends for S {
 }
 
 impl Connection {
-    /// Ends it, whatever it is doing.
+    /// Stoppable it, whatever it is doing.
     fn close(self) {
         if let Some(shutdown) = &self.shutdown {
             shutdown.shutdown();
@@ -63,7 +63,7 @@ struct Ended {
 }
 
 /// See the module.
-pub struct Port {
+pub struct Endpoint {
     name: &'static str,
     socket: Socket,
     connect: Connect,
@@ -72,7 +72,7 @@ pub struct Port {
     ended: Option<Ended>,
 }
 
-impl Port {
+impl Endpoint {
     /// The timer device's.
     pub fn timer(device: Arc<TimerDevice>, socket: Socket) -> Self {
         Self::new::<TimerSession>("timer", device, socket)
@@ -84,7 +84,7 @@ impl Port {
     }
 
     fn new<S: Session>(name: &'static str, device: Arc<S::Device>, socket: Socket) -> Self {
-        Port {
+        Endpoint {
             name,
             socket,
             connect: Box::new(move |socket, ended, poll_max| {
@@ -111,11 +111,11 @@ impl Port {
             worker: EventFd::new(EFD_NONBLOCK)?,
         };
         for (fd, event) in [
-            (ended.connection.as_raw_fd(), PortEvent::ConnectionEnded),
-            (ended.worker.as_raw_fd(), PortEvent::WorkerEnded),
-            (self.listener(), PortEvent::Frontend),
+            (ended.connection.as_raw_fd(), EndpointEvent::ConnectionEnded),
+            (ended.worker.as_raw_fd(), EndpointEvent::WorkerEnded),
+            (self.listener(), EndpointEvent::Frontend),
         ] {
-            poll.add(fd, Token::Port(event, index))?;
+            poll.add(fd, Token::Endpoint(event, index))?;
         }
         self.ended = Some(ended);
         log::info!(
@@ -138,7 +138,7 @@ impl Port {
     /// Sees to what happened here. True where the port has served its last frontend.
     pub(super) fn handle(
         &mut self,
-        event: PortEvent,
+        event: EndpointEvent,
         poll: &Poll,
         index: usize,
     ) -> Result<bool, ServerError> {
@@ -146,13 +146,13 @@ impl Port {
             return Ok(false);
         };
         match event {
-            PortEvent::Frontend => {
+            EndpointEvent::Frontend => {
                 // The next one waits in the listening socket's queue until this one is gone.
                 poll.remove(self.socket.listener().as_raw_fd())
                     .map_err(ServerError::Wait)?;
                 self.connection = Some((self.connect)(&mut self.socket, ended, self.poll_max)?);
             }
-            PortEvent::WorkerEnded => {
+            EndpointEvent::WorkerEnded => {
                 let _ = ended.worker.read();
                 if let Some(connection) = &self.connection
                     && !connection.session.stopping()
@@ -167,7 +167,7 @@ impl Port {
                     }
                 }
             }
-            PortEvent::ConnectionEnded => {
+            EndpointEvent::ConnectionEnded => {
                 let _ = ended.connection.read();
                 if let Some(connection) = self.connection.take() {
                     connection.close();
@@ -177,8 +177,11 @@ impl Port {
                 if self.is_for_one_frontend() {
                     return Ok(true);
                 }
-                poll.add(self.listener(), Token::Port(PortEvent::Frontend, index))
-                    .map_err(ServerError::Wait)?;
+                poll.add(
+                    self.listener(),
+                    Token::Endpoint(EndpointEvent::Frontend, index),
+                )
+                .map_err(ServerError::Wait)?;
             }
         }
         Ok(false)

@@ -17,7 +17,7 @@ use vm_memory::{
 };
 use zerocopy::little_endian::U32;
 
-use super::super::vring::Memory;
+use crate::vhost_user::vring::Memory;
 use vhost_user_timer_model::vm::Vm;
 
 const LEN: usize = size_of::<wire::Page>();
@@ -212,5 +212,4 @@ impl<'a> Mapped<'a> {
 }
 
 #[cfg(test)]
-#[path = "page/tests.rs"]
 mod tests;

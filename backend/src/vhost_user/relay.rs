@@ -28,7 +28,7 @@ const HEADER: usize = 12;
 const LONGEST_BODY: usize = 16 * 1024;
 
 /// A listening socket at which `stream`'s peer, and nobody else, arrives.
-pub(super) fn listen_for(stream: UnixStream) -> io::Result<UnixListener> {
+pub(crate) fn listen_for(stream: UnixStream) -> io::Result<UnixListener> {
     // In a folder that only this user can enter, for as long as it takes to connect.
     let folder = tempfile::Builder::new()
         .prefix("vhost-user-timer-")

@@ -1,0 +1,3 @@
+//! What several tests of this folder need.
+
+pub(super) mod write_recorder;
