@@ -20,7 +20,7 @@ help:
 	@echo 'make bench  what requests, restores and timers cost beside their floors; BENCH_ARGS=--quick, --help'
 	@echo 'make bench-model  the same operations within one process, closely; BENCH_ARGS=GET_VM for a part of them'
 	@echo 'make qemu-environment  what the tests with a real guest need, made once; clean-cache removes it'
-	@echo 'make build  the backend and the mock frontend, as released, in target/release'
+	@echo 'make build  the backend and its tools, as released, in target/release'
 
 build:
 	$(CARGO) build --release --locked --workspace

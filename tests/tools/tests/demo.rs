@@ -1,13 +1,9 @@
 //! The mock frontend as a program: what it prints, and how it exits.
 
-use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use vhost_user_timer_frontend::{Options, TimerFrontend};
-use vhost_user_timer_kit::backend_process::{BackendProcess, find_program};
-use vhost_user_timer_protocol::wire::ctl;
-use vhost_user_timer_protocol::{Abi, Register};
+use vhost_user_timer_kit::backend_process::find_program;
 
 fn mock_frontend(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_mock-frontend"))
@@ -114,7 +110,7 @@ fn a_backend_that_fails_fails_the_demo() {
     let output = mock_frontend(&["demo", "--backend", "/bin/false"]);
     let last = stdout(&output).lines().last().expect("a last line");
     assert!(
-        last.starts_with("demo: FAILED The source's backend ended"),
+        last.starts_with("demo: FAILED the source's backend ended"),
         "{last}"
     );
     assert_eq!(output.status.code(), Some(1));
@@ -146,7 +142,7 @@ fn a_destination_that_comes_back_without_the_vm_fails_the_demo() {
     let forgetful = forgetful.to_str().expect("a path in UTF-8");
     let output = mock_frontend(&["demo", "--kill", "--seed", "7", "--backend", forgetful]);
     let last = stdout(&output).lines().last().expect("a last line");
-    assert!(last.starts_with("demo: FAILED Cannot"), "{last}");
+    assert!(last.starts_with("demo: FAILED cannot"), "{last}");
     assert!(last.contains("without the VM's state"), "{last}");
     assert_eq!(output.status.code(), Some(1));
 }
@@ -156,65 +152,5 @@ fn a_backend_that_is_not_there_fails_the_demo() {
     let output = mock_frontend(&["demo", "--backend", "/nowhere/vhost-user-timer"]);
     let last = stdout(&output).lines().last().expect("a last line");
     assert!(last.contains("/nowhere/vhost-user-timer"), "{last}");
-    assert_eq!(output.status.code(), Some(1));
-}
-
-fn inspect(command: &str, socket: &Path, more: &[&str]) -> Output {
-    let socket = socket.to_str().expect("a path in UTF-8");
-    mock_frontend(&[&[command, "--socket-path", socket], more].concat())
-}
-
-#[test]
-fn info_and_dump_show_a_running_backends_vm() {
-    let backend = BackendProcess::launch(&["--max-vcpus=4"]).expect("a backend");
-    let path = backend.socket_path();
-    let info = json(&inspect("info", path, &["--json"]));
-    assert_eq!((&info["phase"], &info["vcpus"]), (&"NEW".into(), &0.into()));
-
-    let nothing = inspect("dump", path, &[]);
-    let error = str::from_utf8(&nothing.stderr).expect("UTF-8");
-    assert!(error.contains("not configured yet"), "{error}");
-    assert_eq!(nothing.status.code(), Some(1));
-
-    let frontend = TimerFrontend::connect(path, Options::default()).expect("a connection");
-    let timeout = Options::default().timeout;
-    let queue = &frontend.queues()[0];
-    queue
-        .configure(3, Abi::Arm64, 1_000_000_000, timeout)
-        .unwrap();
-    let id = |register: Register| register.id(Abi::Arm64);
-    let armed = [
-        (id(Register::TimerCtl), ctl::ENABLE),
-        (id(Register::TimerCval), 0xabcd),
-        (id(Register::PtimerCtl), ctl::ENABLE | ctl::IMASK),
-        (id(Register::PtimerCval), 1),
-    ];
-    queue.set_regs(1, &armed, timeout).unwrap();
-    drop(frontend);
-
-    let dump = json(&inspect("dump", path, &["--json"]));
-    assert_eq!(dump["vm"]["phase"], "PAUSED");
-    assert_eq!(dump["virt_count"], "0x0");
-    assert_eq!(dump["vcpu"].as_array().map(Vec::len), Some(3));
-    assert_eq!(dump["vcpu"][1]["virtual"]["cval"], "0xabcd");
-    assert_eq!(dump["vcpu"][1]["physical"]["ctl"], "0x7");
-
-    let table = inspect("dump", path, &[]);
-    let rows: Vec<Vec<_>> = (stdout(&table).lines().rev().take(3))
-        .map(|row| row.split_whitespace().collect())
-        .collect();
-    let row = ["1", "armed", "abcd", "masked,", "due", "1"];
-    assert_eq!(rows[1], row, "{}", stdout(&table));
-    assert_eq!(rows[0], ["2", "off", "0", "off", "0"]);
-}
-
-#[test]
-fn a_backend_that_is_taken_is_said_to_be() {
-    let backend = BackendProcess::launch(&["--max-vcpus=1"]).expect("a backend");
-    let path = backend.socket_path();
-    let _vmm = TimerFrontend::connect(path, Options::default()).expect("a connection");
-    let output = inspect("info", path, &["--timeout", "0.2"]);
-    let error = str::from_utf8(&output.stderr).expect("UTF-8");
-    assert!(error.contains("one frontend at a time"), "{error}");
     assert_eq!(output.status.code(), Some(1));
 }

@@ -1,15 +1,14 @@
-//! The mock frontend: plays the VMM, with real threads as vCPUs, by the public frontend library
-//! only.
+//! The mock frontend: a VMM without a hypervisor. Its vCPUs are real threads, and it uses only
+//! the public frontend library.
 //!
-//! `demo` (`demo`, `act`, `guest`, `vmm`, `report`) moves a VM from one backend to another and
-//! measures, from inside the vCPU threads, whether the backends keep what they promise. `info`
-//! and `dump` (`inspect`) show the VM of a backend that runs already.
+//! `demo` moves a VM from one backend to another and measures, inside the vCPU threads, whether
+//! the backends keep their promises: `demo` is the story, `act` one restore and its threads,
+//! `guest` what a vCPU does, `vmm` one backend with its connection, `report` the result.
 
 mod act;
 mod demo;
 mod error;
 mod guest;
-mod inspect;
 mod report;
 mod vmm;
 
@@ -27,7 +26,7 @@ use error::Chain;
 use report::{Console, Report, Verdict, counted, print_line};
 use vhost_user_timer_kit::backend_process;
 
-/// Plays a VMM that has its VM's timers kept by vhost-user-timer.
+/// A VMM without a hypervisor: real threads as vCPUs, and a real backend behind them
 #[derive(Debug, Parser)]
 #[command(name = "mock-frontend", version, max_term_width = 100)]
 pub struct Args {
@@ -39,32 +38,28 @@ pub struct Args {
 enum Command {
     /// Move a VM from one backend to another, and measure what its vCPUs see
     ///
-    /// The last line is `demo: OK …`, and the exit status 0, if no vCPU ran early, no count went
-    /// back, all vCPUs had one offset, and every due timer fired once; else it is
-    /// `demo: FAILED …`, and 1.
+    /// Prints `demo: OK …` as its last line and exits with 0 if no vCPU ran early, no count
+    /// decreased, all vCPUs had the same offset, and every due timer fired exactly once.
+    /// Otherwise prints `demo: FAILED …` and exits with 1.
     Demo(Demo),
-    /// Show the state of a running backend's VM
-    Info(inspect::Target),
-    /// Show a running backend's whole VM: all timers of all vCPUs, read at one instant
-    Dump(inspect::Target),
 }
 
 #[derive(Debug, clap::Args)]
 struct Demo {
-    /// How many vCPUs the VM has, 1 to 4096; each is a thread
+    /// Number of vCPUs, 1 to 4096; each is a thread
     #[arg(long, value_name = "N", default_value_t = 8,
           value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_VCPUS)))]
     vcpus: u32,
 
-    /// What the order of things is drawn from [default: another one each time]
+    /// Seed of the random order of events [default: a new one each time]
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
 
-    /// How the VM gets from the one backend to the other
+    /// How the VM gets from one backend to the other
     #[arg(long, value_name = "WAY", value_enum, default_value_t = Via::Requests)]
     via: Via,
 
-    /// Kill the destination's backend in mid-restore: another one goes on with its state file
+    /// Kill the destination's backend in mid-restore, and start another on the same state file
     #[arg(long)]
     kill: bool,
 
@@ -72,30 +67,21 @@ struct Demo {
     #[arg(long, value_name = "PATH")]
     backend: Option<PathBuf>,
 
-    /// Print one JSON object in the end, and nothing else
+    /// Print nothing but one JSON object at the end
     #[arg(long)]
     json: bool,
 }
 
-/// Does what the command line says.
+/// Runs the command.
 pub fn run(args: &Args) -> ExitCode {
-    let done = match &args.command {
-        Command::Demo(args) => return args.run(),
-        Command::Info(target) => inspect::info(target),
-        Command::Dump(target) => inspect::dump(target),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("mock-frontend: {}", Chain(&error));
-            ExitCode::FAILURE
-        }
+    match &args.command {
+        Command::Demo(demo) => demo.run(),
     }
 }
 
 impl Demo {
     fn run(&self) -> ExitCode {
-        // Few digits, since someone may have to type them.
+        // Short enough to type.
         let seed = self.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
         let console = Console::new(self.json);
         console.print(format_args!(
@@ -116,7 +102,7 @@ impl Demo {
         if self.json {
             print_line(self.json(seed, &console, &measured, verdict));
         } else {
-            tell(&measured, verdict);
+            print_result(&measured, verdict);
         }
         match verdict {
             Some(verdict) if verdict.is_ok() => ExitCode::SUCCESS,
@@ -143,7 +129,7 @@ impl Demo {
             "seed": seed,
             "vcpus": self.vcpus,
             "via": self.via,
-            // A demonstration that fails may not have come to that.
+            // A demo that failed may not have got that far.
             "killed": self.kill && measured.is_ok(),
             "elapsed_ms": console.elapsed().as_millis() as u64,
             "verdict": verdict,
@@ -153,7 +139,7 @@ impl Demo {
     }
 }
 
-fn tell(measured: &Result<Report, Error>, verdict: Option<Verdict>) {
+fn print_result(measured: &Result<Report, Error>, verdict: Option<Verdict>) {
     match measured {
         Ok(report) => print_line(format_args!("\n{}\n", report.table())),
         Err(error) => print_line(format_args!("demo: FAILED {}", Chain(error))),

@@ -1,109 +1,14 @@
-//! `info` and `dump`: a running backend's VM, as a table or as JSON.
-//!
-//! Both only read. Their coming and going changes nothing in the VM.
+//! A VM as text for a person and as JSON for a program.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
-use std::time::Duration;
 
-use serde::Serialize;
-use vhost_user_timer_frontend::{self as frontend, Info, Options, TimerFrontend};
-use vhost_user_timer_protocol::Phase;
+use serde::{Serialize, Serializer};
+use vhost_user_timer_frontend::{Info, Vm};
 use vhost_user_timer_protocol::wire::{self, ctl};
 
-use super::error::Error;
-use super::report::{grouped, hex, print_line};
-
-/// Which backend to ask.
-#[derive(Clone, Debug, clap::Args)]
-pub(super) struct Target {
-    /// The backend's socket
-    #[arg(long, value_name = "PATH")]
-    socket_path: PathBuf,
-
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-
-    /// How long to wait for the backend, which serves one frontend at a time
-    #[arg(long, value_name = "SECONDS", default_value_t = 3.0, value_parser = seconds)]
-    timeout: f64,
-}
-
-fn seconds(text: &str) -> Result<f64, String> {
-    let seconds = text.parse::<f64>().map_err(|error| error.to_string())?;
-    if seconds > 0.0 && seconds <= 3600.0 {
-        Ok(seconds)
-    } else {
-        Err("it must be more than 0 and at most 3600".to_owned())
-    }
-}
-
-/// `info`.
-pub(super) fn info(target: &Target) -> Result<(), Error> {
-    let (frontend, timeout) = target.connect()?;
-    let info = frontend.queues()[0]
-        .info(timeout)
-        .map_err(|source| inspect("ask for the VM's state", source))?;
-    target.print(&Summary::from(&info), Summary::text);
-    Ok(())
-}
-
-/// `dump`.
-pub(super) fn dump(target: &Target) -> Result<(), Error> {
-    let (frontend, timeout) = target.connect()?;
-    let queue = &frontend.queues()[0];
-    let info = queue
-        .info(timeout)
-        .map_err(|source| inspect("ask for the VM's state", source))?;
-    if info.phase == Phase::New {
-        return Err(Error::NotConfigured);
-    }
-    let vm = queue
-        .get_vm(0, info.vcpus, timeout)
-        .map_err(|source| inspect("read the VM's registers", source))?;
-    let dump = Dump {
-        vm: Summary::from(&info),
-        virt_count: vm.virt_count,
-        phys_count: vm.phys_count,
-        vcpu: vm.vcpus.iter().map(Registers::from).collect(),
-    };
-    target.print(&dump, Dump::text);
-    Ok(())
-}
-
-fn inspect(what: &'static str, source: frontend::Error) -> Error {
-    Error::Inspect { what, source }
-}
-
-impl Target {
-    fn connect(&self) -> Result<(TimerFrontend, Duration), Error> {
-        let timeout = Duration::from_secs_f64(self.timeout);
-        let options = Options::default()
-            .request_queues(1)
-            .queue_size(4)
-            .event_buffers(2)
-            .timeout(timeout);
-        match TimerFrontend::connect(&self.socket_path, options) {
-            Ok(frontend) => Ok((frontend, timeout)),
-            // The connection is made, and waits for the backend to accept it.
-            Err(frontend::Error::TimedOut { .. }) => Err(Error::Busy(self.socket_path.clone())),
-            Err(source) => Err(inspect("reach the backend", source)),
-        }
-    }
-
-    fn print<T: Serialize>(&self, answer: &T, text: impl FnOnce(&T) -> String) {
-        if self.json {
-            let json = serde_json::to_string_pretty(answer);
-            print_line(json.expect("plain data serialises"));
-        } else {
-            print_line(text(answer));
-        }
-    }
-}
-
+/// What `info` shows.
 #[derive(Serialize)]
-struct Summary {
+pub(crate) struct Summary {
     phase: String,
     epoch: u64,
     vcpus: u32,
@@ -145,7 +50,7 @@ impl From<&Info> for Summary {
 }
 
 impl Summary {
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let flags: Vec<_> = [
             (self.offset_pinned, "offset pinned"),
             (self.anchored, "host counter anchored"),
@@ -177,8 +82,9 @@ impl Summary {
     }
 }
 
+/// What `dump` shows.
 #[derive(Serialize)]
-struct Dump {
+pub(crate) struct Dump {
     vm: Summary,
     #[serde(serialize_with = "hex")]
     virt_count: u64,
@@ -223,7 +129,16 @@ impl From<&wire::Vcpu> for Registers {
 }
 
 impl Dump {
-    fn text(&self) -> String {
+    pub(crate) fn new(info: &Info, vm: &Vm) -> Self {
+        Dump {
+            vm: Summary::from(info),
+            virt_count: vm.virt_count,
+            phys_count: vm.phys_count,
+            vcpu: vm.vcpus.iter().map(Registers::from).collect(),
+        }
+    }
+
+    pub(crate) fn text(&self) -> String {
         let mut text = self.vm.text();
         let counts = [
             ("virtual count", self.virt_count),
@@ -266,4 +181,22 @@ impl Timer {
             (true, true, true) => "masked, due",
         }
     }
+}
+
+/// Thousands separated: 4,298,104,435.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Values that use all 64 bits, which not every JSON reader keeps as numbers.
+fn hex<S: Serializer>(value: &u64, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&format_args!("{value:#x}"))
 }

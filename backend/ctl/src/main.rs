@@ -1,0 +1,88 @@
+//! `vhost-user-timer-ctl`: shows the VM of a running backend.
+//!
+//! Both commands only read. Connecting and disconnecting change nothing in the VM.
+
+mod error;
+mod show;
+mod target;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+use vhost_user_timer_protocol::Phase;
+
+use error::Error;
+use show::{Dump, Summary};
+use target::Target;
+
+/// Shows the VM of a running vhost-user-timer backend
+///
+/// A backend serves one frontend at a time, so this works only while no VMM is connected.
+#[derive(Debug, Parser)]
+#[command(name = "vhost-user-timer-ctl", version, max_term_width = 100)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show the VM's state: phase, epoch, vCPUs, frequency, offsets
+    Info(Target),
+    /// Show the VM's state and the timers of every vCPU, all read at one instant
+    Dump(Target),
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let shown = match &args.command {
+        Command::Info(target) => info(target).map(|info| show(&info, args.json, Summary::text)),
+        Command::Dump(target) => dump(target).map(|dump| show(&dump, args.json, Dump::text)),
+    };
+    match shown {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vhost-user-timer-ctl: {}", error.with_causes());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn info(target: &Target) -> Result<Summary, Error> {
+    let frontend = target.connect()?;
+    let info = frontend.queues()[0]
+        .info(target.timeout())
+        .map_err(Error::failed_to("read the VM's state"))?;
+    Ok(Summary::from(&info))
+}
+
+fn dump(target: &Target) -> Result<Dump, Error> {
+    let frontend = target.connect()?;
+    let queue = &frontend.queues()[0];
+    let info = queue
+        .info(target.timeout())
+        .map_err(Error::failed_to("read the VM's state"))?;
+    if info.phase == Phase::New {
+        return Err(Error::NotConfigured);
+    }
+    let vm = queue
+        .get_vm(0, info.vcpus, target.timeout())
+        .map_err(Error::failed_to("read the VM's registers"))?;
+    Ok(Dump::new(&info, &vm))
+}
+
+/// Prints the answer. A reader that has closed the pipe, as `head` does, is not a failure.
+fn show<T: Serialize>(answer: &T, json: bool, text: impl FnOnce(&T) -> String) {
+    let text = if json {
+        serde_json::to_string_pretty(answer).expect("plain data serialises")
+    } else {
+        text(answer)
+    };
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
