@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use vhost_user_timer::failpoint::{Point, VARIABLE};
-use vhost_user_timer_frontend::{Error, HostClock, Options, TimerFrontend};
+use vhost_user_timer_frontend::{Error, Frontend, HostClock, Options};
 use vhost_user_timer_kit::backend_process::BackendProcess;
 use vhost_user_timer_kit::shadow::{Ask, Asked, Shadow, Span};
 use vhost_user_timer_kit::watch::host_count;
@@ -35,7 +35,7 @@ struct Life {
 /// A backend of it, and a frontend.
 struct Stop {
     backend: BackendProcess,
-    frontend: TimerFrontend,
+    frontend: Frontend,
 }
 
 impl Life {
@@ -72,7 +72,7 @@ impl Life {
     fn serve(&self, kill_at: Option<(Point, u32)>) -> Stop {
         let backend = self.launch(kill_at);
         let options = Options::default().timeout(LIMIT);
-        let connected = TimerFrontend::connect(backend.socket_path(), options);
+        let connected = Frontend::connect(backend.socket_path(), options);
         Stop {
             frontend: connected.unwrap_or_else(|error| panic!("{error}: {}", backend.log())),
             backend,
@@ -96,7 +96,7 @@ impl Life {
 
 fn asked(served: &Stop, ask: Ask) -> Asked {
     let sent = host_count();
-    let ticket = ask.submit(&served.frontend.queues()[0]).unwrap();
+    let ticket = ask.submit(served.frontend.queue()).unwrap();
     let answer = ask.answer(ticket.wait(LIMIT)).unwrap();
     Asked {
         ask,
@@ -252,7 +252,7 @@ fn what_was_done_before_a_change_is_answered_before_it_though_they_came_together
         assert!(served.backend.terminate().success());
 
         let mut served = life.serve(Some((Point::AnswerWritten, 2)));
-        let queue = &served.frontend.queues()[0];
+        let queue = served.frontend.queue();
         // One look finds both: the backend is told of them when both are there.
         let tickets = [
             first().submit(queue).unwrap(),
@@ -356,7 +356,7 @@ fn a_time_page_that_a_kill_leaves_open_is_not_read_and_holds_nobody_up() {
     assert!(served.backend.terminate().success());
 
     let mut served = life.serve(Some((Point::CommitBegun, 1)));
-    let queue = &served.frontend.queues()[0];
+    let queue = served.frontend.queue();
     let page = served.frontend.time_page();
     page.start(queue, LIMIT).unwrap();
     let clock = queue.guest_clock(HostClock::MONOTONIC, LIMIT).unwrap();
@@ -373,7 +373,7 @@ fn a_time_page_that_a_kill_leaves_open_is_not_read_and_holds_nobody_up() {
     assert!(matches!(waited, Err(Error::Disconnected)), "{waited:?}");
 
     let served = life.serve(None);
-    let queue = &served.frontend.queues()[0];
+    let queue = served.frontend.queue();
     let page = served.frontend.time_page();
     page.start(queue, LIMIT).unwrap();
     assert_eq!(page.read().unwrap().phase, Phase::Running);

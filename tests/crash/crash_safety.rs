@@ -18,7 +18,7 @@ use fastrand::Rng;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use vhost_user_timer_frontend::{
-    Error, Event, Options, RawAnswer, RequestQueue, Ticket, Timer, TimerFrontend,
+    Error, Event, Frontend, Options, RawAnswer, RequestQueue, Ticket, Timer,
 };
 use vhost_user_timer_kit::backend_process::BackendProcess;
 use vhost_user_timer_kit::raw_driver::{release_program, seed};
@@ -114,7 +114,7 @@ impl Life {
     /// One backend's life as a server. Returns what was under way when it was killed.
     fn live(&mut self, backend: &BackendProcess) -> Result<Vec<Vec<Asked>>, String> {
         let options = Options::default().queue_size(32).timeout(LIMIT);
-        let connected = TimerFrontend::connect(backend.socket_path(), options);
+        let connected = Frontend::connect(backend.socket_path(), options);
         let mut frontend = connected.map_err(|error| error.to_string())?;
         self.look(&mut frontend)?;
         // Short lives more often than long ones.
@@ -141,9 +141,9 @@ impl Life {
     }
 
     /// Looks at all that there is to see of the VM.
-    fn look(&mut self, frontend: &mut TimerFrontend) -> Result<(), String> {
+    fn look(&mut self, frontend: &mut Frontend) -> Result<(), String> {
         let mut events = frontend.take_events().ok_or("no events")?;
-        let queue = &frontend.queues()[0];
+        let queue = frontend.queue();
         self.ask_one(queue, Ask::GetInfo)?;
         let answer = self.ask_one(queue, Ask::GetVm { vcpus: self.vcpus })?;
         let phase = self.shadow.likely().phase();
@@ -202,7 +202,7 @@ impl Life {
     }
 
     /// Asks for this and that, several at a time, and takes the answers.
-    fn ask(&mut self, frontend: &TimerFrontend) -> Result<Vec<Vec<Asked>>, String> {
+    fn ask(&mut self, frontend: &Frontend) -> Result<Vec<Vec<Asked>>, String> {
         let mut under_way = Vec::new();
         for queue in frontend.queues() {
             let mut started = Vec::new();

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use vhost_user_timer_frontend::{
-    Call, Deadline, Event, EventStream, Info, Options, RequestQueue, RestoreOptions, Timer,
-    TimerFrontend, Vm,
+    Deadline, Event, EventStream, Frontend, Info, Operation, Options, RequestQueue, RestoreOptions,
+    Timer, Vm,
 };
 use vhost_user_timer_kit::backend_process::BackendProcess;
 use vhost_user_timer_kit::watch::{HOST_FREQUENCY, host_count};
@@ -31,7 +31,7 @@ struct Life {
 
 struct Served {
     backend: BackendProcess,
-    frontend: TimerFrontend,
+    frontend: Frontend,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +64,7 @@ impl Life {
     fn serve(&self) -> Served {
         let backend = self.launch(&[]);
         let options = Options::default().timeout(LIMIT);
-        let connected = TimerFrontend::connect(backend.socket_path(), options);
+        let connected = Frontend::connect(backend.socket_path(), options);
         let frontend = connected.unwrap_or_else(|error| panic!("{error}: {}", backend.log()));
         Served { backend, frontend }
     }
@@ -92,7 +92,7 @@ impl Life {
 
 impl Served {
     fn queue(&self) -> &RequestQueue {
-        &self.frontend.queues()[0]
+        self.frontend.queue()
     }
 
     fn configure(&self, vcpus: u32) {
@@ -314,7 +314,7 @@ fn a_restore_goes_on_and_the_gate_opens_at_the_last_vcpu() {
         let queue = served.queue();
         queue.set_vm(&[row(1, 5_000)], LIMIT).unwrap();
         assert_eq!(queue.restore_vcpu(&row(0, 9_000), LIMIT).unwrap(), 2);
-        let waits = queue.submit(&Call::wait_run(0)).unwrap();
+        let waits = queue.submit(&Operation::wait_run(0)).unwrap();
         queue.kick();
         served.info();
         served.end(end);
@@ -334,7 +334,7 @@ fn a_restore_goes_on_and_the_gate_opens_at_the_last_vcpu() {
         let lacking = queue.restore_done(2, LIMIT).unwrap_err();
         assert_eq!(lacking.status(), Some(Status::Incomplete));
         let waits: Vec<_> = (0..3)
-            .map(|vcpu| queue.submit(&Call::wait_run(vcpu)).unwrap())
+            .map(|vcpu| queue.submit(&Operation::wait_run(vcpu)).unwrap())
             .collect();
         queue.kick();
         assert_eq!(queue.restore_done(1, LIMIT).unwrap(), 1);

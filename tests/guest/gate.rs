@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use vhost_user_timer_frontend::{Options, RestoreOptions, TimerFrontend};
+use vhost_user_timer_frontend::{Frontend, Options, RestoreOptions};
 use vhost_user_timer_kit::qemu::{Bracket, ClockVm, HostClock, Transport, environment};
 use vhost_user_timer_protocol::Abi;
 
@@ -17,16 +17,16 @@ const OPEN: Duration = Duration::from_millis(1500);
 const HELD: Duration = Duration::from_millis(500);
 
 /// The VM's other frontend, which restores it.
-struct Restorer(TimerFrontend);
+struct Restorer(Frontend);
 
 impl Restorer {
     fn connect(vm: &ClockVm) -> Self {
-        let frontend = TimerFrontend::connect(vm.backend.socket_path(), Options::default());
+        let frontend = Frontend::connect(vm.backend.socket_path(), Options::default());
         Restorer(frontend.expect("a frontend"))
     }
 
     fn queue(&self) -> &vhost_user_timer_frontend::RequestQueue {
-        &self.0.queues()[0]
+        self.0.queue()
     }
 
     fn begin(&self, timeout: Option<Duration>) {

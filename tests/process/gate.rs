@@ -17,7 +17,7 @@ use std::thread;
 use std::time::Duration;
 
 use fastrand::Rng;
-use vhost_user_timer_frontend::{Options, RestoreOptions, TimerFrontend};
+use vhost_user_timer_frontend::{Frontend, Options, RestoreOptions};
 use vhost_user_timer_kit::backend_process::BackendProcess;
 use vhost_user_timer_kit::race::{Asking, Race, RaceError, Release};
 use vhost_user_timer_kit::watch::{HOST_FREQUENCY, Watch};
@@ -63,8 +63,8 @@ fn race(vcpus: u32, rounds: u32, request_queues: u16, queue_size: u16) {
     ];
     let backend = BackendProcess::launch(&args).expect("a backend");
     let options = Options::default().queue_size(queue_size).timeout(LIMIT);
-    let frontend = TimerFrontend::connect(backend.socket_path(), options).expect("a connection");
-    let queue = &frontend.queues()[0];
+    let frontend = Frontend::connect(backend.socket_path(), options).expect("a connection");
+    let queue = frontend.queue();
     queue
         .configure(vcpus, Abi::Arm64, HOST_FREQUENCY, LIMIT)
         .unwrap();
@@ -114,7 +114,7 @@ fn race(vcpus: u32, rounds: u32, request_queues: u16, queue_size: u16) {
 /// A vCPU thread.
 fn live(
     vcpu: u32,
-    frontend: &TimerFrontend,
+    frontend: &Frontend,
     watch: &Watch,
     jobs: &Receiver<Job>,
     outcomes: &Sender<(u32, Outcome)>,
@@ -142,7 +142,7 @@ fn live(
 
 /// The VMM, which plays round after round.
 struct Rounds<'a> {
-    frontend: &'a TimerFrontend,
+    frontend: &'a Frontend,
     jobs: Vec<Sender<Job>>,
     finished: Receiver<(u32, Outcome)>,
     rng: &'a mut Rng,
@@ -151,7 +151,7 @@ struct Rounds<'a> {
 impl Rounds<'_> {
     fn one(&mut self) -> Result<(), String> {
         let vcpus = self.jobs.len() as u32;
-        let queue = &self.frontend.queues()[0];
+        let queue = self.frontend.queue();
         let failed = |error| format!("the VMM's request failed: {error}");
         queue.pause(false, LIMIT).map_err(failed)?;
         let mut saved = queue.save(LIMIT).map_err(failed)?.vcpus;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use vhost_user_timer_frontend::{Call, Options, TimerFrontend};
+use vhost_user_timer_frontend::{Frontend, Operation, Options};
 use vhost_user_timer_kit::backend_process::Devices;
 use vhost_user_timer_kit::contract::{VM, op, request};
 use vhost_user_timer_kit::raw_driver::{Layout, Rig, Setup};
@@ -18,33 +18,33 @@ fn cval() -> [u64; 1] {
     [Register::TimerCval.id(Abi::Arm64)]
 }
 
-fn configured(rig: &Rig) -> TimerFrontend {
+fn configured(rig: &Rig) -> Frontend {
     let path = rig.backend.socket_path();
-    let frontend = TimerFrontend::connect(path, Options::default()).unwrap();
-    let queue = &frontend.queues()[0];
+    let frontend = Frontend::connect(path, Options::default()).unwrap();
+    let queue = frontend.queue();
     queue
         .configure(4, Abi::Arm64, 1_000_000_000, LIMIT)
         .unwrap();
     frontend
 }
 
-fn ask_once(frontend: &TimerFrontend) {
-    let queue = &frontend.queues()[0];
+fn ask_once(frontend: &Frontend) {
+    let queue = frontend.queue();
     queue.get_regs(0, &cval(), LIMIT).unwrap();
 }
 
 /// Requests of one who sleeps and of one who looks, one at a time and many.
-fn ask(frontend: &TimerFrontend) {
-    let queue = &frontend.queues()[0];
+fn ask(frontend: &Frontend) {
+    let queue = frontend.queue();
     for n in 0..300 {
         queue.get_regs(n % 4, &cval(), LIMIT).unwrap();
-        let ticket = queue.submit(&Call::get_regs(n % 4, &cval())).unwrap();
+        let ticket = queue.submit(&Operation::get_regs(n % 4, &cval())).unwrap();
         ticket.spin(LIMIT).unwrap();
         let id = Register::TimerCval.id(Abi::Arm64);
         let tickets: Vec<_> = (0..16)
             .map(|value| {
                 queue
-                    .submit(&Call::set_regs(n % 4, &[(id, value)]))
+                    .submit(&Operation::set_regs(n % 4, &[(id, value)]))
                     .unwrap()
             })
             .collect();
@@ -69,7 +69,7 @@ fn requests_with_pauses_of_any_length_are_answered() {
     for args in LONGEST {
         let rig = Rig::launch_release(args);
         let frontend = configured(&rig);
-        let queue = &frontend.queues()[0];
+        let queue = frontend.queue();
         let mut random = fastrand::Rng::with_seed(5);
         for _ in 0..1_000 {
             queue.get_regs(0, &cval(), LIMIT).unwrap();
@@ -105,14 +105,14 @@ fn timers_and_other_queues_get_their_turn_while_requests_never_end() {
     let rig = Rig::launch_release(&["--poll-max-us=10000", "--request-queues=2"]);
     let mut frontend = configured(&rig);
     let mut events = frontend.take_events().unwrap();
-    let [busy, other] = [&frontend.queues()[0], &frontend.queues()[1]];
+    let [busy, other] = [frontend.queue(), &frontend.queues()[1]];
     let cntvoff = busy.resume(LIMIT).unwrap().cntvoff;
     events.next(LIMIT).unwrap();
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                let ticket = busy.submit(&Call::get_regs(0, &cval())).unwrap();
+                let ticket = busy.submit(&Operation::get_regs(0, &cval())).unwrap();
                 ticket.spin(LIMIT).unwrap();
             }
         });

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use vhost_user_timer_frontend::{
-    Call, Options, RequestQueue, RestoreOptions, Run, Ticket, TimerFrontend,
+    Frontend, Operation, Options, RequestQueue, RestoreOptions, Run, Ticket,
 };
 use vhost_user_timer_kit::backend_process::BackendProcess;
 use vhost_user_timer_kit::watch::HOST_FREQUENCY;
@@ -25,15 +25,15 @@ const SECOND: u64 = HOST_FREQUENCY;
 
 struct Served {
     backend: BackendProcess,
-    frontend: TimerFrontend,
+    frontend: Frontend,
 }
 
 impl Served {
     fn launch(vcpus: u32) -> Self {
         let backend = BackendProcess::launch::<&str>(&[]).unwrap();
         let options = Options::default().timeout(LIMIT);
-        let frontend = TimerFrontend::connect(backend.socket_path(), options).unwrap();
-        let queue = &frontend.queues()[0];
+        let frontend = Frontend::connect(backend.socket_path(), options).unwrap();
+        let queue = frontend.queue();
         queue
             .configure(vcpus, Abi::Arm64, HOST_FREQUENCY, LIMIT)
             .unwrap();
@@ -41,7 +41,7 @@ impl Served {
     }
 
     fn queue(&self) -> &RequestQueue {
-        &self.frontend.queues()[0]
+        self.frontend.queue()
     }
 
     fn begin(&self, vcpus: u32, options: RestoreOptions) {
@@ -60,9 +60,9 @@ impl Served {
         let present = (0..VCPUS).filter(|vcpu| !MISSING.contains(vcpu));
         let done: Vec<_> = present
             .clone()
-            .map(|vcpu| queue.submit(&Call::restore_done(vcpu)).unwrap())
+            .map(|vcpu| queue.submit(&Operation::restore_done(vcpu)).unwrap())
             .collect();
-        let waits = present.map(|vcpu| queue.submit(&Call::wait_run(vcpu)).unwrap());
+        let waits = present.map(|vcpu| queue.submit(&Operation::wait_run(vcpu)).unwrap());
         let waits = waits.collect();
         queue.kick();
         for done in done {
@@ -176,8 +176,8 @@ fn a_restore_can_begin_again_and_keeps_nothing_of_the_one_before() {
     assert_eq!((info.epoch, info.restored), (3, 0));
 
     // A straggler of the former restore is told that it is over.
-    let late = Call::restore_done(7).in_epoch(2);
-    let stale = queue.call(&late, LIMIT).unwrap_err();
+    let late = Operation::restore_done(7).in_epoch(2);
+    let stale = queue.perform(&late, LIMIT).unwrap_err();
     assert_eq!(stale.status(), Some(Status::Stale));
     let lacking = queue.restore_done(0, LIMIT).unwrap_err();
     let missing: Vec<_> = lacking.refusal().unwrap().missing_registers().collect();

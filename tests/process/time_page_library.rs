@@ -13,8 +13,8 @@ use fastrand::Rng;
 use rustix::thread::gettid;
 use vhost_user_timer_counter::{HostCounter, Source};
 use vhost_user_timer_frontend::{
-    Counts, Deadline, Error, GuestClock, HostClock, Offsets, Options, Reconnect, RequestQueue,
-    RestoreOptions, TimerFrontend,
+    Counts, Deadline, Error, Frontend, GuestClock, HostClock, Offsets, Options, Reconnect,
+    RequestQueue, RestoreOptions,
 };
 use vhost_user_timer_kit::backend_process::{BackendProcess, find_program};
 use vhost_user_timer_kit::raw_driver::seed;
@@ -30,7 +30,7 @@ const QUEUES: [&str; 1] = ["--request-queues=2"];
 
 struct Served {
     backend: BackendProcess,
-    frontend: TimerFrontend,
+    frontend: Frontend,
 }
 
 impl Served {
@@ -41,7 +41,7 @@ impl Served {
     fn with(vcpus: u32, frequency: u64, args: &[&str]) -> Self {
         let backend = BackendProcess::launch(args).unwrap();
         let options = Options::default().timeout(LIMIT);
-        let frontend = TimerFrontend::connect(backend.socket_path(), options).unwrap();
+        let frontend = Frontend::connect(backend.socket_path(), options).unwrap();
         let served = Served { backend, frontend };
         let queue = served.queue();
         queue
@@ -59,7 +59,7 @@ impl Served {
             .patience(LIMIT)
             .delays(Duration::from_millis(1), Duration::from_millis(10));
         let options = Options::default().timeout(LIMIT).reconnect(reconnect);
-        let frontend = TimerFrontend::connect(backend.socket_path(), options).unwrap();
+        let frontend = Frontend::connect(backend.socket_path(), options).unwrap();
         let served = Served { backend, frontend };
         let queue = served.queue();
         queue
@@ -77,7 +77,7 @@ impl Served {
     }
 
     fn queue(&self) -> &RequestQueue {
-        &self.frontend.queues()[0]
+        self.frontend.queue()
     }
 
     fn clock(&self) -> GuestClock {
@@ -119,7 +119,7 @@ struct Waiters {
 }
 
 fn waiting<T>(
-    frontend: &TimerFrontend,
+    frontend: &Frontend,
     count: u32,
     deadline: Deadline,
     meanwhile: impl FnOnce(&Waiters) -> T,
@@ -367,7 +367,7 @@ fn the_counts_are_the_backends_to_the_tick_whatever_they_are_derived_from() {
             continue;
         };
         let options = Options::default().timeout(LIMIT);
-        let frontend = TimerFrontend::connect(backend.socket_path(), options).unwrap();
+        let frontend = Frontend::connect(backend.socket_path(), options).unwrap();
         let served = Served { backend, frontend };
         let queue = served.queue();
         let mut named = Source::ALL.iter().filter(|s| s.name() == source);
@@ -613,7 +613,7 @@ fn who_waits_when_the_backend_is_killed_goes_once_with_the_offsets_of_the_next()
     for round in 0..8 {
         served.begin(8, None);
         let Served { backend, frontend } = &mut served;
-        let queue = &frontend.queues()[0];
+        let queue = frontend.queue();
         waiting(frontend, 8, LIMIT.into(), |waiters| {
             if round % 2 == 0 {
                 waiters.come_to_rest();
@@ -640,7 +640,7 @@ fn who_waits_when_the_backend_is_killed_goes_once_with_the_offsets_of_the_next()
     for killed_first in [false, true] {
         served.begin(8, None);
         let Served { backend, frontend } = &mut served;
-        let queue = &frontend.queues()[0];
+        let queue = frontend.queue();
         waiting(frontend, 8, LIMIT.into(), |waiters| {
             waiters.come_to_rest();
             if !killed_first {

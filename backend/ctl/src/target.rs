@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use vhost_user_timer_frontend::{self as frontend, Options, TimerFrontend};
+use vhost_user_timer_frontend::{self as frontend, Frontend, Options};
 
 use crate::error::Error;
 
@@ -33,13 +33,13 @@ impl Target {
         Duration::from_secs_f64(self.timeout)
     }
 
-    pub(crate) fn connect(&self) -> Result<TimerFrontend, Error> {
+    pub(crate) fn connect(&self) -> Result<Frontend, Error> {
         let options = Options::default()
             .request_queues(1)
             .queue_size(4)
             .event_buffers(2)
             .timeout(self.timeout());
-        match TimerFrontend::connect(&self.socket_path, options) {
+        match Frontend::connect(&self.socket_path, options) {
             // The connection is in the listening socket's backlog: another frontend is served.
             Err(frontend::Error::TimedOut { .. }) => Err(Error::Busy(self.socket_path.clone())),
             connected => connected.map_err(Error::failed_to("connect to the backend")),

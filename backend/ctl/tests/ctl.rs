@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
-use vhost_user_timer_frontend::{Options, TimerFrontend};
+use vhost_user_timer_frontend::{Frontend, Options};
 use vhost_user_timer_kit::backend_process::BackendProcess;
 use vhost_user_timer_protocol::wire::ctl;
 use vhost_user_timer_protocol::{Abi, Register};
@@ -45,9 +45,9 @@ fn assert_fails(output: &Output, text: &str) {
 
 /// Configures three vCPUs, and arms both timers of vCPU 1.
 fn configure(socket: &Path) {
-    let frontend = TimerFrontend::connect(socket, Options::default()).expect("a connection");
+    let frontend = Frontend::connect(socket, Options::default()).expect("a connection");
     let timeout = Options::default().timeout;
-    let queue = &frontend.queues()[0];
+    let queue = frontend.queue();
     queue
         .configure(3, Abi::Arm64, 1_000_000_000, timeout)
         .unwrap();
@@ -144,7 +144,7 @@ fn there_is_nothing_to_dump_before_the_vm_is_configured() {
 fn a_backend_that_serves_another_frontend_is_said_to_be_busy() {
     let backend = BackendProcess::launch(&["--max-vcpus=1"]).expect("a backend");
     let path = backend.socket_path();
-    let _vmm = TimerFrontend::connect(path, Options::default()).expect("a connection");
+    let _vmm = Frontend::connect(path, Options::default()).expect("a connection");
     let output = show("info", path, &["--timeout", "0.2"]);
     assert_fails(&output, "one frontend at a time");
 }

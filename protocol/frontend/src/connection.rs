@@ -67,7 +67,7 @@ impl Negotiated {
 }
 
 /// A virtqueue's descriptors, as the backend gets them.
-pub(super) struct Vring<'a> {
+pub(super) struct VringSetup<'a> {
     pub(super) index: u16,
     pub(super) layout: RingLayout,
     pub(super) call: &'a OwnedFd,
@@ -271,7 +271,7 @@ impl Connection {
     pub(super) fn start(
         &self,
         memory: &SharedMemory,
-        vrings: &[Vring<'_>],
+        vrings: &[VringSetup<'_>],
         deadline: Deadline,
     ) -> Result<(), Error> {
         self.exchange("the handshake", deadline, true, |frontend| {

@@ -15,7 +15,7 @@ use vhost::vhost_user::message::VhostTransferStateDirection as Direction;
 
 use super::connection::{Connection, is_refusal};
 use super::wait::{Deadline, poll};
-use super::{Error, TimerFrontend};
+use super::{Error, Frontend};
 use vhost_user_timer_protocol::Phase;
 
 /// The longest device state (SPEC.md, "Device state").
@@ -25,7 +25,7 @@ const REFUSED_SAVE: Error = Error::DeviceState("saved: the backend refused; its 
 const REFUSED_LOAD: Error = Error::DeviceState("loaded: the backend refused; its log says why");
 const REFUSED: Error = Error::DeviceState("transferred: the backend refused; its log says why");
 
-impl TimerFrontend {
+impl Frontend {
     /// Saves the VM as the backend's device state, of 4 MiB at most. Not in NEW, and not while
     /// a restore is open.
     ///
@@ -159,7 +159,7 @@ impl TimerFrontend {
     fn learn_epoch(&self) -> Result<(), Error> {
         let info = match self.session.negotiated.has_config() {
             true => self.config()?,
-            false => self.queues[0].info(self.session.timeout)?,
+            false => self.queue().info(self.session.timeout)?,
         };
         self.session.history.learn_info(&info);
         Ok(())
@@ -203,7 +203,7 @@ impl TimerFrontend {
     }
 
     fn wait_for(&self, fd: &File, ready: PollFlags, deadline: Deadline) -> Result<(), Error> {
-        let shutdown = &self.session.link.shutdown;
+        let shutdown = &self.session.watch.shutdown;
         let mut fds = [
             PollFd::new(fd, ready),
             PollFd::from_borrowed_fd(shutdown.as_fd(), PollFlags::IN),

@@ -14,13 +14,13 @@ use std::time::Duration;
 
 use zerocopy::FromBytes;
 
-use super::bed::Bed;
-use super::connection::Vring;
+use super::connection::VringSetup;
 use super::error::{Failure, Fault};
 use super::memory::Layout;
 use super::ring::{self, Ring, RingLayout, Used};
 use super::session::Session;
 use super::wait::{Deadline, Woken, drain, eventfd, signal};
+use super::wait_set::WaitSet;
 use super::{Error, Timer};
 use vhost_user_timer_protocol::{EVENT_QUEUE, Phase, wire};
 
@@ -98,7 +98,7 @@ pub(super) struct EventQueue {
     layout: EventLayout,
     call: OwnedFd,
     /// Where the thread sleeps that waits for an event.
-    bed: Bed,
+    wait_set: WaitSet,
     kick: OwnedFd,
     state: Mutex<State>,
 }
@@ -142,7 +142,7 @@ impl EventQueue {
         }
         let call = eventfd()?;
         let queue = EventQueue {
-            bed: Bed::new(&session.link, call.as_fd())?,
+            wait_set: WaitSet::new(&session.watch, call.as_fd())?,
             session,
             layout,
             call,
@@ -161,8 +161,8 @@ impl EventQueue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn vring(&self) -> Vring<'_> {
-        Vring {
+    pub(super) fn vring(&self) -> VringSetup<'_> {
+        VringSetup {
             index: EVENT_QUEUE,
             layout: self.layout.ring,
             call: &self.call,
@@ -205,7 +205,7 @@ impl EventQueue {
     }
 
     /// Makes sure that nobody has missed anything on a new connection.
-    pub(super) fn go_on(&self) {
+    pub(super) fn resume_service(&self) {
         signal(&self.kick);
         // As for a request queue: a former backend may have filled it up.
         drain(&self.call);
@@ -277,7 +277,7 @@ impl EventStream {
     /// The next event, if there is one; if there is none, the descriptor reports the next one.
     ///
     /// It never blocks, and so does not bring a lost connection back; see
-    /// [`keep_connected`](super::TimerFrontend::keep_connected).
+    /// [`keep_connected`](super::Frontend::keep_connected).
     ///
     /// # Errors
     ///
@@ -291,7 +291,7 @@ impl EventStream {
             }
             // Before the ring is looked at for the last time: nothing more comes after a failure.
             let generation = queue.session.generation();
-            let failure = queue.session.link.failure()?;
+            let failure = queue.session.watch.failure()?;
             let now = Duration::ZERO.into();
             let failure =
                 failure.and_then(|failure| queue.session.outlive(failure, generation, now));
@@ -325,7 +325,7 @@ impl EventStream {
                 continue;
             }
             let generation = session.generation();
-            late = match queue.bed.sleep(&session.link, deadline)? {
+            late = match queue.wait_set.sleep(&session.watch, deadline)? {
                 Woken::Called => false,
                 Woken::TimedOut => true,
                 Woken::Failed(failure) => {

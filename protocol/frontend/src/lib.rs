@@ -1,6 +1,6 @@
 //! The frontend library: what a VMM links to have its VM's timers kept by a backend process.
 //!
-//! [`TimerFrontend`] connects, does the vhost-user handshake, and owns the memory shared with
+//! [`Frontend`] connects, does the vhost-user handshake, and owns the memory shared with
 //! the backend and the rings in it. From it come
 //!
 //! - [`RequestQueue`]s: every operation of the protocol, from any thread;
@@ -28,22 +28,22 @@
 //! ```no_run
 //! use std::time::Duration;
 //! use vhost_user_timer_frontend::{
-//!     Deadline, Error, Options, RestoreOptions, SavedVm, TimerFrontend,
+//!     Deadline, Error, Options, RestoreOptions, SavedVm, Frontend,
 //! };
 //!
 //! const SECOND: Duration = Duration::from_secs(1);
 //!
 //! /// On the source, once no vCPU runs any more.
-//! fn save(frontend: &TimerFrontend) -> Result<SavedVm, Error> {
-//!     let queue = &frontend.queues()[0];
+//! fn save(frontend: &Frontend) -> Result<SavedVm, Error> {
+//!     let queue = frontend.queue();
 //!     queue.pause(false, SECOND)?;
 //!     queue.save(SECOND)
 //! }
 //!
 //! /// On the destination.
 //! fn restore(saved: &SavedVm) -> Result<(), Error> {
-//!     let frontend = TimerFrontend::connect("/run/vm1/timer.sock", Options::default())?;
-//!     let queue = &frontend.queues()[0];
+//!     let frontend = Frontend::connect("/run/vm1/timer.sock", Options::default())?;
+//!     let queue = frontend.queue();
 //!     let vcpus = saved.vcpus.len() as u32;
 //!     queue.configure(vcpus, saved.abi, saved.frequency, SECOND)?;
 //!     let options = RestoreOptions {
@@ -91,15 +91,15 @@
 //!   makes its own fail with [`Error::Disconnected`].
 //!
 //! A VMM that only polls has nobody who waits: it gives
-//! [`keep_connected`](TimerFrontend::keep_connected) a thread.
+//! [`keep_connected`](Frontend::keep_connected) a thread.
 //!
 //! ```no_run
 //! # use std::time::Duration;
-//! # use vhost_user_timer_frontend::{Error, Options, Reconnect, TimerFrontend};
-//! # fn connect() -> Result<TimerFrontend, Error> {
+//! # use vhost_user_timer_frontend::{Error, Options, Reconnect, Frontend};
+//! # fn connect() -> Result<Frontend, Error> {
 //! let patience = Duration::from_secs(60);
 //! let options = Options::default().reconnect(Reconnect::default().patience(patience));
-//! let frontend = TimerFrontend::connect("/run/vm1/timer.sock", options)?;
+//! let frontend = Frontend::connect("/run/vm1/timer.sock", options)?;
 //! # Ok(frontend)
 //! # }
 //! ```
@@ -108,9 +108,9 @@
 //!
 //! ```no_run
 //! # use std::time::Duration;
-//! # use vhost_user_timer_frontend::{Error, HostClock, TimerFrontend};
+//! # use vhost_user_timer_frontend::{Error, HostClock, Frontend};
 //! # const SECOND: Duration = Duration::from_secs(1);
-//! # fn by_page(frontend: &TimerFrontend, vcpu: u32) -> Result<(), Error> {
+//! # fn by_page(frontend: &Frontend, vcpu: u32) -> Result<(), Error> {
 //! let queue = frontend.queue_of(vcpu);
 //! frontend.time_page().start(queue, SECOND)?;
 //! // Of a backend with `--counter-source monotonic`.
@@ -128,12 +128,12 @@
 //!
 //! ```no_run
 //! # use std::time::Duration;
-//! # use vhost_user_timer_frontend::{Call, Error, RequestQueue};
+//! # use vhost_user_timer_frontend::{Operation, Error, RequestQueue};
 //! # use vhost_user_timer_protocol::{Abi, Register};
 //! fn compare_values(queue: &RequestQueue, vcpus: u32) -> Result<Vec<u64>, Error> {
 //!     let ids = [Register::TimerCval.id(Abi::Arm64)];
 //!     let tickets = (0..vcpus)
-//!         .map(|vcpu| queue.submit(&Call::get_regs(vcpu, &ids)))
+//!         .map(|vcpu| queue.submit(&Operation::get_regs(vcpu, &ids)))
 //!         .collect::<Result<Vec<_>, _>>()?;
 //!     queue.kick();
 //!     tickets
@@ -144,17 +144,17 @@
 //! # let _ = compare_values;
 //! ```
 
-mod bed;
-mod call;
 mod connection;
 mod device_state;
 mod error;
 mod events;
 mod memory;
-mod ops;
+mod operation;
+mod wait_set;
+
 mod options;
 mod queue;
-mod repeat;
+mod replay;
 mod ring;
 mod session;
 mod time_page;
@@ -167,16 +167,16 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use call::{Answer, Call, MAX_REGS, RawAnswer, Remaining};
 pub use error::{Error, Fault, Refusal, RingFault};
 pub use events::{Event, EventStream};
+pub use operation::{Answer, MAX_REGS, Operation, RawAnswer, Remaining};
 pub use options::{Options, Reconnect};
 pub use queue::{RequestQueue, Ticket};
 pub use time_page::{Counts, GuestClock, HostClock, Offsets, PageTime, TimePage};
 pub use types::{Info, List, RegIds, RegValues, RestoreOptions, Run, SavedVm, SetRegs, Timer, Vm};
 pub use wait::{Deadline, ShutdownHandle};
 
-use connection::{Connection, Vring};
+use connection::{Connection, VringSetup};
 use events::{EventLayout, EventQueue};
 use memory::{Layout, SharedMemory};
 use queue::QueueLayout;
@@ -188,7 +188,7 @@ use vhost_user_timer_protocol::{EVENT_QUEUE, FIRST_REQUEST_QUEUE};
 ///
 /// To drop it is to [`close`](Self::close) it, which takes [`Options::timeout`] at most: queues
 /// that are still held elsewhere fail with [`Error::ShutDown`] from then on.
-pub struct TimerFrontend {
+pub struct Frontend {
     session: Arc<Session>,
     queues: Vec<RequestQueue>,
     events: Arc<EventQueue>,
@@ -197,7 +197,7 @@ pub struct TimerFrontend {
     closed: bool,
 }
 
-impl TimerFrontend {
+impl Frontend {
     /// Connects to the backend that listens at `path`.
     ///
     /// # Errors
@@ -307,7 +307,7 @@ impl TimerFrontend {
             .zip(queue_layouts)
             .map(|(index, layout)| RequestQueue::new(index, session.clone(), layout))
             .collect::<Result<Vec<_>, _>>()?;
-        let vrings: Vec<Vring<'_>> = std::iter::once(events.vring())
+        let vrings: Vec<VringSetup<'_>> = std::iter::once(events.vring())
             .chain(queues.iter().map(|queue| queue.shared.vring()))
             .collect();
         session
@@ -316,7 +316,7 @@ impl TimerFrontend {
         drop(vrings);
         session.attach(&events, &queues);
 
-        let frontend = TimerFrontend {
+        let frontend = Frontend {
             session,
             queues,
             stream: Some(EventStream::new(events.clone())),
@@ -327,7 +327,7 @@ impl TimerFrontend {
         frontend.events.force_kick();
         let info = match info {
             Some(info) => info,
-            None => frontend.queues[0].info(deadline)?,
+            None => frontend.queue().info(deadline)?,
         };
         frontend.session.history.learn_info(&info);
         Ok(frontend)
@@ -336,6 +336,11 @@ impl TimerFrontend {
     /// The request queues; at least one.
     pub fn queues(&self) -> &[RequestQueue] {
         &self.queues
+    }
+
+    /// The first request queue: for a caller that needs no more than one.
+    pub fn queue(&self) -> &RequestQueue {
+        &self.queues[0]
     }
 
     /// The queue for a vCPU's requests: spreads vCPUs evenly over the queues. Any queue will do,
@@ -356,7 +361,7 @@ impl TimerFrontend {
 
     /// What ends every wait of this frontend.
     pub fn shutdown_handle(&self) -> ShutdownHandle {
-        self.session.link.shutdown.clone()
+        self.session.watch.shutdown.clone()
     }
 
     /// The device's config space: the VM as GET_INFO tells it, by a control message and so
@@ -392,7 +397,7 @@ impl TimerFrontend {
         for queue in &self.queues {
             queue.force_kick();
         }
-        session.page_again();
+        session.restart_page();
         Ok(())
     }
 
@@ -400,10 +405,10 @@ impl TimerFrontend {
     /// returns why. For a thread of its own, in a VMM whose other threads only poll; where
     /// they wait for answers, they do it themselves.
     pub fn keep_connected(&self) -> Error {
-        let link = &self.session.link;
+        let watch = &self.session.watch;
         loop {
             let generation = self.session.generation();
-            let ended = match link.watch(Deadline::NEVER) {
+            let ended = match watch.until_failure(Deadline::NEVER) {
                 Ok(Some(failure)) => self
                     .session
                     .outlive(failure, generation, Deadline::NEVER)
@@ -436,7 +441,7 @@ impl TimerFrontend {
         if std::mem::replace(&mut self.closed, true) {
             return Ok(());
         }
-        let shutdown = &self.session.link.shutdown;
+        let shutdown = &self.session.watch.shutdown;
         // One who has shut the frontend down himself is in a hurry, or knows the backend hung.
         let in_a_hurry = shutdown.was_used();
         shutdown.shut_down();
@@ -451,27 +456,27 @@ impl TimerFrontend {
     }
 }
 
-impl AsFd for TimerFrontend {
+impl AsFd for Frontend {
     /// The control socket, for an event loop: it reports a hang-up (`POLLHUP`, `POLLRDHUP`) when
     /// the backend is gone. It must not be read.
     ///
     /// After a reconnect the same number is another socket: poll() sees that, an epoll instance
     /// needs to be told (`EPOLL_CTL_ADD`).
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.session.link.as_fd()
+        self.session.watch.as_fd()
     }
 }
 
-impl Drop for TimerFrontend {
+impl Drop for Frontend {
     fn drop(&mut self) {
         // The connection ends either way; nobody is left to be told how.
         let _ = self.stop();
     }
 }
 
-impl std::fmt::Debug for TimerFrontend {
+impl std::fmt::Debug for Frontend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TimerFrontend")
+        f.debug_struct("Frontend")
             .field("queues", &self.queues)
             .finish_non_exhaustive()
     }

@@ -55,7 +55,7 @@ pub struct Options {
 ///
 /// An attempt to reconnect takes a handshake's time, and ends at the deadline of the thread that
 /// makes it. Where every thread waits in very short turns, none gets anywhere:
-/// [`keep_connected`](super::TimerFrontend::keep_connected) is for that, too.
+/// [`keep_connected`](super::Frontend::keep_connected) is for that, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Reconnect {

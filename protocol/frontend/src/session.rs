@@ -18,13 +18,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::connection::{self, Connection, Negotiated, Vring};
+use super::connection::{self, Connection, Negotiated, VringSetup};
 use super::error::Failure;
 use super::events::EventQueue;
 use super::memory::SharedMemory;
 use super::queue::Shared;
-use super::repeat::{Found, History};
-use super::wait::{Deadline, Link, ShutdownHandle};
+use super::replay::{History, Recovered};
+use super::wait::{ConnectionWatch, Deadline, ShutdownHandle};
 use super::{Error, Options, Reconnect, RequestQueue, TimePage};
 
 /// A connect() that has to wait for the listener's backlog is better tried again: the shutdown
@@ -66,7 +66,7 @@ pub(super) struct Rings {
 
 /// See the module.
 pub(super) struct Session {
-    pub(super) link: Link,
+    pub(super) watch: ConnectionWatch,
     pub(super) memory: Arc<SharedMemory>,
     pub(super) negotiated: Negotiated,
     pub(super) history: History,
@@ -79,24 +79,24 @@ pub(super) struct Session {
     generation: AtomicU64,
     again: Option<(Connector, Reconnect)>,
     rings: OnceLock<Rings>,
-    gate: Mutex<Gate>,
-    /// The gate has changed.
+    reconnecting: Mutex<Reconnecting>,
+    /// The reconnecting has changed.
     changed: Condvar,
 }
 
 /// Where threads meet that have lost the connection.
 #[derive(Default)]
-struct Gate {
+struct Reconnecting {
     /// One of them is at work.
     busy: bool,
     outage: Option<Outage>,
     /// What the last outage left.
-    left: Option<Left>,
+    left: Option<PatienceLeft>,
     failure: Option<Failure>,
 }
 
 /// Patience, and the delay before the next attempt.
-type Left = (Option<Duration>, Duration);
+type PatienceLeft = (Option<Duration>, Duration);
 
 /// A time without a connection.
 #[derive(Clone, Copy)]
@@ -110,11 +110,11 @@ struct Outage {
 }
 
 /// Makes way for another thread when it is dropped, by a panic in a [`Connector`] too.
-struct Turn<'a>(&'a Session);
+struct ReconnectGuard<'a>(&'a Session);
 
-impl Drop for Turn<'_> {
+impl Drop for ReconnectGuard<'_> {
     fn drop(&mut self) {
-        self.0.gate().busy = false;
+        self.0.reconnecting().busy = false;
         self.0.changed.notify_all();
     }
 }
@@ -130,7 +130,7 @@ impl Session {
         connector: Option<Connector>,
     ) -> Result<Self, Error> {
         Ok(Session {
-            link: Link::new(&connection.socket, shutdown)?,
+            watch: ConnectionWatch::new(&connection.socket, shutdown)?,
             memory,
             negotiated,
             history: History::default(),
@@ -141,7 +141,7 @@ impl Session {
             generation: AtomicU64::new(0),
             again: connector.zip(options.reconnect),
             rings: OnceLock::new(),
-            gate: Mutex::default(),
+            reconnecting: Mutex::default(),
             changed: Condvar::new(),
         })
     }
@@ -155,7 +155,7 @@ impl Session {
         });
     }
 
-    /// Numbers the present connection. To be read before the link is looked at.
+    /// Numbers the present connection. To be read before the watch is looked at.
     pub(super) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
@@ -165,8 +165,10 @@ impl Session {
         connection.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn gate(&self) -> MutexGuard<'_, Gate> {
-        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    fn reconnecting(&self) -> MutexGuard<'_, Reconnecting> {
+        self.reconnecting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has an exchange on the present connection, and again on the next one if it is lost.
@@ -217,76 +219,76 @@ impl Session {
         let Some((connector, policy)) = &self.again else {
             return Err(Stopped::Failed(Failure::Disconnected));
         };
-        let mut gate = self.gate();
+        let mut reconnecting = self.reconnecting();
         loop {
-            if self.link.shutdown.was_used() {
-                gate.failure.get_or_insert(Failure::ShutDown);
+            if self.watch.shutdown.was_used() {
+                reconnecting.failure.get_or_insert(Failure::ShutDown);
             }
-            if let Some(failure) = gate.failure {
+            if let Some(failure) = reconnecting.failure {
                 return Err(Stopped::Failed(failure));
             }
             if self.generation() != lost {
                 return Ok(());
             }
-            let outage = match gate.outage {
+            let outage = match reconnecting.outage {
                 Some(outage) => outage,
                 None => {
-                    let outage = self.outage(gate.left.take(), policy);
-                    *gate.outage.insert(outage)
+                    let outage = self.outage(reconnecting.left.take(), policy);
+                    *reconnecting.outage.insert(outage)
                 }
             };
-            if !gate.busy && outage.until.has_passed() {
-                gate.failure = Some(Failure::Disconnected);
+            if !reconnecting.busy && outage.until.has_passed() {
+                reconnecting.failure = Some(Failure::Disconnected);
                 self.changed.notify_all();
                 continue;
             }
             if deadline.has_passed() {
                 return Err(Stopped::Late);
             }
-            if gate.busy {
-                gate = self.wait_for_change(gate, deadline);
+            if reconnecting.busy {
+                reconnecting = self.wait_for_change(reconnecting, deadline);
                 continue;
             }
-            gate.busy = true;
-            drop(gate);
-            let turn = Turn(self);
-            let tried = self.take_turn(connector, outage, deadline);
-            gate = self.gate();
+            reconnecting.busy = true;
+            drop(reconnecting);
+            let guard = ReconnectGuard(self);
+            let tried = self.try_when_due(connector, outage, deadline);
+            reconnecting = self.reconnecting();
             match tried {
                 // It was not due yet.
                 None => {}
                 Some(Ok(())) => {
-                    gate.left = Some((outage.until.remaining(), outage.delay));
-                    gate.outage = None;
+                    reconnecting.left = Some((outage.until.remaining(), outage.delay));
+                    reconnecting.outage = None;
                     self.generation.fetch_add(1, Ordering::AcqRel);
                 }
                 Some(Err(error)) => {
-                    gate.failure = Failure::for_good(&error);
-                    gate.outage = Some(Outage {
+                    reconnecting.failure = Failure::for_good(&error);
+                    reconnecting.outage = Some(Outage {
                         next: Instant::now() + outage.delay,
                         delay: (outage.delay * 2).min(policy.max_delay),
                         ..outage
                     });
                 }
             }
-            drop(gate);
-            drop(turn);
-            gate = self.gate();
+            drop(reconnecting);
+            drop(guard);
+            reconnecting = self.reconnecting();
         }
     }
 
     fn wait_for_change<'a>(
         &self,
-        gate: MutexGuard<'a, Gate>,
+        reconnecting: MutexGuard<'a, Reconnecting>,
         deadline: Deadline,
-    ) -> MutexGuard<'a, Gate> {
+    ) -> MutexGuard<'a, Reconnecting> {
         match deadline.remaining() {
             Some(left) => {
-                let woken = self.changed.wait_timeout(gate, left);
+                let woken = self.changed.wait_timeout(reconnecting, left);
                 woken.unwrap_or_else(PoisonError::into_inner).0
             }
             None => {
-                let woken = self.changed.wait(gate);
+                let woken = self.changed.wait(reconnecting);
                 woken.unwrap_or_else(PoisonError::into_inner)
             }
         }
@@ -294,9 +296,9 @@ impl Session {
 
     /// The connection was lost just now. If nothing was answered on it, the outage before goes on: a
     /// backend that falls over what it is asked must not be asked for ever.
-    fn outage(&self, left: Option<Left>, policy: &Reconnect) -> Outage {
+    fn outage(&self, left: Option<PatienceLeft>, policy: &Reconnect) -> Outage {
         for queue in self.queues() {
-            queue.go_down();
+            queue.suspend();
         }
         let now = Instant::now();
         let answered = self.answered.swap(false, Ordering::AcqRel);
@@ -315,32 +317,32 @@ impl Session {
     }
 
     /// Waits until the next attempt is due, and makes it; `None` if it is not due in time.
-    fn take_turn(
+    fn try_when_due(
         &self,
         connector: &Connector,
         outage: Outage,
         deadline: Deadline,
     ) -> Option<Result<(), Error>> {
         let deadline = deadline.or(outage.until);
-        if let Err(error) = self.link.shutdown.wait(deadline.or(outage.next)) {
+        if let Err(error) = self.watch.shutdown.wait(deadline.or(outage.next)) {
             return Some(Err(error));
         }
-        if self.link.shutdown.was_used() || deadline.has_passed() {
+        if self.watch.shutdown.was_used() || deadline.has_passed() {
             return None;
         }
         Some(self.attempt(connector, deadline.or(self.timeout)))
     }
 
     /// Makes those who wait look again, on every queue.
-    pub(super) fn look_again(&self) {
+    pub(super) fn wake_waiters(&self) {
         for queue in self.queues() {
-            queue.look_again();
+            queue.wake_waiters();
         }
     }
 
     /// Asks for the time page again after a reset.
-    pub(super) fn page_again(&self) {
-        self.page.start_again(&self.queues().collect::<Vec<_>>());
+    pub(super) fn restart_page(&self) {
+        self.page.restart(&self.queues().collect::<Vec<_>>());
     }
 
     fn queues(&self) -> impl Iterator<Item = Arc<Shared>> {
@@ -350,22 +352,22 @@ impl Session {
 
     fn attempt(&self, connector: &Connector, deadline: Deadline) -> Result<(), Error> {
         let socket = connector.connect(deadline.or(CONNECT))?;
-        let next = Connection::new(socket, self.link.shutdown.clone())?;
+        let next = Connection::new(socket, self.watch.shutdown.clone())?;
         // Once that is answered, nobody is left who serves the old connection.
         next.negotiate(Some(&self.negotiated), deadline)?;
         let info = next.config(deadline)?;
-        let mut found = Found {
+        let mut found = Recovered {
             phase: info.phase,
             epoch: info.epoch,
-            begins: 0,
-            dones: 0,
+            unanswered_begins: 0,
+            unanswered_dones: 0,
         };
         let events = self.rings.get().and_then(|rings| rings.events.upgrade());
         let (Some(events), queues) = (events, self.queues().collect::<Vec<_>>()) else {
             return Err(Error::ShutDown);
         };
         for queue in &queues {
-            queue.survey(&mut found);
+            queue.collect_unanswered(&mut found);
         }
         if let Some(contradiction) = self.history.contradicts(&info) {
             return Err(Error::StateLost(contradiction));
@@ -379,29 +381,29 @@ impl Session {
         }
         events.refill();
 
-        let vrings: Vec<Vring<'_>> = std::iter::once(events.vring())
+        let vrings: Vec<VringSetup<'_>> = std::iter::once(events.vring())
             .chain(queues.iter().map(|queue| queue.vring()))
             .collect();
         // The former backend is gone, and the VM may change from here on.
         self.page.invalidate();
         next.start(&self.memory, &vrings, deadline)?;
-        self.link.follow(&next.socket)?;
+        self.watch.follow(&next.socket)?;
         let mut connection = self
             .connection
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         *connection = Arc::new(next);
-        if self.link.shutdown.was_used() {
+        if self.watch.shutdown.was_used() {
             // Whoever closed the frontend closed the connection before.
             connection.close();
         }
         drop(connection);
         self.answered.store(false, Ordering::Release);
         for queue in &queues {
-            queue.go_on();
+            queue.resume_service();
         }
-        events.go_on();
-        self.page.start_again(&queues);
+        events.resume_service();
+        self.page.restart(&queues);
         Ok(())
     }
 }

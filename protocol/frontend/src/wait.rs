@@ -1,6 +1,6 @@
 //! Deadlines, shutting down, and what ends every sleep.
 //!
-//! Every sleep here, and in [`bed`](super::bed), ends: by what was waited for, at its deadline, when the backend closes the
+//! Every sleep here, and in [`wait_set`](super::wait_set), ends: by what was waited for, at its deadline, when the backend closes the
 //! connection (as the kernel does for a backend that dies), or by a [`ShutdownHandle`].
 
 use std::mem::ManuallyDrop;
@@ -117,7 +117,7 @@ pub(super) fn poll(fds: &mut [PollFd<'_>], deadline: Deadline) -> Result<(), Err
 pub struct ShutdownHandle(Arc<OwnedFd>);
 
 impl ShutdownHandle {
-    /// A handle for [`TimerFrontend::from_stream_with`](super::TimerFrontend::from_stream_with).
+    /// A handle for [`Frontend::from_stream_with`](super::Frontend::from_stream_with).
     ///
     /// # Errors
     ///
@@ -150,7 +150,7 @@ impl AsFd for ShutdownHandle {
 }
 
 /// What ends waits on every queue.
-pub(super) struct Link {
+pub(super) struct ConnectionWatch {
     /// The present connection's control socket, behind the same number over every reconnect.
     /// vhost's `Frontend` has its own descriptor of it.
     socket: OwnedFd,
@@ -170,13 +170,13 @@ pub(super) enum Woken {
     Failed(Failure),
 }
 
-impl Link {
+impl ConnectionWatch {
     pub(super) fn new(socket: &UnixStream, shutdown: ShutdownHandle) -> Result<Self, Error> {
         let socket = socket.try_clone().map_err(|source| Error::Io {
             what: "duplicate the control socket",
             source,
         })?;
-        Ok(Link {
+        Ok(ConnectionWatch {
             socket: socket.into(),
             connections: AtomicU64::new(0),
             shutdown,
@@ -225,7 +225,7 @@ impl Link {
     }
 
     /// Sleeps until the connection fails; `None` at the deadline.
-    pub(super) fn watch(&self, deadline: Deadline) -> Result<Option<Failure>, Error> {
+    pub(super) fn until_failure(&self, deadline: Deadline) -> Result<Option<Failure>, Error> {
         let mut fds = self.watched();
         poll(&mut fds, deadline)?;
         Ok(failure(&fds))
@@ -233,7 +233,7 @@ impl Link {
 
     /// Whether the connection has failed, without waiting.
     pub(super) fn failure(&self) -> Result<Option<Failure>, Error> {
-        self.watch(Duration::ZERO.into())
+        self.until_failure(Duration::ZERO.into())
     }
 
     fn watched(&self) -> [PollFd<'_>; 2] {
@@ -245,7 +245,7 @@ impl Link {
     }
 }
 
-impl AsFd for Link {
+impl AsFd for ConnectionWatch {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

@@ -128,7 +128,7 @@ fn a_state_of_any_size_is_saved_and_loaded() {
 fn a_state_without_an_end_is_not_read_for_ever() {
     let (pair, _) = backend(Way::Well, MAX + 1, Options::default());
     assert!(refused(pair.frontend.save_device_state(LONG)));
-    pair.frontend.queues()[0].info(LONG).unwrap();
+    pair.frontend.queue().info(LONG).unwrap();
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn what_the_backend_refuses_is_said_so_and_the_connection_goes_on() {
         assert!(refused(frontend.load_device_state(&bytes(1 << 20), LONG)));
         assert!(refused(frontend.check_device_state()));
         frontend.config().unwrap();
-        frontend.queues()[0].info(LONG).unwrap();
+        frontend.queue().info(LONG).unwrap();
     }
 }
 
@@ -159,7 +159,7 @@ fn a_transfer_that_stalls_ends_at_its_deadline_or_by_the_shutdown_handle() {
     let frontend = &pair.frontend;
     // What fits the pipe was written: the check is what fails.
     assert!(refused(frontend.load_device_state(&bytes(10), LONG)));
-    frontend.queues()[0].info(LONG).unwrap();
+    frontend.queue().info(LONG).unwrap();
     std::thread::scope(|scope| {
         let saving = scope.spawn(|| frontend.save_device_state(Deadline::NEVER));
         frontend.shutdown_handle().shut_down();
@@ -323,6 +323,6 @@ fn a_transfer_whose_connection_is_lost_is_made_once() {
         assert_eq!((vm.phase, vm.epoch), want);
         drop(vm);
         // The library knows the epoch: what it asks for now is of that one.
-        frontend.queues()[0].info(LONG).unwrap();
+        frontend.queue().info(LONG).unwrap();
     }
 }

@@ -13,8 +13,8 @@ use fake::{
 use rustix::event::{PollFd, PollFlags, poll};
 use vhost::vhost_user::VhostUserProtocolFeatures;
 use vhost_user_timer_frontend::{
-    Call, Deadline, Error, Event, Fault, Options, RequestQueue, RestoreOptions, RingFault,
-    ShutdownHandle, Timer, TimerFrontend,
+    Deadline, Error, Event, Fault, Frontend, Operation, Options, RequestQueue, RestoreOptions,
+    RingFault, ShutdownHandle, Timer,
 };
 use vhost_user_timer_protocol::wire::{self, present};
 use vhost_user_timer_protocol::{Abi, Op, Phase, Register, Status};
@@ -70,7 +70,7 @@ fn a_backend_with_only_mq_will_do() {
     let mut fake = Fake::new(|request| Some(echo(request)));
     fake.protocol_without = VhostUserProtocolFeatures::all() & !VhostUserProtocolFeatures::MQ;
     let pair = pair(fake, Options::default());
-    every_operation(&pair.frontend.queues()[0]);
+    every_operation(pair.frontend.queue());
     let missing = |result| matches!(result, Err(Error::MissingFeature(_)));
     assert!(missing(pair.frontend.config().map(|_| ())));
     assert!(missing(pair.frontend.reset_device()));
@@ -79,7 +79,7 @@ fn a_backend_with_only_mq_will_do() {
 #[test]
 fn the_largest_vm_is_saved_and_staged_in_one_request() {
     let pair = echo_pair();
-    let queue = &pair.frontend.queues()[0];
+    let queue = pair.frontend.queue();
     let saved = queue.save(LONG).unwrap();
     assert_eq!((saved.abi, saved.frequency), (Abi::Arm64, 1_000_000_000));
     assert_eq!(saved.vcpus.len(), 4096);
@@ -87,8 +87,8 @@ fn the_largest_vm_is_saved_and_staged_in_one_request() {
     queue.set_vm(&saved.vcpus, LONG).unwrap();
 
     // There is one pair of large buffers.
-    let first = queue.submit(&Call::get_vm(0, 4096)).unwrap();
-    let second = queue.submit(&Call::get_vm(0, 4096));
+    let first = queue.submit(&Operation::get_vm(0, 4096)).unwrap();
+    let second = queue.submit(&Operation::get_vm(0, 4096));
     assert!(matches!(second, Err(Error::QueueFull { queue: 1 })));
     drop(first);
     assert_eq!(queue.get_vm(0, 4096, LONG).unwrap().vcpus.len(), 4096);
@@ -97,7 +97,7 @@ fn the_largest_vm_is_saved_and_staged_in_one_request() {
 #[test]
 fn what_cannot_be_asked_is_refused_here() {
     let pair = echo_pair();
-    let queue = &pair.frontend.queues()[0];
+    let queue = pair.frontend.queue();
     let invalid = |error: Error| matches!(error, Error::InvalidArgument(_));
     assert!(invalid(queue.get_regs(0, &[0; 17], LONG).unwrap_err()));
     assert!(invalid(queue.set_regs(0, &[(0, 0); 17], LONG).unwrap_err()));
@@ -111,9 +111,9 @@ fn many_requests_go_by_one_kick_and_come_back_in_any_order() {
     let pair = pair(Fake::new(|_| None), Options::default().queue_size(64));
     let queue = &pair.frontend.queues()[1];
     let tickets: Vec<_> = (0..64)
-        .map(|vcpu| queue.submit(&Call::restore_done(vcpu)).unwrap())
+        .map(|vcpu| queue.submit(&Operation::restore_done(vcpu)).unwrap())
         .collect();
-    let full = queue.submit(&Call::restore_done(64));
+    let full = queue.submit(&Operation::restore_done(64));
     assert!(matches!(full, Err(Error::QueueFull { queue: 2 })));
     queue.kick();
     pair.fake.wait_for_held(64);
@@ -129,7 +129,7 @@ fn a_full_queue_makes_blocking_calls_wait_for_a_slot() {
         Fake::new(|request| Some(echo(request))),
         Options::default().queue_size(4),
     );
-    let queue = &pair.frontend.queues()[0];
+    let queue = pair.frontend.queue();
     std::thread::scope(|scope| {
         for vcpu in 0..16 {
             scope.spawn(move || {
@@ -148,7 +148,7 @@ fn a_full_queue_makes_blocking_calls_wait_for_a_slot() {
 fn vcpus_that_wait_keep_no_other_request_out() {
     const VCPUS: u32 = 512;
     let pair = pair(Fake::new(hold_wait_run), Options::default());
-    let queue = &pair.frontend.queues()[0];
+    let queue = pair.frontend.queue();
     let slots = queue.capacity() * 3 / 4;
     std::thread::scope(|scope| {
         for vcpu in 0..VCPUS {
@@ -176,15 +176,15 @@ fn waiting_in_short_turns_takes_one_slot() {
         Fake::new(hold_wait_run),
         Options::default().queue_size(8).request_queues(1),
     );
-    let queue = &pair.frontend.queues()[0];
+    let queue = pair.frontend.queue();
     for _ in 0..50 {
         let late = queue.wait_run(3, SHORT);
         assert!(matches!(late, Err(Error::TimedOut { what: "WAIT_RUN" })));
     }
     pair.fake.wait_for_held(1);
-    let ticket = queue.submit(&Call::wait_run(3)).unwrap();
+    let ticket = queue.submit(&Operation::wait_run(3)).unwrap();
     // Another epoch is another request.
-    let other = queue.submit(&Call::wait_run(3).in_epoch(9)).unwrap();
+    let other = queue.submit(&Operation::wait_run(3).in_epoch(9)).unwrap();
     queue.kick();
     pair.fake.wait_for_held(2);
     pair.fake.release(echo);
@@ -195,13 +195,13 @@ fn waiting_in_short_turns_takes_one_slot() {
 #[test]
 fn answers_given_up_free_their_slots_when_they_come() {
     let pair = pair(Fake::new(|_| None), Options::default().queue_size(8));
-    let queue = &pair.frontend.queues()[0];
+    let queue = pair.frontend.queue();
     for round in 0..3 {
         for vcpu in 0..8 {
             let late = queue.restore_done(vcpu, SHORT);
             assert!(matches!(late, Err(Error::TimedOut { .. })), "{round}");
         }
-        let full = queue.submit(&Call::restore_done(0));
+        let full = queue.submit(&Operation::restore_done(0));
         assert!(matches!(full, Err(Error::QueueFull { .. })));
         assert!(matches!(
             queue.restore_done(0, SHORT),
@@ -217,10 +217,10 @@ fn answers_given_up_free_their_slots_when_they_come() {
 #[test]
 fn an_event_loop_learns_of_answers_by_the_descriptor() {
     let pair = pair(Fake::new(|_| None), Options::default());
-    let queue = &pair.frontend.queues()[0];
+    let queue = pair.frontend.queue();
     queue.process().unwrap();
     for vcpu in 0..200 {
-        let mut ticket = queue.submit(&Call::restore_done(vcpu)).unwrap();
+        let mut ticket = queue.submit(&Operation::restore_done(vcpu)).unwrap();
         queue.process().unwrap();
         assert_eq!(ticket.try_wait().unwrap(), None);
         pair.fake.wait_for_held(1);
@@ -239,14 +239,14 @@ fn an_event_loop_learns_of_answers_by_the_descriptor() {
 #[test]
 fn a_busy_wait_ends_by_its_answer_its_deadline_or_the_backends_death() {
     let pair = pair(Fake::new(hold_wait_run), Options::default());
-    let queue = &pair.frontend.queues()[0];
+    let queue = pair.frontend.queue();
     for vcpu in 0..100 {
-        let ticket = queue.submit(&Call::restore_done(vcpu)).unwrap();
+        let ticket = queue.submit(&Operation::restore_done(vcpu)).unwrap();
         assert_eq!(ticket.spin(LONG).unwrap().0, vcpu + 1);
     }
-    let late = queue.submit(&Call::wait_run(0)).unwrap().spin(SHORT);
+    let late = queue.submit(&Operation::wait_run(0)).unwrap().spin(SHORT);
     assert!(matches!(late, Err(Error::TimedOut { .. })));
-    let ticket = queue.submit(&Call::wait_run(1)).unwrap();
+    let ticket = queue.submit(&Operation::wait_run(1)).unwrap();
     pair.backend.shutdown();
     assert!(matches!(ticket.spin(LONG), Err(Error::Disconnected)));
 }
@@ -256,7 +256,7 @@ fn a_backend_that_never_answers_the_handshake_is_an_error_in_time() {
     let (ours, _theirs) = UnixStream::pair().unwrap();
     let options = Options::default().timeout(Duration::from_millis(50));
     let started = Instant::now();
-    let error = TimerFrontend::from_stream(ours, options).unwrap_err();
+    let error = Frontend::from_stream(ours, options).unwrap_err();
     assert!(matches!(error, Error::TimedOut { .. }), "{error}");
     assert!(started.elapsed() < LONG);
 }
@@ -265,7 +265,7 @@ fn a_backend_that_never_answers_the_handshake_is_an_error_in_time() {
 fn a_backend_that_hangs_up_in_the_handshake_is_an_error_at_once() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     drop(theirs);
-    let error = TimerFrontend::from_stream(ours, Options::default()).unwrap_err();
+    let error = Frontend::from_stream(ours, Options::default()).unwrap_err();
     assert!(matches!(error, Error::Disconnected), "{error}");
 }
 
@@ -275,7 +275,7 @@ fn the_shutdown_handle_ends_the_handshake() {
     let shutdown = ShutdownHandle::new().unwrap();
     shutdown.shut_down();
     let options = Options::default().timeout(LONG);
-    let error = TimerFrontend::from_stream_with(ours, options, shutdown).unwrap_err();
+    let error = Frontend::from_stream_with(ours, options, shutdown).unwrap_err();
     assert!(matches!(error, Error::ShutDown), "{error}");
 }
 
@@ -289,14 +289,14 @@ fn connecting_to_a_listener_that_does_not_accept_ends_in_time() {
     while let Ok(socket) = rustix_connect(&path) {
         waiting.push(socket);
     }
-    let error = TimerFrontend::connect(&path, options).unwrap_err();
+    let error = Frontend::connect(&path, options).unwrap_err();
     let _ = std::fs::remove_file(&path);
     assert!(
         matches!(error, Error::TimedOut { what: "connect" }),
         "{error}"
     );
 
-    let error = TimerFrontend::connect(&path, options).unwrap_err();
+    let error = Frontend::connect(&path, options).unwrap_err();
     assert!(matches!(error, Error::Connect { .. }), "{error}");
 }
 
@@ -338,7 +338,7 @@ fn all_waits_end(end: impl FnOnce(&Pair), ended: impl Fn(&Error) -> bool + Sync)
     for queue in pair.frontend.queues() {
         assert!(ended(&queue.info(Deadline::NEVER).unwrap_err()));
         assert!(ended(&queue.process().unwrap_err()));
-        assert!(ended(&queue.submit(&Call::get_info()).unwrap_err()));
+        assert!(ended(&queue.submit(&Operation::get_info()).unwrap_err()));
     }
     assert!(ended(&pair.frontend.config().unwrap_err()));
 }
@@ -362,8 +362,8 @@ fn the_shutdown_handle_ends_all_waits() {
 #[test]
 fn an_answer_that_came_before_the_backend_died_still_counts() {
     let pair = pair(Fake::new(|_| None), Options::default());
-    let queue = &pair.frontend.queues()[0];
-    let ticket = queue.submit(&Call::restore_done(3)).unwrap();
+    let queue = pair.frontend.queue();
+    let ticket = queue.submit(&Operation::restore_done(3)).unwrap();
     queue.kick();
     pair.fake.wait_for_held(1);
     pair.fake.release(echo);
@@ -375,7 +375,7 @@ fn an_answer_that_came_before_the_backend_died_still_counts() {
 #[test]
 fn closing_stops_every_ring_and_ends_what_others_hold() {
     let pair = echo_pair();
-    let queue = pair.frontend.queues()[0].clone();
+    let queue = pair.frontend.queue().clone();
     pair.frontend.close().unwrap();
     pair.fake.wait_until(|state| state.stopped == [0, 1, 2]);
     assert!(matches!(queue.info(LONG), Err(Error::ShutDown)));
@@ -395,14 +395,14 @@ fn a_reset_leaves_the_queues_in_use() {
 fn the_config_space_is_the_info() {
     let pair = echo_pair();
     let config = pair.frontend.config().unwrap();
-    assert_eq!(config, pair.frontend.queues()[0].info(LONG).unwrap());
+    assert_eq!(config, pair.frontend.queue().info(LONG).unwrap());
     assert_eq!((config.phase, config.max_vcpus), (Phase::Paused, 4096));
 }
 
 fn connect_error(fake: Fake, options: Options) -> Error {
     let path = socket_path();
     let _serving = fake::serve(fake.into(), &path);
-    let error = TimerFrontend::connect(&path, options).unwrap_err();
+    let error = Frontend::connect(&path, options).unwrap_err();
     let _ = std::fs::remove_file(&path);
     error
 }
@@ -455,7 +455,7 @@ fn options_out_of_range_are_refused() {
         options.request_queues(17),
     ] {
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        let error = TimerFrontend::from_stream(ours, bad).unwrap_err();
+        let error = Frontend::from_stream(ours, bad).unwrap_err();
         assert!(matches!(error, Error::InvalidArgument(_)), "{bad:?}");
     }
 }
@@ -468,9 +468,9 @@ fn a_refusal_says_what_was_refused_and_why() {
     );
     let values = [(cval, 1), (0xabc, 2), (ctl, 3)];
     let ids = [cval, 0xabc, ctl];
-    let set = Call::set_regs(3, &values);
-    let get = Call::get_regs(3, &ids);
-    let done = Call::restore_done(7);
+    let set = Operation::set_regs(3, &values);
+    let get = Operation::get_regs(3, &ids);
+    let done = Operation::restore_done(7);
     let missing = present::CTL | present::PCVAL;
 
     let fake = Fake::new(|request| {
@@ -483,12 +483,12 @@ fn a_refusal_says_what_was_refused_and_why() {
         ))
     });
     let pair = pair(fake, Options::default());
-    let queue = &pair.frontend.queues()[0];
+    let queue = pair.frontend.queue();
     let how = |status: Status, detail: u32| u64::from(status.errno()) << 32 | u64::from(detail);
     let text = |error: Error| error.to_string();
 
     let error = queue
-        .call(&set.in_epoch(how(Status::Invalid, 2)), LONG)
+        .perform(&set.in_epoch(how(Status::Invalid, 2)), LONG)
         .unwrap_err();
     assert_eq!(error.status(), Some(Status::Invalid));
     let refusal = error.refusal().unwrap();
@@ -498,20 +498,20 @@ fn a_refusal_says_what_was_refused_and_why() {
         text(error),
         "SET_REGS of vCPU 3 was refused: EINVAL (bad value), entry 2: TIMER_CTL"
     );
-    let error = queue.call(&get.in_epoch(how(Status::UnknownRegister, 1)), LONG);
+    let error = queue.perform(&get.in_epoch(how(Status::UnknownRegister, 1)), LONG);
     assert_eq!(
         text(error.unwrap_err()),
         "GET_REGS of vCPU 3 was refused: ENOENT (no such register), entry 1: \
          register 0x0000000000000abc"
     );
     // A detail that is no entry's index.
-    let error = queue.call(&get.in_epoch(how(Status::Invalid, 77)), LONG);
+    let error = queue.perform(&get.in_epoch(how(Status::Invalid, 77)), LONG);
     assert_eq!(
         text(error.unwrap_err()),
         "GET_REGS of vCPU 3 was refused: EINVAL (bad value), entry 77"
     );
     let error = queue
-        .call(&done.in_epoch(how(Status::Incomplete, missing)), LONG)
+        .perform(&done.in_epoch(how(Status::Incomplete, missing)), LONG)
         .unwrap_err();
     let registers: Vec<_> = error.refusal().unwrap().missing_registers().collect();
     assert_eq!(registers, [Register::TimerCtl, Register::PtimerCval]);
@@ -545,13 +545,13 @@ fn a_refusal_says_what_was_refused_and_why() {
         (Status::Stale, 0, "ESTALE (the epoch is over)"),
         (Status::Unknown(5), 0, "unknown status 5"),
     ] {
-        let call = Call::resume().in_epoch(how(status, detail));
-        let error = queue.call(&call, LONG).unwrap_err();
+        let call = Operation::resume().in_epoch(how(status, detail));
+        let error = queue.perform(&call, LONG).unwrap_err();
         assert_eq!(text(error), format!("RESUME was refused: {end}"));
     }
     // None of this has harmed the queue.
-    let raw = Call::raw(Op::Unknown(0x777), 1, &[], 0).in_epoch(0);
-    queue.call(&raw, LONG).unwrap();
+    let raw = Operation::raw(Op::Unknown(0x777), 1, &[], 0).in_epoch(0);
+    queue.perform(&raw, LONG).unwrap();
 }
 
 #[test]
@@ -595,10 +595,10 @@ fn an_answer_that_makes_no_sense_ends_the_queue() {
             }),
             Options::default(),
         );
-        let queue = &pair.frontend.queues()[0];
+        let queue = pair.frontend.queue();
         std::thread::scope(|scope| {
             let other = scope.spawn(|| {
-                let other = &pair.frontend.queues()[0];
+                let other = pair.frontend.queue();
                 other.wait_run(0, Deadline::NEVER).unwrap_err()
             });
             pair.fake.wait_for_held(1);
@@ -622,7 +622,11 @@ fn an_answer_that_makes_no_sense_ends_the_queue() {
             }
         });
         // The other queue is not affected.
-        assert!(pair.frontend.queues()[1].submit(&Call::get_info()).is_ok());
+        assert!(
+            pair.frontend.queues()[1]
+                .submit(&Operation::get_info())
+                .is_ok()
+        );
     }
 }
 
@@ -723,12 +727,14 @@ fn handles_can_be_used_from_other_threads() {
     fn can<T: Send + Sync>(_: &T) {}
     let mut pair = echo_pair();
     can(&pair.frontend);
-    can(&pair.frontend.queues()[0]);
+    can(pair.frontend.queue());
     can(&pair.frontend.shutdown_handle());
     can(&pair.frontend.time_page());
     can(&pair.frontend.take_events());
-    let ticket = pair.frontend.queues()[0]
-        .submit(&Call::wait_run(4))
+    let ticket = pair
+        .frontend
+        .queue()
+        .submit(&Operation::wait_run(4))
         .unwrap();
     let run = std::thread::spawn(move || ticket.wait(LONG))
         .join()

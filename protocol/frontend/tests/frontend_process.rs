@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fake::{Fake, hold_wait_run, socket_path};
-use vhost_user_timer_frontend::{Call, Deadline, Error, Options, Reconnect, TimerFrontend};
+use vhost_user_timer_frontend::{Deadline, Error, Frontend, Operation, Options, Reconnect};
 
 const SOCKET: &str = "TIMER_FRONTEND_TEST_SOCKET";
 const LONG: Duration = Duration::from_secs(30);
@@ -59,14 +59,14 @@ impl Drop for Backend {
 }
 
 /// The backend needs a moment to listen, and to listen again.
-fn connect(path: &Path) -> TimerFrontend {
+fn connect(path: &Path) -> Frontend {
     connect_with(path, Options::default())
 }
 
-fn connect_with(path: &Path, options: Options) -> TimerFrontend {
+fn connect_with(path: &Path, options: Options) -> Frontend {
     let deadline: Deadline = LONG.into();
     loop {
-        match TimerFrontend::connect(path, options) {
+        match Frontend::connect(path, options) {
             Ok(frontend) => return frontend,
             Err(error) if deadline.has_passed() => panic!("{error}"),
             Err(_) => std::thread::yield_now(),
@@ -123,7 +123,7 @@ fn a_killed_backend_ends_the_waits_and_nothing_is_left_behind() {
         let waits: Vec<_> = (0..8)
             .map(|vcpu| {
                 let queue = frontend.queue_of(vcpu);
-                let ticket = queue.submit(&Call::wait_run(vcpu)).unwrap();
+                let ticket = queue.submit(&Operation::wait_run(vcpu)).unwrap();
                 queue.kick();
                 scope.spawn(move || ticket.wait(Deadline::NEVER))
             })
@@ -158,7 +158,7 @@ fn over_reconnects(path: &Path) {
     std::thread::scope(|scope| {
         let waits: Vec<_> = (0..4)
             .map(|vcpu| {
-                let ticket = frontend.queue_of(vcpu).submit(&Call::wait_run(vcpu));
+                let ticket = frontend.queue_of(vcpu).submit(&Operation::wait_run(vcpu));
                 scope.spawn(|| ticket.unwrap().wait(Deadline::NEVER))
             })
             .collect();

@@ -15,8 +15,8 @@ use fake::model::{Lost, Rig, VCPUS};
 use fake::{Fake, answer, echo, run_of, socket_path, vcpu};
 use vhost::vhost_user::VhostUserProtocolFeatures;
 use vhost_user_timer_frontend::{
-    Call, Deadline, Error, Event, Options, Reconnect, RequestQueue, RestoreOptions, ShutdownHandle,
-    TimerFrontend,
+    Deadline, Error, Event, Frontend, Operation, Options, Reconnect, RequestQueue, RestoreOptions,
+    ShutdownHandle,
 };
 use vhost_user_timer_protocol::{Abi, Op, Phase, Status, wire};
 use zerocopy::IntoBytes;
@@ -68,10 +68,10 @@ const WRITES: [(Op, Phase, &[u32], Ask); 8] = [
 ];
 
 /// A frontend that has been told that a restore is open, as it is.
-fn tell(frontend: &TimerFrontend, rig: &Rig, phase: Phase, done: &[u32]) {
+fn tell(frontend: &Frontend, rig: &Rig, phase: Phase, done: &[u32]) {
     if phase == Phase::Restoring {
-        let begin = Call::restore_begin(VCPUS, RestoreOptions::default());
-        frontend.queues()[0].call(&begin, LONG).unwrap();
+        let begin = Operation::restore_begin(VCPUS, RestoreOptions::default());
+        frontend.queue().perform(&begin, LONG).unwrap();
     }
     rig.set(phase, done);
     rig.vm.lock().unwrap().log.clear();
@@ -115,7 +115,7 @@ fn the_last_restore_done_may_have_set_the_vm_running() {
     rig.vm.lock().unwrap().autorun = true;
     rig.lose(|_| Lost::Done);
     let (done, run) = scope(|scope| {
-        let done = scope.spawn(|| frontend.queues()[0].restore_done(3, LONG));
+        let done = scope.spawn(|| frontend.queue().restore_done(3, LONG));
         rig.fake.wait_for_held(1);
         let run = scope.spawn(|| frontend.queues()[1].wait_run(2, LONG));
         rig.fake.wait_for_held(2);
@@ -180,9 +180,9 @@ fn a_write_with_a_change_of_phase_behind_it_is_uncertain() {
     let (mut rig, frontend) = Rig::new(options());
     tell(&frontend, &rig, Phase::Paused, &[]);
     rig.lose(|_| Lost::Done);
-    let queue = &frontend.queues()[0];
-    let set = queue.submit(&Call::set_regs(0, &[(1, 2)])).unwrap();
-    let resume = queue.submit(&Call::resume()).unwrap();
+    let queue = frontend.queue();
+    let set = queue.submit(&Operation::set_regs(0, &[(1, 2)])).unwrap();
+    let resume = queue.submit(&Operation::resume()).unwrap();
     queue.kick();
     rig.fake.wait_for_held(2);
     rig.kill();
@@ -203,9 +203,11 @@ fn what_was_meant_for_one_epoch_does_not_get_into_the_next() {
         _ => Lost::Unseen,
     });
     let queues = frontend.queues();
-    let done = queues[0].submit(&Call::restore_done(3)).unwrap();
-    let set = queues[0].submit(&Call::set_regs(3, &[(1, 2)])).unwrap();
-    let run = queues[0].submit(&Call::wait_run(3)).unwrap();
+    let done = queues[0].submit(&Operation::restore_done(3)).unwrap();
+    let set = queues[0]
+        .submit(&Operation::set_regs(3, &[(1, 2)]))
+        .unwrap();
+    let run = queues[0].submit(&Operation::wait_run(3)).unwrap();
     queues[0].kick();
     rig.fake.wait_for_held(3);
     queues[1]
@@ -244,16 +246,16 @@ fn a_whole_restore_in_one_batch_is_taken_up_where_it_was() {
                 _ => Lost::Unseen,
             }),
         }
-        let queue = &frontend.queues()[0];
+        let queue = frontend.queue();
         // From here on slots are not taken in the order of their numbers.
-        for info in [(); 6].map(|()| queue.submit(&Call::get_info()).unwrap()) {
+        for info in [(); 6].map(|()| queue.submit(&Operation::get_info()).unwrap()) {
             info.wait(LONG).unwrap();
         }
-        let begin = Call::restore_begin(VCPUS, RestoreOptions::default());
+        let begin = Operation::restore_begin(VCPUS, RestoreOptions::default());
         let begin = queue.submit(&begin).unwrap();
         let vcpus = [0, 1, 2, 3].map(vcpu);
-        let set = queue.submit(&Call::set_vm(&vcpus)).unwrap();
-        let dones = [0, 1, 2, 3].map(|v| queue.submit(&Call::restore_done(v)).unwrap());
+        let set = queue.submit(&Operation::set_vm(&vcpus)).unwrap();
+        let dones = [0, 1, 2, 3].map(|v| queue.submit(&Operation::restore_done(v)).unwrap());
         queue.kick();
         let answered = match lost_at {
             Op::RestoreBegin => 0,
@@ -312,7 +314,7 @@ fn an_answer_in_the_ring_is_not_asked_for_again() {
     let (mut rig, frontend) = Rig::new(options());
     tell(&frontend, &rig, Phase::Restoring, &[]);
     let queues = frontend.queues();
-    let answered = queues[0].submit(&Call::restore_done(0)).unwrap();
+    let answered = queues[0].submit(&Operation::restore_done(0)).unwrap();
     queues[0].kick();
     rig.fake
         .wait_until(|_| rig.vm.lock().unwrap().count(Op::RestoreDone) == 1);
@@ -330,7 +332,7 @@ fn a_waiter_learns_of_an_abort_whose_cancellation_was_lost() {
         let (mut rig, frontend) = Rig::new(options());
         tell(&frontend, &rig, Phase::Restoring, &[]);
         let queues = frontend.queues();
-        let run = queues[0].submit(&Call::wait_run(1)).unwrap();
+        let run = queues[0].submit(&Operation::wait_run(1)).unwrap();
         queues[0].kick();
         rig.fake.wait_for_held(1);
         // The model answers no waiter: that is lost in any case.
@@ -388,12 +390,12 @@ fn a_waiter_learns_of_an_abort_that_overtook_it_on_another_queue() {
 fn requests_of_the_outage_are_sent_as_they_are_when_it_ends() {
     let (mut rig, frontend) = Rig::new(options());
     rig.kill();
-    let queue = &frontend.queues()[0];
+    let queue = frontend.queue();
     // It notices.
     assert!(matches!(queue.info(SHORT), Err(Error::TimedOut { .. })));
-    let pause = queue.submit(&Call::pause(false)).unwrap();
+    let pause = queue.submit(&Operation::pause(false)).unwrap();
     // What is given up is not sent.
-    let resume = queue.submit(&Call::resume()).unwrap();
+    let resume = queue.submit(&Operation::resume()).unwrap();
     queue.kick();
     drop(resume);
     rig.revive();
@@ -409,7 +411,7 @@ fn a_deadline_in_the_outage_is_kept_and_others_wait_on() {
     let (mut rig, frontend) = Rig::new(options());
     rig.kill();
     scope(|scope| {
-        let patient = scope.spawn(|| frontend.queues()[0].info(LONG));
+        let patient = scope.spawn(|| frontend.queue().info(LONG));
         for _ in 0..20 {
             let late = frontend.queues()[1].wait_run(0, SHORT);
             assert!(matches!(late, Err(Error::TimedOut { .. })), "{late:?}");
@@ -446,7 +448,7 @@ fn patience_ends() {
     assert!(matches!(frontend.config(), Err(Error::Disconnected)));
     assert!(matches!(frontend.keep_connected(), Error::Disconnected));
     assert!(matches!(
-        frontend.queues()[0].process(),
+        frontend.queue().process(),
         Err(Error::Disconnected)
     ));
 }
@@ -477,8 +479,8 @@ fn a_backend_that_falls_over_every_request_is_given_up() {
         });
         first.recv().unwrap();
         let options = Options::default().reconnect(policy().patience(patience));
-        let frontend = TimerFrontend::connect(&path, options).unwrap();
-        let error = frontend.queues()[0].info(LONG).unwrap_err();
+        let frontend = Frontend::connect(&path, options).unwrap();
+        let error = frontend.queue().info(LONG).unwrap_err();
         over.store(true, Ordering::Relaxed);
         drop(frontend);
         // Lets the last backend go.
@@ -554,7 +556,7 @@ fn a_backend_that_has_less_to_offer_is_an_error() {
     offers_less.store(true, Ordering::Relaxed);
     rig.kill();
     rig.revive();
-    let error = frontend.queues()[0].info(LONG).unwrap_err();
+    let error = frontend.queue().info(LONG).unwrap_err();
     assert!(matches!(error, Error::MissingFeature(_)), "{error}");
 }
 
@@ -576,7 +578,7 @@ fn events_that_were_not_read_are_kept_and_new_ones_come_after_them() {
         }
         rig.kill();
         rig.revive();
-        frontend.queues()[0].info(LONG).unwrap();
+        frontend.queue().info(LONG).unwrap();
         // One buffer is free: the three are unread.
         assert!(rig.fake.emit(event(next).as_bytes()));
         next += 1;
@@ -597,14 +599,14 @@ fn polling_threads_go_on_with_the_same_descriptors() {
     let (mut rig, mut frontend) = Rig::new(options());
     let events = frontend.take_events().unwrap();
     let frontend = Arc::new(frontend);
-    let queue = &frontend.queues()[0];
+    let queue = frontend.queue();
     let fds = || [queue.as_fd(), events.as_fd(), frontend.as_fd()].map(|fd| fd.as_raw_fd());
     let before = fds();
     let keeper = frontend.clone();
     let keeper = std::thread::spawn(move || keeper.keep_connected());
     queue.process().unwrap();
     for vcpu in 0..10 {
-        let mut ticket = queue.submit(&Call::wait_run(vcpu)).unwrap();
+        let mut ticket = queue.submit(&Operation::wait_run(vcpu)).unwrap();
         queue.process().unwrap();
         rig.fake.wait_for_held(1);
         rig.kill();
@@ -632,7 +634,10 @@ fn a_busy_wait_outlives_the_backend() {
     let (mut rig, frontend) = Rig::new(options());
     tell(&frontend, &rig, Phase::Restoring, &[]);
     rig.lose(|_| Lost::Unseen);
-    let ticket = frontend.queues()[0].submit(&Call::restore_done(3)).unwrap();
+    let ticket = frontend
+        .queue()
+        .submit(&Operation::restore_done(3))
+        .unwrap();
     scope(|scope| {
         let spinning = scope.spawn(|| ticket.spin(LONG));
         rig.fake.wait_for_held(1);
@@ -645,7 +650,7 @@ fn a_busy_wait_outlives_the_backend() {
 #[test]
 fn the_time_page_is_started_again() {
     let (mut rig, frontend) = Rig::new(options());
-    let queue = &frontend.queues()[0];
+    let queue = frontend.queue();
     frontend.time_page().start(queue, LONG).unwrap();
     for count in 2..5 {
         rig.kill();
@@ -686,16 +691,16 @@ fn a_function_can_say_where_the_backend_is() {
     let fake = Arc::new(Fake::new(|request| Some(echo(request))));
     let shutdown = || ShutdownHandle::new().unwrap();
     let nowhere = || UnixStream::connect("/nowhere/at/all");
-    let error = TimerFrontend::connect_with(nowhere, options(), shutdown());
+    let error = Frontend::connect_with(nowhere, options(), shutdown());
     assert!(matches!(error.unwrap_err(), Error::Io { .. }));
 
     let path = socket_path();
     let mut serving = fake::serve(fake.clone(), &path);
     let to = path.clone();
     let connect = move || UnixStream::connect(&to);
-    let frontend = TimerFrontend::connect_with(connect, options(), shutdown()).unwrap();
+    let frontend = Frontend::connect_with(connect, options(), shutdown()).unwrap();
     for _ in 0..3 {
-        frontend.queues()[0].info(LONG).unwrap();
+        frontend.queue().info(LONG).unwrap();
         // As if it had gone away.
         rustix::net::shutdown(&frontend, rustix::net::Shutdown::Both).unwrap();
         serving.0.join().unwrap();
@@ -708,19 +713,19 @@ fn a_function_can_say_where_the_backend_is() {
 #[test]
 fn reconnecting_needs_to_be_possible() {
     let (ours, _theirs) = UnixStream::pair().unwrap();
-    let error = TimerFrontend::from_stream(ours, options()).unwrap_err();
+    let error = Frontend::from_stream(ours, options()).unwrap_err();
     assert!(matches!(error, Error::InvalidArgument(_)));
     let hour = Duration::from_secs(3600);
     for (first, max) in [(Duration::ZERO, LONG), (LONG, SHORT), (SHORT, 2 * hour)] {
         let bad = Options::default().reconnect(Reconnect::default().delays(first, max));
-        let error = TimerFrontend::connect("/nowhere", bad).unwrap_err();
+        let error = Frontend::connect("/nowhere", bad).unwrap_err();
         assert!(matches!(error, Error::InvalidArgument(_)));
     }
     let mut fake = Fake::new(|_| Some(answer(Status::Ok, 0, &[])));
     fake.protocol_without = VhostUserProtocolFeatures::CONFIG;
     let path = socket_path();
     let _serving = fake::serve(fake.into(), &path);
-    let error = TimerFrontend::connect(&path, options()).unwrap_err();
+    let error = Frontend::connect(&path, options()).unwrap_err();
     let _ = std::fs::remove_file(&path);
     assert!(matches!(error, Error::MissingFeature(_)), "{error}");
 }

@@ -49,7 +49,7 @@ impl Rig {
             _ => Some(echo(request)),
         });
         let pair = pair(fake, Options::default());
-        let queue = &pair.frontend.queues()[0];
+        let queue = pair.frontend.queue();
         pair.frontend.time_page().start(queue, LONG).unwrap();
         Rig { pair, at }
     }
@@ -78,7 +78,7 @@ const HOST: HostClock = HostClock::Function(|_| 1000);
 #[test]
 fn a_count_is_the_host_counter_less_the_offset_or_the_frozen_count() {
     let rig = Rig::new();
-    let queue = &rig.pair.frontend.queues()[0];
+    let queue = rig.pair.frontend.queue();
     let clock = queue.guest_clock(HOST, LONG).unwrap();
     assert_eq!(clock.counts(), None, "nothing was written");
     rig.say(page(Phase::Running));
@@ -103,7 +103,7 @@ fn a_count_is_the_host_counter_less_the_offset_or_the_frozen_count() {
 #[test]
 fn a_page_of_nonsense_is_none_and_never_a_hang() {
     let rig = Rig::new();
-    let queue = &rig.pair.frontend.queues()[0];
+    let queue = rig.pair.frontend.queue();
     let clock = queue.guest_clock(HOST, LONG).unwrap();
     let good = page(Phase::Running);
     let odd = wire::Page {
@@ -169,7 +169,7 @@ fn a_running_page_with_a_clock_that_stands_still_is_not_believed() {
         flags: page_flags::PHYS_FROZEN.into(),
         ..page(Phase::Running)
     });
-    let queue = &rig.pair.frontend.queues()[0];
+    let queue = rig.pair.frontend.queue();
     let short = Duration::from_millis(5);
     let got = queue.wait_run_by_page(0, short);
     assert!(matches!(got, Err(Error::TimedOut { .. })), "{got:?}");

@@ -455,17 +455,17 @@ fn private_directory() -> io::Result<TempDir> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vhost_user_timer_frontend::{Error, Options, TimerFrontend};
+    use vhost_user_timer_frontend::{Error, Frontend, Options};
     use vhost_user_timer_protocol::{Abi, Phase};
 
-    fn phase(frontend: Result<TimerFrontend, Error>) -> Phase {
+    fn phase(frontend: Result<Frontend, Error>) -> Phase {
         frontend.and_then(|f| f.config()).expect("an answer").phase
     }
 
     #[test]
     fn a_launched_backend_serves_at_once_and_ends_well_on_sigterm() {
         let mut backend = BackendProcess::launch(&["--max-vcpus=1"]).unwrap();
-        let frontend = TimerFrontend::connect(backend.socket_path(), Options::default());
+        let frontend = Frontend::connect(backend.socket_path(), Options::default());
         assert_eq!(phase(frontend), Phase::New);
         assert!(backend.try_wait().unwrap().is_none());
         assert!(backend.terminate().success(), "{}", backend.log());
@@ -474,7 +474,7 @@ mod tests {
     #[test]
     fn a_backend_that_binds_its_socket_is_ready_when_launched() {
         let mut backend = BackendProcess::launch_binding(&["--max-vcpus=1"]).unwrap();
-        let frontend = TimerFrontend::connect(backend.socket_path(), Options::default());
+        let frontend = Frontend::connect(backend.socket_path(), Options::default());
         assert_eq!(phase(frontend), Phase::New);
         assert!(backend.terminate().success(), "{}", backend.log());
     }
@@ -497,15 +497,15 @@ mod tests {
         let program = find_program().unwrap();
         let args = ["--max-vcpus=1"];
         let mut backend = BackendProcess::launch_with_state(&program, &args).unwrap();
-        let frontend = TimerFrontend::connect(backend.socket_path(), Options::default()).unwrap();
-        let queue = &frontend.queues()[0];
+        let frontend = Frontend::connect(backend.socket_path(), Options::default()).unwrap();
+        let queue = frontend.queue();
         queue
             .configure(1, Abi::Arm64, 1_000_000_000, GRACE)
             .unwrap();
         assert_eq!(backend.kill().code(), None);
 
         backend.relaunch_with_state(&program, &args).unwrap();
-        let frontend = TimerFrontend::connect(backend.socket_path(), Options::default());
+        let frontend = Frontend::connect(backend.socket_path(), Options::default());
         assert_eq!(phase(frontend), Phase::Paused);
         assert!(backend.terminate().success(), "{}", backend.log());
     }
@@ -519,7 +519,7 @@ mod tests {
     #[test]
     fn a_backend_on_a_connected_socket_ends_with_its_frontend() {
         let (mut backend, socket) = BackendProcess::launch_connected(&["--max-vcpus=1"]).unwrap();
-        let frontend = TimerFrontend::from_stream(socket, Options::default());
+        let frontend = Frontend::from_stream(socket, Options::default());
         assert_eq!(phase(frontend), Phase::New);
         assert!(backend.wait(GRACE).success(), "{}", backend.log());
     }

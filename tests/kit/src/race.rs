@@ -17,7 +17,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use vhost_user_timer_frontend::{self as frontend, Call, RequestQueue, Run, Ticket};
+use vhost_user_timer_frontend::{self as frontend, Operation, RequestQueue, Run, Ticket};
 use vhost_user_timer_protocol::{Abi, Register, wire};
 
 /// One restore of one VM.
@@ -232,7 +232,7 @@ struct Wait {
 impl Wait {
     fn start(queue: &RequestQueue, vcpu: u32) -> Self {
         let since = Instant::now();
-        let ticket = queue.submit(&Call::wait_run(vcpu)).ok();
+        let ticket = queue.submit(&Operation::wait_run(vcpu)).ok();
         queue.kick();
         Wait { ticket, since }
     }

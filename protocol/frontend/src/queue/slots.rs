@@ -2,7 +2,7 @@
 
 use super::locked::Wakes;
 use crate::error::Failure;
-use crate::repeat::Intent;
+use crate::replay::Intent;
 use crate::ring::Ring;
 
 /// What one lock protects.

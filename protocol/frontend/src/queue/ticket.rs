@@ -7,9 +7,9 @@ use std::sync::Arc;
 use super::Shared;
 use super::locked::Locked;
 use super::slots::{Await, Stage};
-use crate::call::{About, Answer};
+use crate::operation::{Answer, OperationContext};
 use crate::wait::{Deadline, signal};
-use crate::{Call, Error};
+use crate::{Error, Operation};
 use vhost_user_timer_protocol::Status;
 
 /// How often a busy wait looks whether the backend is still there.
@@ -21,17 +21,17 @@ const SPINS_PER_CHECK: u32 = 1024;
 #[must_use = "dropping a ticket gives the answer up"]
 pub struct Ticket<T> {
     shared: Arc<Shared>,
-    about: About,
+    context: OperationContext,
     /// `None` once the answer is taken.
     slot: Option<u16>,
     answer: PhantomData<fn() -> T>,
 }
 
 impl<T> Ticket<T> {
-    pub(super) fn new(shared: Arc<Shared>, call: &Call<'_, T>, slot: u16) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, operation: &Operation<'_, T>, slot: u16) -> Self {
         Ticket {
             shared,
-            about: call.about(),
+            context: operation.context(),
             slot: Some(slot),
             answer: PhantomData,
         }
@@ -53,7 +53,7 @@ impl<T: Answer> Ticket<T> {
         let shared = self.shared.clone();
         shared.kick();
         let slot = self.open_slot()?;
-        let state = shared.wait(Await::Slot(slot), self.about.name(), deadline)?;
+        let state = shared.wait(Await::Slot(slot), self.context.name(), deadline)?;
         self.take(&shared, state, slot)
             .unwrap_or(Err(Error::InvalidArgument("The answer was taken already")))
     }
@@ -107,7 +107,7 @@ impl<T: Answer> Ticket<T> {
             }
             let session = &self.shared.session;
             let generation = session.generation();
-            let failure = session.link.failure()?;
+            let failure = session.watch.failure()?;
             let failure =
                 failure.and_then(|failure| session.outlive(failure, generation, deadline));
             if let Some(failure) = failure {
@@ -116,7 +116,7 @@ impl<T: Answer> Ticket<T> {
                 self.shared.fail(&mut state, failure);
             } else if deadline.has_passed() {
                 return Err(Error::TimedOut {
-                    what: self.about.name(),
+                    what: self.context.name(),
                 });
             }
         }
@@ -137,14 +137,14 @@ impl<T: Answer> Ticket<T> {
         match (state.slot(slot).stage, state.slot(slot).canceled) {
             (Stage::Done { len }, _) => {
                 self.slot = None;
-                Some(shared.take(state, slot, len, &self.about))
+                Some(shared.take(state, slot, len, &self.context))
             }
             (Stage::InFlight, true) => {
                 self.slot = None;
                 // The backend has it still.
                 state.orphan(slot);
                 let epoch = shared.session.history.epoch();
-                Some(Err(self.about.refused(Status::Canceled, epoch).into()))
+                Some(Err(self.context.refused(Status::Canceled, epoch).into()))
             }
             _ => None,
         }
@@ -168,8 +168,8 @@ impl<T> Drop for Ticket<T> {
 impl<T> fmt::Debug for Ticket<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ticket")
-            .field("op", &self.about.op)
-            .field("vcpu", &self.about.vcpu)
+            .field("op", &self.context.op)
+            .field("vcpu", &self.context.vcpu)
             .finish_non_exhaustive()
     }
 }

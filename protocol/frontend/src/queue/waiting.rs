@@ -58,7 +58,7 @@ impl Shared {
     /// is worth another look, and whether the deadline has passed.
     fn lead(&self, deadline: Deadline) -> (Locked<'_>, Result<bool, Error>) {
         let generation = self.session.generation();
-        let (failure, late) = match self.bed.sleep(&self.session.link, deadline) {
+        let (failure, late) = match self.wait_set.sleep(&self.session.watch, deadline) {
             Ok(Woken::Called) => (None, false),
             Ok(Woken::TimedOut) => (None, true),
             Ok(Woken::Failed(failure)) => {

@@ -17,7 +17,7 @@ use std::time::Duration;
 use vhost::vhost_user::message::{VhostTransferStateDirection, VhostTransferStatePhase};
 use vhost::vhost_user::{Listener, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{ShutdownHandle, VhostUserBackend, VhostUserDaemon, VringRwLock, VringT};
-use vhost_user_timer_frontend::{Options, TimerFrontend};
+use vhost_user_timer_frontend::{Frontend, Options};
 use vhost_user_timer_protocol::request::{Body, Request, VcpuOp};
 use vhost_user_timer_protocol::wire::{self, ResponseHeader};
 use vhost_user_timer_protocol::{Phase, Status, VERSION};
@@ -310,7 +310,7 @@ pub(crate) fn serve(fake: Arc<Fake>, path: &Path) -> (JoinHandle<()>, Receiver<S
 /// A fake and a frontend connected to it.
 pub(crate) struct Pair {
     pub(crate) fake: Arc<Fake>,
-    pub(crate) frontend: TimerFrontend,
+    pub(crate) frontend: Frontend,
     pub(crate) backend: ShutdownHandle,
 }
 
@@ -318,7 +318,7 @@ pub(crate) fn pair(fake: Fake, options: Options) -> Pair {
     let fake = Arc::new(fake);
     let path = socket_path();
     let (_, backend) = serve(fake.clone(), &path);
-    let frontend = TimerFrontend::connect(&path, options).unwrap();
+    let frontend = Frontend::connect(&path, options).unwrap();
     let _ = std::fs::remove_file(&path);
     Pair {
         fake,

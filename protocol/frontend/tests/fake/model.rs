@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use vhost_user_backend::ShutdownHandle;
-use vhost_user_timer_frontend::{Options, TimerFrontend};
+use vhost_user_timer_frontend::{Frontend, Options};
 use vhost_user_timer_protocol::request::{Body, Request, VcpuOp};
 use vhost_user_timer_protocol::wire::{self, RequestHeader, restore_flags};
 use vhost_user_timer_protocol::{Op, Phase, Status};
@@ -161,11 +161,11 @@ pub(crate) struct Rig {
 
 impl Rig {
     /// A backend in PAUSED, and a frontend connected to it.
-    pub(crate) fn new(options: Options) -> (Self, TimerFrontend) {
+    pub(crate) fn new(options: Options) -> (Self, Frontend) {
         Self::with(options, |_| {})
     }
 
-    pub(crate) fn with(options: Options, change: impl FnOnce(&mut Fake)) -> (Self, TimerFrontend) {
+    pub(crate) fn with(options: Options, change: impl FnOnce(&mut Fake)) -> (Self, Frontend) {
         let vm = Arc::new(Mutex::new(Vm {
             phase: Phase::Paused,
             epoch: 7,
@@ -181,7 +181,7 @@ impl Rig {
         change(&mut fake);
         let (fake, path) = (Arc::new(fake), socket_path());
         let serving = serve(fake.clone(), &path);
-        let frontend = TimerFrontend::connect(&path, options).unwrap();
+        let frontend = Frontend::connect(&path, options).unwrap();
         let rig = Rig {
             vm,
             fake,

@@ -1,6 +1,6 @@
 //! Requests and answers as values.
 
-use vhost_user_timer_frontend::{Call, Error, RawAnswer, RequestQueue, Ticket};
+use vhost_user_timer_frontend::{Error, Operation, RawAnswer, RequestQueue, Ticket};
 use vhost_user_timer_protocol::wire::{self, PAUSE_KEEP_COUNTING};
 use vhost_user_timer_protocol::{Abi, Op, Register, Status, VM_WIDE};
 use zerocopy::{FromBytes, IntoBytes};
@@ -60,8 +60,8 @@ impl Ask {
     ///
     /// As [`RequestQueue::submit`].
     pub fn submit(&self, queue: &RequestQueue) -> Result<Ticket<RawAnswer>, Error> {
-        let vm = |op, body: &[u8], room| queue.submit(&Call::raw(op, VM_WIDE, body, room));
-        let vcpu = |op, vcpu, body: &[u8]| queue.submit(&Call::raw(op, vcpu, body, 8));
+        let vm = |op, body: &[u8], room| queue.submit(&Operation::raw(op, VM_WIDE, body, room));
+        let vcpu = |op, vcpu, body: &[u8]| queue.submit(&Operation::raw(op, vcpu, body, 8));
         let run = size_of::<wire::Run>();
         match self {
             Ask::GetInfo => vm(Op::GetInfo, &[], size_of::<wire::Info>()),

@@ -9,8 +9,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use vhost_user_timer_frontend::{
-    self as frontend, self, Deadline, Event, EventStream, Info, Options, Reconnect, RequestQueue,
-    ShutdownHandle, Timer, TimerFrontend,
+    self as frontend, self, Deadline, Event, EventStream, Frontend, Info, Options, Reconnect,
+    RequestQueue, ShutdownHandle, Timer,
 };
 use vhost_user_timer_protocol::{Abi, MAX_REQUEST_QUEUES, Phase};
 
@@ -41,7 +41,7 @@ pub(super) enum Wake {
 pub(super) struct Vmm {
     pub(super) side: Side,
     pub(super) lines: Arc<Lines>,
-    frontend: TimerFrontend,
+    frontend: Frontend,
     listener: Option<JoinHandle<()>>,
     backend: Mutex<BackendProcess>,
     program: PathBuf,
@@ -74,7 +74,7 @@ impl Vmm {
         if mortal {
             options = options.reconnect(Reconnect::default().patience(PATIENCE));
         }
-        let connected = TimerFrontend::connect(backend.socket_path(), options);
+        let connected = Frontend::connect(backend.socket_path(), options);
         let mut frontend = match connected {
             Ok(frontend) => frontend,
             Err(source) => {
@@ -156,7 +156,7 @@ impl Vmm {
         what: &'static str,
         request: impl FnOnce(&RequestQueue) -> Result<T, frontend::Error>,
     ) -> Result<T, Error> {
-        request(&self.frontend.queues()[0]).map_err(self.failed_to(what))
+        request(self.frontend.queue()).map_err(self.failed_to(what))
     }
 
     /// RESET_DEVICE.

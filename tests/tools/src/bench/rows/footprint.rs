@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::time::{Duration, Instant};
 
-use vhost_user_timer_frontend::{Options, TimerFrontend};
+use vhost_user_timer_frontend::{Frontend, Options};
 
 use super::timers::expire;
 use super::{Bench, LIMIT, configured, other};
@@ -36,7 +36,7 @@ pub(super) fn footprint(bench: &mut Bench) -> io::Result<()> {
 
     let backend = bench.backend(true, &["--max-vcpus=4096"])?;
     let frontend = configured(&backend, 8, Options::default())?;
-    frontend.queues()[0].resume(LIMIT).map_err(other)?;
+    frontend.queue().resume(LIMIT).map_err(other)?;
     std::thread::sleep(SETTLE);
     let usage = Usage::of(backend.pid())?;
     let report = &mut bench.report;
@@ -94,7 +94,7 @@ fn per_vcpu(bench: &mut Bench) -> io::Result<()> {
     for (used, vcpus) in used.iter_mut().zip([1, 4096]) {
         let backend = bench.backend(true, &["--max-vcpus=4096"])?;
         let frontend = configured(&backend, vcpus, Options::default())?;
-        frontend.queues()[0].resume(LIMIT).map_err(other)?;
+        frontend.queue().resume(LIMIT).map_err(other)?;
         std::thread::sleep(SETTLE);
         *used = kib(backend.pid(), "status", "RssAnon:")?;
     }
@@ -139,7 +139,7 @@ impl Holdings {
 fn endurance(bench: &mut Bench) -> io::Result<()> {
     let count = bench.count(10_000, 500);
     let backend = bench.backend(true, &[])?;
-    let connect = || TimerFrontend::connect(backend.socket_path(), Options::default());
+    let connect = || Frontend::connect(backend.socket_path(), Options::default());
     for _ in 0..50 {
         connect().map_err(other)?.close().map_err(other)?;
     }
@@ -155,7 +155,7 @@ fn endurance(bench: &mut Bench) -> io::Result<()> {
     let mut events = frontend
         .take_events()
         .ok_or_else(|| io::Error::other("the events are taken"))?;
-    let queue = &frontend.queues()[0];
+    let queue = frontend.queue();
     let offset = queue.resume(LIMIT).map_err(other)?.cntvoff;
     let before = Holdings::of(&backend)?;
     for _ in 0..count {

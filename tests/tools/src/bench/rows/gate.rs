@@ -149,7 +149,7 @@ pub(super) fn skew(bench: &mut Bench) -> io::Result<()> {
         for (way, wait) in ways {
             let backend = bench.backend(true, &[])?;
             let frontend = configured(&backend, threads, Options::default())?;
-            let queue = &frontend.queues()[0];
+            let queue = frontend.queue();
             if way == "time page" {
                 let page = frontend.time_page();
                 page.start(queue, LIMIT).map_err(other)?;

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use vhost_user_timer_frontend::{Answer, Call, Options, RequestQueue, RestoreOptions};
+use vhost_user_timer_frontend::{Answer, Operation, Options, RequestQueue, RestoreOptions};
 use vhost_user_timer_protocol::wire;
 
 use super::{Bench, LIMIT, configured, ns, other};
@@ -15,7 +15,7 @@ const SIZES: [u32; 5] = [1, 8, 64, 512, 4096];
 fn each<T: Answer>(
     queue: &RequestQueue,
     vcpus: u32,
-    call: fn(u32) -> Call<'static, T>,
+    call: fn(u32) -> Operation<'static, T>,
 ) -> io::Result<()> {
     // WAIT_RUNs get three quarters of a queue.
     let window = queue.capacity() as u32 / 2;
@@ -42,8 +42,8 @@ fn restore(queue: &RequestQueue, rows: &[wire::Vcpu]) -> io::Result<()> {
     };
     queue.restore_begin(vcpus, options, LIMIT).map_err(other)?;
     queue.set_vm(rows, LIMIT).map_err(other)?;
-    each(queue, vcpus, Call::restore_done)?;
-    each(queue, vcpus, Call::wait_run)
+    each(queue, vcpus, Operation::restore_done)?;
+    each(queue, vcpus, Operation::wait_run)
 }
 
 /// See the module.
@@ -53,7 +53,7 @@ pub(super) fn vcpus(bench: &mut Bench) -> io::Result<()> {
         let backend = bench.backend(true, &["--max-vcpus=4096"])?;
         let options = Options::default().queue_size(1024);
         let frontend = configured(&backend, vcpus, options)?;
-        let queue = &frontend.queues()[0];
+        let queue = frontend.queue();
         let rows = queue.get_vm(0, vcpus, LIMIT).map_err(other)?.vcpus;
         let (mut read, mut restored) = (vec![], vec![]);
         for _ in 0..bench.count(60, 10) {

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use vhost_user_timer_frontend::{Call, Options, RequestQueue};
+use vhost_user_timer_frontend::{Operation, Options, RequestQueue};
 use vhost_user_timer_protocol::{Abi, Register};
 
 use super::{Bench, LIMIT, configured, ns, other, samples};
@@ -23,7 +23,7 @@ fn ask(queue: &RequestQueue) -> io::Result<()> {
 
 fn spin(queue: &RequestQueue) -> io::Result<()> {
     let ids = [Register::TimerCval.id(Abi::Arm64)];
-    let ticket = queue.submit(&Call::get_regs(0, &ids)).map_err(other)?;
+    let ticket = queue.submit(&Operation::get_regs(0, &ids)).map_err(other)?;
     ticket.spin(LIMIT).map(drop).map_err(other)
 }
 
@@ -52,7 +52,7 @@ fn blocking(bench: &mut Bench) -> io::Result<()> {
             }
             let backend = bench.backend(polling, &[])?;
             let frontend = configured(&backend, 1, Options::default())?;
-            let queue = &frontend.queues()[0];
+            let queue = frontend.queue();
             let floor = Floor::launch(Kind::Events)?;
             bench.cpus.split(place, backend.pid())?;
             bench.cpus.split(place, floor.pid())?;
@@ -124,7 +124,7 @@ fn pace(bench: &Bench, busy: bool) -> io::Result<(String, Pair, Pair)> {
         bench.cpus.split(Place::TwoCpus, backend.pid())?;
     }
     let turn = |n: usize| -> io::Result<(Vec<f64>, Vec<f64>)> {
-        let (queue, pid) = (&frontends[n].queues()[0], backends[n].pid());
+        let (queue, pid) = (frontends[n].queue(), backends[n].pid());
         let before = cpu_ns(pid)?;
         let mut times = Vec::with_capacity(ROUND);
         for _ in 0..ROUND {
@@ -155,7 +155,7 @@ pub(super) fn polling(bench: &mut Bench) -> io::Result<()> {
     }
     let backend = bench.backend(true, &[])?;
     let frontend = configured(&backend, 1, Options::default())?;
-    let queue = &frontend.queues()[0];
+    let queue = frontend.queue();
     bench.cpus.split(Place::TwoCpus, backend.pid())?;
     let mut pair = Pair::default();
     for _ in 0..bench.count(40, 8) {

@@ -12,7 +12,7 @@ mod timers;
 use std::io;
 use std::time::{Duration, Instant};
 
-use vhost_user_timer_frontend::{Options, TimerFrontend};
+use vhost_user_timer_frontend::{Frontend, Options};
 use vhost_user_timer_protocol::Abi;
 
 use super::Bench;
@@ -42,9 +42,9 @@ fn other<E: std::error::Error + Send + Sync + 'static>(error: E) -> io::Error {
 }
 
 /// A frontend of a VM with so many vCPUs.
-fn configured(backend: &BackendProcess, vcpus: u32, options: Options) -> io::Result<TimerFrontend> {
-    let frontend = TimerFrontend::connect(backend.socket_path(), options).map_err(other)?;
-    let queue = &frontend.queues()[0];
+fn configured(backend: &BackendProcess, vcpus: u32, options: Options) -> io::Result<Frontend> {
+    let frontend = Frontend::connect(backend.socket_path(), options).map_err(other)?;
+    let queue = frontend.queue();
     queue
         .configure(vcpus, Abi::Arm64, 1_000_000_000, LIMIT)
         .map_err(other)?;

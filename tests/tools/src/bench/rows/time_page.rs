@@ -5,7 +5,7 @@ use std::io;
 
 use rustix::time::{ClockId, clock_gettime};
 use vhost_user_timer_counter::{HostCounter, Source};
-use vhost_user_timer_frontend::{HostClock, Options, TimerFrontend};
+use vhost_user_timer_frontend::{Frontend, HostClock, Options};
 use vhost_user_timer_protocol::Abi;
 
 use super::{Bench, LIMIT, other, samples};
@@ -62,8 +62,8 @@ pub(super) fn count(bench: &mut Bench) -> io::Result<()> {
 
 fn read(bench: &mut Bench, backend: &BackendProcess, source: &str, name: &str) -> io::Result<()> {
     let options = Options::default();
-    let frontend = TimerFrontend::connect(backend.socket_path(), options).map_err(other)?;
-    let queue = &frontend.queues()[0];
+    let frontend = Frontend::connect(backend.socket_path(), options).map_err(other)?;
+    let queue = frontend.queue();
     let host = match source {
         "tsc" => {
             let tsc = HostCounter::open(Source::Tsc).map_err(other)?;

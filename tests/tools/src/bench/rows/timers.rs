@@ -63,7 +63,7 @@ pub(super) fn lateness(bench: &mut Bench) -> io::Result<()> {
             let mut events = frontend
                 .take_events()
                 .ok_or_else(|| io::Error::other("the events are taken"))?;
-            let queue = &frontend.queues()[0];
+            let queue = frontend.queue();
             let offset = queue.resume(LIMIT).map_err(other)?.cntvoff;
             for vcpu in 1..armed {
                 arm(queue, vcpu, (1 << 61) + u64::from(vcpu * 7919 % armed))?;

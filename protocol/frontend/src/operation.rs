@@ -1,6 +1,6 @@
 //! Requests as values: what is asked, and of which type the answer is.
 //!
-//! A [`Call`] is run by [`RequestQueue::call`](super::RequestQueue::call), which waits, or by
+//! A [`Operation`] is run by [`RequestQueue::call`](super::RequestQueue::call), which waits, or by
 //! [`submit`](super::RequestQueue::submit), which does not. Making one costs nothing.
 
 use std::marker::PhantomData;
@@ -25,7 +25,7 @@ const _: () = assert!(HEADER == size_of::<ResponseHeader>());
 
 /// A request, not sent yet, that `T` answers.
 #[derive(Clone, Copy, Debug)]
-pub struct Call<'a, T> {
+pub struct Operation<'a, T> {
     op: Op,
     vcpu: u32,
     epoch: u64,
@@ -55,9 +55,9 @@ impl Body<'_> {
     }
 }
 
-impl<'a, T> Call<'a, T> {
+impl<'a, T> Operation<'a, T> {
     fn new(op: Op, vcpu: u32, body: Body<'a>, answer: usize) -> Self {
-        Call {
+        Operation {
             op,
             vcpu,
             epoch: 0,
@@ -145,13 +145,13 @@ impl<'a, T> Call<'a, T> {
     }
 
     /// What must be known of the call to judge its answer.
-    pub(super) fn about(&self) -> About {
+    pub(super) fn context(&self) -> OperationContext {
         let ids = match self.body {
             Body::Ids(ids) => List::collect(ids.iter().copied()),
             Body::Values(values) => List::collect(values.iter().map(|(id, _)| *id)),
             _ => None,
         };
-        About {
+        OperationContext {
             op: self.op,
             vcpu: self.vcpu,
             // `lens` has refused longer lists.
@@ -164,14 +164,14 @@ impl<'a, T> Call<'a, T> {
 /// What is kept of a call until its answer comes. Being private memory, it is what the answer
 /// is checked with.
 #[derive(Clone, Copy, Debug)]
-pub struct About {
+pub struct OperationContext {
     pub(super) op: Op,
     pub(super) vcpu: u32,
     ids: RegIds,
     answer: usize,
 }
 
-impl About {
+impl OperationContext {
     pub(super) fn name(&self) -> &'static str {
         self.op.name()
     }
@@ -189,7 +189,7 @@ impl About {
     }
 
     /// The answer that a request gets that was done before.
-    pub(super) fn parse_done<T: Answer>(&self) -> Result<T, Reply> {
+    pub(super) fn parse_done<T: Answer>(&self) -> Result<T, Rejection> {
         // OK, and for RESTORE_DONE that no vCPU is missing.
         let body = match self.op {
             Op::RestoreDone => size_of::<wire::RestoreDoneResult>(),
@@ -199,18 +199,18 @@ impl About {
     }
 
     /// The answer in `bytes`, header included.
-    pub(super) fn parse<T: Answer>(&self, bytes: &[u8]) -> Result<T, Reply> {
+    pub(super) fn parse<T: Answer>(&self, bytes: &[u8]) -> Result<T, Rejection> {
         let fault = Fault::AnswerLength {
             op: self.op,
             len: bytes.len(),
         };
         let Ok((header, body)) = ResponseHeader::ref_from_prefix(bytes) else {
-            return Err(Reply::Fault(fault));
+            return Err(Rejection::Fault(fault));
         };
         let (status, detail) = (Status::from(header.status.get()), header.detail.get());
         if status != Status::Ok {
             let about_entry = matches!(status, Status::UnknownRegister | Status::Invalid);
-            return Err(Reply::Refused(Refusal {
+            return Err(Rejection::Refused(Refusal {
                 op: self.op,
                 vcpu: (self.vcpu != VM_WIDE).then_some(self.vcpu),
                 status,
@@ -223,15 +223,17 @@ impl About {
             }));
         }
         T::parse(body, self).map_err(|bad| match bad {
-            Bad::Length => Reply::Fault(fault),
-            Bad::Content(what) => Reply::Fault(Fault::AnswerContent { op: self.op, what }),
-            Bad::Version(version) => Reply::Version(version),
+            AnswerError::Length => Rejection::Fault(fault),
+            AnswerError::Content(what) => {
+                Rejection::Fault(Fault::AnswerContent { op: self.op, what })
+            }
+            AnswerError::Version(version) => Rejection::Version(version),
         })
     }
 }
 
 /// An answer that is not what was hoped for.
-pub(super) enum Reply {
+pub(super) enum Rejection {
     Refused(Refusal),
     Version(u32),
     Fault(Fault),
@@ -239,7 +241,7 @@ pub(super) enum Reply {
 
 /// Why bytes are no answer.
 #[derive(Debug)]
-pub enum Bad {
+pub enum AnswerError {
     /// Their number.
     Length,
     /// Their content.
@@ -251,40 +253,40 @@ pub enum Bad {
 /// What a request can be answered with. This library implements it; others need not.
 pub trait Answer: Sized {
     #[doc(hidden)]
-    fn parse(body: &[u8], about: &About) -> Result<Self, Bad>;
+    fn parse(body: &[u8], context: &OperationContext) -> Result<Self, AnswerError>;
 }
 
-fn exactly<T>(body: &[u8]) -> Result<&T, Bad>
+fn exactly<T>(body: &[u8]) -> Result<&T, AnswerError>
 where
     T: FromBytes + zerocopy::KnownLayout + zerocopy::Immutable + zerocopy::Unaligned,
 {
-    T::ref_from_bytes(body).map_err(|_| Bad::Length)
+    T::ref_from_bytes(body).map_err(|_| AnswerError::Length)
 }
 
 impl Answer for () {
-    fn parse(body: &[u8], _: &About) -> Result<Self, Bad> {
-        body.is_empty().then_some(()).ok_or(Bad::Length)
+    fn parse(body: &[u8], _: &OperationContext) -> Result<Self, AnswerError> {
+        body.is_empty().then_some(()).ok_or(AnswerError::Length)
     }
 }
 
 impl Answer for Info {
-    fn parse(body: &[u8], _: &About) -> Result<Self, Bad> {
+    fn parse(body: &[u8], _: &OperationContext) -> Result<Self, AnswerError> {
         let info: &wire::Info = exactly(body)?;
         if info.version.get() != VERSION {
-            return Err(Bad::Version(info.version.get()));
+            return Err(AnswerError::Version(info.version.get()));
         }
-        Info::parse(info).map_err(Bad::Content)
+        Info::parse(info).map_err(AnswerError::Content)
     }
 }
 
 impl Answer for Run {
-    fn parse(body: &[u8], _: &About) -> Result<Self, Bad> {
+    fn parse(body: &[u8], _: &OperationContext) -> Result<Self, AnswerError> {
         Ok(exactly::<wire::Run>(body)?.into())
     }
 }
 
 impl Answer for SetRegs {
-    fn parse(body: &[u8], _: &About) -> Result<Self, Bad> {
+    fn parse(body: &[u8], _: &OperationContext) -> Result<Self, AnswerError> {
         let result: &wire::SetRegsResult = exactly(body)?;
         let lines = result.lines.get();
         Ok(SetRegs {
@@ -296,41 +298,41 @@ impl Answer for SetRegs {
 }
 
 impl Answer for RegIds {
-    fn parse(body: &[u8], _: &About) -> Result<Self, Bad> {
-        let ids = <[U64]>::ref_from_bytes(body).map_err(|_| Bad::Length)?;
-        List::collect(ids.iter().map(|id| id.get())).ok_or(Bad::Length)
+    fn parse(body: &[u8], _: &OperationContext) -> Result<Self, AnswerError> {
+        let ids = <[U64]>::ref_from_bytes(body).map_err(|_| AnswerError::Length)?;
+        List::collect(ids.iter().map(|id| id.get())).ok_or(AnswerError::Length)
     }
 }
 
 impl Answer for RegValues {
-    fn parse(body: &[u8], about: &About) -> Result<Self, Bad> {
-        let values = <[wire::RegValue]>::ref_from_bytes(body).map_err(|_| Bad::Length)?;
-        if values.len() != about.ids.len() {
-            return Err(Bad::Length);
+    fn parse(body: &[u8], context: &OperationContext) -> Result<Self, AnswerError> {
+        let values = <[wire::RegValue]>::ref_from_bytes(body).map_err(|_| AnswerError::Length)?;
+        if values.len() != context.ids.len() {
+            return Err(AnswerError::Length);
         }
         // A VMM hands these to KVM_SET_ONE_REG: the backend must not get to choose the register.
         if !values
             .iter()
             .map(|v| v.id.get())
-            .eq(about.ids.iter().copied())
+            .eq(context.ids.iter().copied())
         {
-            return Err(Bad::Content("a register that was not asked for"));
+            return Err(AnswerError::Content("a register that was not asked for"));
         }
-        List::collect(values.iter().map(|v| (v.id.get(), v.value.get()))).ok_or(Bad::Length)
+        List::collect(values.iter().map(|v| (v.id.get(), v.value.get()))).ok_or(AnswerError::Length)
     }
 }
 
 impl Answer for Vm {
-    fn parse(body: &[u8], about: &About) -> Result<Self, Bad> {
-        let (vm, rest) = wire::Vm::ref_from_prefix(body).map_err(|_| Bad::Length)?;
-        let vcpus = <[wire::Vcpu]>::ref_from_bytes(rest).map_err(|_| Bad::Length)?;
+    fn parse(body: &[u8], context: &OperationContext) -> Result<Self, AnswerError> {
+        let (vm, rest) = wire::Vm::ref_from_prefix(body).map_err(|_| AnswerError::Length)?;
+        let vcpus = <[wire::Vcpu]>::ref_from_bytes(rest).map_err(|_| AnswerError::Length)?;
         let count = usize::try_from(vm.count.get()).ok();
-        if body.len() != about.answer || count != Some(vcpus.len()) {
-            return Err(Bad::Length);
+        if body.len() != context.answer || count != Some(vcpus.len()) {
+            return Err(AnswerError::Length);
         }
         let indices = (0..vm.count.get()).map(|n| vm.first.get().wrapping_add(n));
         if !indices.eq(vcpus.iter().map(|vcpu| vcpu.vcpu.get())) {
-            return Err(Bad::Content("vCPUs out of order"));
+            return Err(AnswerError::Content("vCPUs out of order"));
         }
         Ok(Vm {
             virt_count: vm.virt_count.get(),
@@ -347,31 +349,31 @@ impl Answer for Vm {
 pub struct Remaining(pub u32);
 
 impl Answer for Remaining {
-    fn parse(body: &[u8], _: &About) -> Result<Self, Bad> {
+    fn parse(body: &[u8], _: &OperationContext) -> Result<Self, AnswerError> {
         let result: &wire::RestoreDoneResult = exactly(body)?;
         Ok(Remaining(result.remaining.get()))
     }
 }
 
-/// The answer to a [`Call::raw`]: its body as it came.
+/// The answer to a [`Operation::raw`]: its body as it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawAnswer(pub Vec<u8>);
 
 impl Answer for RawAnswer {
-    fn parse(body: &[u8], _: &About) -> Result<Self, Bad> {
+    fn parse(body: &[u8], _: &OperationContext) -> Result<Self, AnswerError> {
         Ok(RawAnswer(body.to_vec()))
     }
 }
 
-impl Call<'static, Info> {
+impl Operation<'static, Info> {
     /// GET_INFO: the VM; in any phase.
     pub fn get_info() -> Self {
         let answer = size_of::<wire::Info>();
-        Call::with_struct(Op::GetInfo, VM_WIDE, &[], answer)
+        Operation::with_struct(Op::GetInfo, VM_WIDE, &[], answer)
     }
 }
 
-impl Call<'static, ()> {
+impl Operation<'static, ()> {
     /// CONFIGURE_VM: fixes the VM's vCPUs (1 to [`Info::max_vcpus`]), ABI and counter frequency
     /// in Hz (0: the backend's). NEW → PAUSED; the same values again are taken in every phase.
     pub fn configure(vcpus: u32, abi: Abi, frequency: u64) -> Self {
@@ -381,7 +383,7 @@ impl Call<'static, ()> {
             reserved: [0; 3],
             frequency: frequency.into(),
         };
-        Call::with_struct(Op::ConfigureVm, VM_WIDE, body.as_bytes(), 0)
+        Operation::with_struct(Op::ConfigureVm, VM_WIDE, body.as_bytes(), 0)
     }
 
     /// SET_COUNTER_OFFSET: sets and pins cntvoff = cntpoff = `offset` (as
@@ -391,7 +393,7 @@ impl Call<'static, ()> {
             offset: offset.into(),
             reserved: 0.into(),
         };
-        Call::with_struct(Op::SetCounterOffset, VM_WIDE, body.as_bytes(), 0)
+        Operation::with_struct(Op::SetCounterOffset, VM_WIDE, body.as_bytes(), 0)
     }
 
     /// SET_COUNTER_ANCHOR: the VMM's host counter read `count` when CLOCK_MONOTONIC read
@@ -401,7 +403,7 @@ impl Call<'static, ()> {
             monotonic_ns: monotonic_ns.into(),
             count: count.into(),
         };
-        Call::with_struct(Op::SetCounterAnchor, VM_WIDE, body.as_bytes(), 0)
+        Operation::with_struct(Op::SetCounterAnchor, VM_WIDE, body.as_bytes(), 0)
     }
 
     /// RESTORE_BEGIN: opens a restore of all `vcpus` vCPUs, and with it a new epoch. In PAUSED
@@ -421,12 +423,12 @@ impl Call<'static, ()> {
             saved_realtime_ns: options.elapsed_since.unwrap_or(0).into(),
             timeout_ns: timeout_ns.into(),
         };
-        Call::with_struct(Op::RestoreBegin, VM_WIDE, body.as_bytes(), 0)
+        Operation::with_struct(Op::RestoreBegin, VM_WIDE, body.as_bytes(), 0)
     }
 
     /// RESTORE_ABORT: gives the open restore up; the VM is PAUSED as it was before it.
     pub fn restore_abort() -> Self {
-        Call::with_struct(Op::RestoreAbort, VM_WIDE, &[], 0)
+        Operation::with_struct(Op::RestoreAbort, VM_WIDE, &[], 0)
     }
 
     /// SET_TIME_PAGE: an address in the memory shared on this connection, and its length (0:
@@ -436,43 +438,43 @@ impl Call<'static, ()> {
             address: address.into(),
             length: length.into(),
         };
-        Call::with_struct(Op::SetTimePage, VM_WIDE, body.as_bytes(), 0)
+        Operation::with_struct(Op::SetTimePage, VM_WIDE, body.as_bytes(), 0)
     }
 }
 
-impl<'a> Call<'a, ()> {
+impl<'a> Operation<'a, ()> {
     /// SET_VM: stages the registers of many vCPUs in an open restore. In RESTORING.
     pub fn set_vm(vcpus: &'a [wire::Vcpu]) -> Self {
-        Call::new(Op::SetVm, VM_WIDE, Body::Bytes(vcpus.as_bytes()), 0)
+        Operation::new(Op::SetVm, VM_WIDE, Body::Bytes(vcpus.as_bytes()), 0)
     }
 }
 
-impl Call<'static, RegIds> {
+impl Operation<'static, RegIds> {
     /// GET_REG_LIST: the KVM ids of the vCPU's timer registers. Not in NEW.
     pub fn reg_list(vcpu: u32) -> Self {
-        Call::with_struct(Op::GetRegList, vcpu, &[], 8 * MAX_REGS)
+        Operation::with_struct(Op::GetRegList, vcpu, &[], 8 * MAX_REGS)
     }
 }
 
-impl<'a> Call<'a, RegValues> {
+impl<'a> Operation<'a, RegValues> {
     /// GET_REGS: reads up to [`MAX_REGS`] registers by their KVM ids, all at one instant. Not in
     /// NEW.
     pub fn get_regs(vcpu: u32, ids: &'a [u64]) -> Self {
         let answer = ids.len().saturating_mul(size_of::<wire::RegValue>());
-        Call::new(Op::GetRegs, vcpu, Body::Ids(ids), answer)
+        Operation::new(Op::GetRegs, vcpu, Body::Ids(ids), answer)
     }
 }
 
-impl<'a> Call<'a, SetRegs> {
+impl<'a> Operation<'a, SetRegs> {
     /// SET_REGS: writes up to [`MAX_REGS`] registers, given as KVM id and value, all together:
     /// their order does not matter. Not in NEW; counts in PAUSED and RESTORING only.
     pub fn set_regs(vcpu: u32, values: &'a [(u64, u64)]) -> Self {
         let answer = size_of::<wire::SetRegsResult>();
-        Call::new(Op::SetRegs, vcpu, Body::Values(values), answer)
+        Operation::new(Op::SetRegs, vcpu, Body::Values(values), answer)
     }
 }
 
-impl Call<'static, Vm> {
+impl Operation<'static, Vm> {
     /// GET_VM: `count` vCPUs from `first` on, all at one instant. Not in NEW.
     pub fn get_vm(first: u32, count: u32) -> Self {
         let body = wire::VcpuRange {
@@ -483,11 +485,11 @@ impl Call<'static, Vm> {
         let answer = vcpus
             .saturating_mul(size_of::<wire::Vcpu>())
             .saturating_add(size_of::<wire::Vm>());
-        Call::with_struct(Op::GetVm, VM_WIDE, body.as_bytes(), answer)
+        Operation::with_struct(Op::GetVm, VM_WIDE, body.as_bytes(), answer)
     }
 }
 
-impl Call<'static, Run> {
+impl Operation<'static, Run> {
     /// PAUSE: stops the VM's time, or with `keep_counting` only the VM. RUNNING → PAUSED; in
     /// PAUSED it changes nothing.
     pub fn pause(keep_counting: bool) -> Self {
@@ -501,32 +503,32 @@ impl Call<'static, Run> {
             reserved: 0.into(),
         };
         let answer = size_of::<wire::Run>();
-        Call::with_struct(Op::Pause, VM_WIDE, body.as_bytes(), answer)
+        Operation::with_struct(Op::Pause, VM_WIDE, body.as_bytes(), answer)
     }
 
     /// RESUME: lets the VM's time go on. PAUSED → RUNNING; in RUNNING it changes nothing.
     pub fn resume() -> Self {
-        Call::with_struct(Op::Resume, VM_WIDE, &[], size_of::<wire::Run>())
+        Operation::with_struct(Op::Resume, VM_WIDE, &[], size_of::<wire::Run>())
     }
 
     /// WAIT_RUN: answered when, and only when, the vCPU may run. Not in NEW.
     pub fn wait_run(vcpu: u32) -> Self {
-        Call::with_struct(Op::WaitRun, vcpu, &[], size_of::<wire::Run>())
+        Operation::with_struct(Op::WaitRun, vcpu, &[], size_of::<wire::Run>())
     }
 }
 
-impl Call<'static, Remaining> {
+impl Operation<'static, Remaining> {
     /// RESTORE_DONE: the vCPU has all its timer registers. In RESTORING.
     pub fn restore_done(vcpu: u32) -> Self {
         let answer = size_of::<wire::RestoreDoneResult>();
-        Call::with_struct(Op::RestoreDone, vcpu, &[], answer)
+        Operation::with_struct(Op::RestoreDone, vcpu, &[], answer)
     }
 }
 
-impl<'a> Call<'a, RawAnswer> {
+impl<'a> Operation<'a, RawAnswer> {
     /// Any request at all, with room for an answer's body of `answer` bytes: for tests, and for
     /// operations that this version does not know.
     pub fn raw(op: Op, vcpu: u32, body: &'a [u8], answer: usize) -> Self {
-        Call::new(op, vcpu, Body::Bytes(body), answer)
+        Operation::new(op, vcpu, Body::Bytes(body), answer)
     }
 }

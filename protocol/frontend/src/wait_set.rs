@@ -20,7 +20,7 @@ use rustix::time::{
 
 use super::Error;
 use super::error::Failure;
-use super::wait::{Deadline, Link, Woken, io};
+use super::wait::{ConnectionWatch, Deadline, Woken, io};
 
 /// What the epoll instance says of a descriptor.
 const CALL: u64 = 0;
@@ -29,14 +29,14 @@ const SOCKET: u64 = 2;
 const TIMER: u64 = 3;
 
 /// See the module.
-pub(super) struct Bed {
+pub(super) struct WaitSet {
     epoll: OwnedFd,
     timer: OwnedFd,
-    made: Mutex<Made>,
+    armed: Mutex<Armed>,
 }
 
-/// For whom the bed is made.
-struct Made {
+/// For whom the wait_set is armed.
+struct Armed {
     /// The number of the connection, and its control socket. It stays open for as long as the epoll
     /// instance knows it: of a closed one that would not tell that it ended.
     connection: u64,
@@ -45,24 +45,24 @@ struct Made {
     goes_off: Option<Instant>,
 }
 
-impl Bed {
-    /// A bed for those who wait for this call eventfd.
-    pub(super) fn new(link: &Link, call: BorrowedFd<'_>) -> Result<Self, Error> {
+impl WaitSet {
+    /// A wait_set for those who wait for this call eventfd.
+    pub(super) fn new(watch: &ConnectionWatch, call: BorrowedFd<'_>) -> Result<Self, Error> {
         let flags = epoll::CreateFlags::CLOEXEC;
         let epoll = epoll::create(flags).map_err(io("create an epoll instance"))?;
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags);
         let timer = timer.map_err(io("create a timerfd"))?;
         let edge = EventFlags::IN | EventFlags::ET;
-        watch(&epoll, call, CALL, edge)?;
-        watch(&epoll, timer.as_fd(), TIMER, edge)?;
-        watch(&epoll, link.shutdown.as_fd(), SHUTDOWN, EventFlags::IN)?;
-        let (connection, socket) = link.present_socket()?;
-        watch(&epoll, socket.as_fd(), SOCKET, EventFlags::RDHUP)?;
-        Ok(Bed {
+        add(&epoll, call, CALL, edge)?;
+        add(&epoll, timer.as_fd(), TIMER, edge)?;
+        add(&epoll, watch.shutdown.as_fd(), SHUTDOWN, EventFlags::IN)?;
+        let (connection, socket) = watch.present_socket()?;
+        add(&epoll, socket.as_fd(), SOCKET, EventFlags::RDHUP)?;
+        Ok(WaitSet {
             epoll,
             timer,
-            made: Mutex::new(Made {
+            armed: Mutex::new(Armed {
                 connection,
                 socket,
                 goes_off: None,
@@ -73,10 +73,14 @@ impl Bed {
     /// Sleeps until there was a call since the last sleep, the deadline passes or the connection
     /// fails. It may say that there was a call where there was none, and where the deadline has passed
     /// there may have been one.
-    pub(super) fn sleep(&self, link: &Link, deadline: Deadline) -> Result<Woken, Error> {
+    pub(super) fn sleep(
+        &self,
+        watch: &ConnectionWatch,
+        deadline: Deadline,
+    ) -> Result<Woken, Error> {
         let mut room = [const { MaybeUninit::uninit() }; 4];
         loop {
-            self.make(link, deadline)?;
+            self.make(watch, deadline)?;
             let ready = match epoll::wait(&self.epoll, &mut room, None) {
                 Ok((ready, _)) => ready,
                 Err(Errno::INTR) => continue,
@@ -86,7 +90,7 @@ impl Bed {
             let went_off = says(TIMER);
             if went_off {
                 // It is told once, whatever else is.
-                self.made().goes_off = None;
+                self.armed().goes_off = None;
             }
             if says(SHUTDOWN) {
                 return Ok(Woken::Failed(Failure::ShutDown));
@@ -101,26 +105,26 @@ impl Bed {
         }
     }
 
-    fn made(&self) -> MutexGuard<'_, Made> {
-        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    fn armed(&self) -> MutexGuard<'_, Armed> {
+        self.armed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the bed know the present connection's socket, and the timer go off in time.
-    fn make(&self, link: &Link, deadline: Deadline) -> Result<(), Error> {
-        let mut made = self.made();
-        if made.connection != link.connection() {
-            let (connection, socket) = link.present_socket()?;
-            watch(&self.epoll, socket.as_fd(), SOCKET, EventFlags::RDHUP)?;
-            let former = std::mem::replace(&mut made.socket, socket);
-            made.connection = connection;
+    /// Has the wait_set know the present connection's socket, and the timer go off in time.
+    fn make(&self, watch: &ConnectionWatch, deadline: Deadline) -> Result<(), Error> {
+        let mut armed = self.armed();
+        if armed.connection != watch.connection() {
+            let (connection, socket) = watch.present_socket()?;
+            add(&self.epoll, socket.as_fd(), SOCKET, EventFlags::RDHUP)?;
+            let former = std::mem::replace(&mut armed.socket, socket);
+            armed.connection = connection;
             epoll::delete(&self.epoll, &former).map_err(io("forget a control socket"))?;
         }
         let Some(at) = deadline.instant() else {
             return Ok(());
         };
-        if made.goes_off.is_none_or(|goes_off| at < goes_off) {
+        if armed.goes_off.is_none_or(|goes_off| at < goes_off) {
             self.set_timer(at.saturating_duration_since(Instant::now()))?;
-            made.goes_off = Some(at);
+            armed.goes_off = Some(at);
         }
         Ok(())
     }
@@ -141,12 +145,7 @@ impl Bed {
     }
 }
 
-fn watch(
-    instance: &OwnedFd,
-    fd: BorrowedFd<'_>,
-    what: u64,
-    events: EventFlags,
-) -> Result<(), Error> {
+fn add(instance: &OwnedFd, fd: BorrowedFd<'_>, what: u64, events: EventFlags) -> Result<(), Error> {
     epoll::add(instance, fd, EventData::new_u64(what), events).map_err(io("watch a descriptor"))
 }
 
@@ -162,21 +161,21 @@ mod tests {
     use crate::wait::{eventfd, poll, signal};
 
     struct Room {
-        link: Link,
+        watch: ConnectionWatch,
         call: OwnedFd,
-        bed: Bed,
+        wait_set: WaitSet,
         peer: UnixStream,
     }
 
     fn room() -> Room {
         let (socket, peer) = UnixStream::pair().unwrap();
-        let link = Link::new(&socket, ShutdownHandle::new().unwrap()).unwrap();
+        let watch = ConnectionWatch::new(&socket, ShutdownHandle::new().unwrap()).unwrap();
         let call = eventfd().unwrap();
-        let bed = Bed::new(&link, call.as_fd()).unwrap();
+        let wait_set = WaitSet::new(&watch, call.as_fd()).unwrap();
         Room {
-            link,
+            watch,
             call,
-            bed,
+            wait_set,
             peer,
         }
     }
@@ -189,9 +188,9 @@ mod tests {
         let room = room();
         for _ in 0..3 {
             signal(&room.call);
-            let woken = room.bed.sleep(&room.link, LONG.into()).unwrap();
+            let woken = room.wait_set.sleep(&room.watch, LONG.into()).unwrap();
             assert_eq!(woken, Woken::Called);
-            let woken = room.bed.sleep(&room.link, SHORT.into()).unwrap();
+            let woken = room.wait_set.sleep(&room.watch, SHORT.into()).unwrap();
             assert_eq!(woken, Woken::TimedOut);
         }
     }
@@ -202,11 +201,11 @@ mod tests {
         let deadline = loop {
             let deadline = Deadline::from(SHORT);
             signal(&room.call);
-            if room.bed.sleep(&room.link, deadline).unwrap() == Woken::Called {
+            if room.wait_set.sleep(&room.watch, deadline).unwrap() == Woken::Called {
                 break deadline;
             }
         };
-        let mut timer = [PollFd::new(&room.bed.timer, PollFlags::IN)];
+        let mut timer = [PollFd::new(&room.wait_set.timer, PollFlags::IN)];
         poll(&mut timer, Deadline::NEVER).unwrap();
         deadline
     }
@@ -217,9 +216,9 @@ mod tests {
         went_off(&room);
         let (socket, peer) = UnixStream::pair().unwrap();
         drop(std::mem::replace(&mut room.peer, peer));
-        let woken = room.bed.sleep(&room.link, LONG.into()).unwrap();
+        let woken = room.wait_set.sleep(&room.watch, LONG.into()).unwrap();
         assert_eq!(woken, Woken::Failed(Failure::Disconnected));
-        room.link.follow(&socket).unwrap();
+        room.watch.follow(&socket).unwrap();
         let (done, over) = std::sync::mpsc::channel::<()>();
         std::thread::scope(|scope| {
             let call = &room.call;
@@ -229,7 +228,7 @@ mod tests {
                     signal(call);
                 }
             });
-            let woken = room.bed.sleep(&room.link, SHORT.into());
+            let woken = room.wait_set.sleep(&room.watch, SHORT.into());
             drop(done);
             assert_eq!(woken.unwrap(), Woken::TimedOut);
         });
@@ -240,7 +239,7 @@ mod tests {
         let room = room();
         let deadline = went_off(&room);
         signal(&room.call);
-        let woken = room.bed.sleep(&room.link, deadline).unwrap();
+        let woken = room.wait_set.sleep(&room.watch, deadline).unwrap();
         assert_eq!(woken, Woken::TimedOut);
     }
 
@@ -249,10 +248,10 @@ mod tests {
         let room = room();
         let full = (u64::MAX - 1).to_ne_bytes();
         rustix::io::write(&room.call, &full).unwrap();
-        let woken = room.bed.sleep(&room.link, LONG.into()).unwrap();
+        let woken = room.wait_set.sleep(&room.watch, LONG.into()).unwrap();
         assert_eq!(woken, Woken::Called);
         signal(&room.call);
-        let woken = room.bed.sleep(&room.link, LONG.into()).unwrap();
+        let woken = room.wait_set.sleep(&room.watch, LONG.into()).unwrap();
         assert_eq!(woken, Woken::Called);
     }
 
@@ -263,9 +262,9 @@ mod tests {
             // Leaves the timer set for a later time, and with the next one for an earlier time.
             for before in [LONG, SHORT / 2] {
                 signal(&room.call);
-                room.bed.sleep(&room.link, before.into()).unwrap();
+                room.wait_set.sleep(&room.watch, before.into()).unwrap();
                 let begin = Instant::now();
-                let woken = room.bed.sleep(&room.link, deadline.into()).unwrap();
+                let woken = room.wait_set.sleep(&room.watch, deadline.into()).unwrap();
                 assert_eq!(woken, Woken::TimedOut);
                 assert!(begin.elapsed() >= deadline);
                 assert!(begin.elapsed() < LONG / 60);
@@ -276,29 +275,32 @@ mod tests {
     #[test]
     fn a_connection_that_ends_ends_sleeps_and_its_successor_s_do_not_begin_so() {
         let Room {
-            link,
+            watch,
             call,
-            bed,
+            wait_set,
             peer,
         } = room();
         drop(peer);
         let lost = Woken::Failed(Failure::Disconnected);
-        assert_eq!(bed.sleep(&link, LONG.into()).unwrap(), lost);
+        assert_eq!(wait_set.sleep(&watch, LONG.into()).unwrap(), lost);
         let (socket, peer) = UnixStream::pair().unwrap();
-        link.follow(&socket).unwrap();
+        watch.follow(&socket).unwrap();
         drop(socket);
-        assert_eq!(bed.sleep(&link, SHORT.into()).unwrap(), Woken::TimedOut);
+        assert_eq!(
+            wait_set.sleep(&watch, SHORT.into()).unwrap(),
+            Woken::TimedOut
+        );
         signal(&call);
-        assert_eq!(bed.sleep(&link, LONG.into()).unwrap(), Woken::Called);
+        assert_eq!(wait_set.sleep(&watch, LONG.into()).unwrap(), Woken::Called);
         drop(peer);
-        assert_eq!(bed.sleep(&link, LONG.into()).unwrap(), lost);
+        assert_eq!(wait_set.sleep(&watch, LONG.into()).unwrap(), lost);
     }
 
     #[test]
     fn shutting_down_ends_sleeps() {
         let room = room();
-        room.link.shutdown.shut_down();
-        let woken = room.bed.sleep(&room.link, Deadline::NEVER).unwrap();
+        room.watch.shutdown.shut_down();
+        let woken = room.wait_set.sleep(&room.watch, Deadline::NEVER).unwrap();
         assert_eq!(woken, Woken::Failed(Failure::ShutDown));
     }
 }

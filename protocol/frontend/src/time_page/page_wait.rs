@@ -1,6 +1,6 @@
 //! Waiting for RUNNING by the time page.
 //!
-//! Threads that find the VM in the same state wait together, in a [`Round`]. A round has one WAIT_RUN
+//! Threads that find the VM in the same state wait together, in a [`SharedWait`]. A shared has one WAIT_RUN
 //! under way, whose ticket one of the threads waits for: it leads. The others sleep on the page's
 //! futex, and go when the page says RUNNING. So what the page cannot tell, all of them learn from the
 //! one request, which was there for as long as any of them: that the restore was aborted or timed out,
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, TryLockError, Weak};
 use std::time::Duration;
 
 use super::{NUDGE, PageTime, TimePage};
-use crate::{Call, Deadline, Error, Refusal, RequestQueue, Run, Ticket};
+use crate::{Deadline, Error, Operation, Refusal, RequestQueue, Run, Ticket};
 use vhost_user_timer_protocol::{Phase, Status};
 
 /// Nobody misses anything for longer, whatever a backend does to the futex.
@@ -37,14 +37,14 @@ impl From<Run> for Offsets {
 
 /// Where threads meet that wait by the page.
 #[derive(Default)]
-pub(super) struct Gate {
-    /// The last round; gone when nobody is in it.
-    round: Mutex<Weak<Round>>,
+pub(super) struct PageWait {
+    /// The last shared; gone when nobody is in it.
+    last: Mutex<Weak<SharedWait>>,
 }
 
 /// Threads that wait together. Whoever joins it found the page as the first one did, so that the
 /// request was not answered then.
-struct Round {
+struct SharedWait {
     epoch: u64,
     wake: u32,
     /// The vCPU that the request names.
@@ -54,14 +54,14 @@ struct Round {
     outcome: OnceLock<Outcome>,
 }
 
-/// What became of a round's request.
+/// What became of a shared's request.
 #[derive(Clone, Copy, Debug)]
 enum Outcome {
     Run(Offsets),
     /// As all who wait are.
     Refused(Refusal),
     /// It is over for a reason that is not everyone's.
-    Again,
+    Replay,
 }
 
 impl RequestQueue {
@@ -88,7 +88,7 @@ impl RequestQueue {
                 Some(time) if time.phase == Phase::Running => {
                     // A page that nobody writes any more may be wrong.
                     if let Some(offsets) = offsets(&time)
-                        && session.link.failure()?.is_none()
+                        && session.watch.failure()?.is_none()
                     {
                         return Ok(offsets);
                     }
@@ -114,43 +114,43 @@ impl RequestQueue {
     ) -> Result<Option<Result<Offsets, Error>>, Error> {
         let page = &self.shared.session().page;
         match self.join(page, time, vcpu) {
-            Ok(round) => Ok(round.wait(page, vcpu, deadline)),
+            Ok(shared) => Ok(shared.wait(page, vcpu, deadline)),
             // Others' requests: there will be room.
             Err(Error::QueueFull { .. }) => {
-                let call = Call::wait_run(vcpu).in_epoch(time.epoch);
-                let run = self.call(&call, deadline)?;
+                let call = Operation::wait_run(vcpu).in_epoch(time.epoch);
+                let run = self.perform(&call, deadline)?;
                 Ok(Some(Ok(run.into())))
             }
             Err(error) => Err(error),
         }
     }
 
-    fn join(&self, page: &TimePage, time: &PageTime, vcpu: u32) -> Result<Arc<Round>, Error> {
-        let last = page.gate.round.lock();
+    fn join(&self, page: &TimePage, time: &PageTime, vcpu: u32) -> Result<Arc<SharedWait>, Error> {
+        let last = page.waiters.last.lock();
         let mut last = last.unwrap_or_else(PoisonError::into_inner);
-        let open = last.upgrade().filter(|round| {
+        let open = last.upgrade().filter(|shared| {
             // But for nudges, which say nothing of the VM.
-            round.epoch == time.epoch
-                && (round.wake ^ time.wake).is_multiple_of(NUDGE)
-                && round.outcome.get().is_none()
+            shared.epoch == time.epoch
+                && (shared.wake ^ time.wake).is_multiple_of(NUDGE)
+                && shared.outcome.get().is_none()
         });
-        if let Some(round) = open {
-            return Ok(round);
+        if let Some(shared) = open {
+            return Ok(shared);
         }
-        let ticket = self.submit(&Call::wait_run(vcpu).in_epoch(time.epoch))?;
-        let round = Arc::new(Round {
+        let ticket = self.submit(&Operation::wait_run(vcpu).in_epoch(time.epoch))?;
+        let shared = Arc::new(SharedWait {
             epoch: time.epoch,
             wake: time.wake,
             vcpu,
             ticket: Mutex::new(ticket),
             outcome: OnceLock::new(),
         });
-        *last = Arc::downgrade(&round);
-        Ok(round)
+        *last = Arc::downgrade(&shared);
+        Ok(shared)
     }
 }
 
-impl Round {
+impl SharedWait {
     /// `None` where it is worth another look.
     fn wait(
         &self,
@@ -210,13 +210,15 @@ impl Round {
             {
                 Outcome::Refused(*refusal)
             }
-            Err(_) => Outcome::Again,
+            Err(_) => Outcome::Replay,
         };
         let _ = self.outcome.set(outcome);
         match outcome {
             // It was about another vCPU.
-            Outcome::Again if matches!(answer, Err(Error::Refused(_))) && self.vcpu != vcpu => None,
-            Outcome::Again => answer.err().map(Err),
+            Outcome::Replay if matches!(answer, Err(Error::Refused(_))) && self.vcpu != vcpu => {
+                None
+            }
+            Outcome::Replay => answer.err().map(Err),
             outcome => outcome.of(vcpu),
         }
     }
@@ -230,7 +232,7 @@ impl Outcome {
                 let vcpu = Some(vcpu);
                 Some(Err(Refusal { vcpu, ..refusal }.into()))
             }
-            Outcome::Again => None,
+            Outcome::Replay => None,
         }
     }
 }

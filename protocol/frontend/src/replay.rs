@@ -58,17 +58,17 @@ pub(super) struct Intent {
 
 /// What a new connection finds.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Found {
+pub(super) struct Recovered {
     pub(super) phase: Phase,
     pub(super) epoch: u64,
     /// Requests that may have been done: how many RESTORE_BEGINs and RESTORE_DONEs.
-    pub(super) begins: usize,
-    pub(super) dones: usize,
+    pub(super) unanswered_begins: usize,
+    pub(super) unanswered_dones: usize,
 }
 
 /// What becomes of a request on a new connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Again {
+pub(super) enum Replay {
     /// It is sent.
     Send,
     /// It is sent, for this epoch.
@@ -132,7 +132,7 @@ impl History {
     }
 
     /// A request in flight is asked for anew.
-    pub(super) fn asked_anew(&self, intent: &mut Intent) {
+    pub(super) fn reissued(&self, intent: &mut Intent) {
         intent.aborted = self.aborted();
     }
 
@@ -215,35 +215,35 @@ impl History {
     }
 
     /// What to do about a request that was sent and not answered. `of_queue` is how many of
-    /// the RESTORE_BEGINs that [`Found`] counts are of its queue.
-    pub(super) fn again(&self, intent: &mut Intent, found: &Found, of_queue: usize) -> Again {
+    /// the RESTORE_BEGINs that [`Recovered`] counts are of its queue.
+    pub(super) fn again(&self, intent: &mut Intent, found: &Recovered, of_queue: usize) -> Replay {
         let uncertain = |intent: &mut Intent| {
             intent.unsure = true;
-            Again::Answer(Status::Busy)
+            Replay::Answer(Status::Busy)
         };
         intent.repeated = !intent.over;
         let meant = intent.epoch;
         let send = match intent.named {
-            0 if changes(intent.op) || intent.op == Op::WaitRun => Again::SendIn(meant),
-            _ => Again::Send,
+            0 if changes(intent.op) || intent.op == Op::WaitRun => Replay::SendIn(meant),
+            _ => Replay::Send,
         };
         match intent.op {
             Op::Unknown(_) => uncertain(intent),
             Op::RestoreBegin if found.epoch <= meant => {
                 intent.repeated = false;
-                Again::Send
+                Replay::Send
             }
-            Op::RestoreBegin if intent.over => Again::Send,
+            Op::RestoreBegin if intent.over => Replay::Send,
             // It may be another queue's that opened the epoch.
-            Op::RestoreBegin if found.begins > of_queue => uncertain(intent),
-            Op::RestoreBegin => Again::Answer(Status::Ok),
+            Op::RestoreBegin if found.unanswered_begins > of_queue => uncertain(intent),
+            Op::RestoreBegin => Replay::Answer(Status::Ok),
             Op::RestoreAbort => {
                 let closed = found.phase != Phase::Restoring && found.epoch == meant;
                 let by_whom = self.opened.load(Ordering::Acquire) == meant
                     && self.completed.load(Ordering::Acquire) != meant;
                 match closed && by_whom {
-                    true if found.dones > 0 => uncertain(intent),
-                    true => Again::Answer(Status::Ok),
+                    true if found.unanswered_dones > 0 => uncertain(intent),
+                    true => Replay::Answer(Status::Ok),
                     false => {
                         intent.repeated = false;
                         send
@@ -251,7 +251,7 @@ impl History {
                 }
             }
             Op::WaitRun if intent.aborted != self.aborted.load(Ordering::Acquire) => {
-                Again::Answer(Status::Canceled)
+                Replay::Answer(Status::Canceled)
             }
             _ => send,
         }
@@ -301,12 +301,12 @@ mod tests {
         history
     }
 
-    fn found(phase: Phase, epoch: u64) -> Found {
-        Found {
+    fn found(phase: Phase, epoch: u64) -> Recovered {
+        Recovered {
             phase,
             epoch,
-            begins: 1,
-            dones: 0,
+            unanswered_begins: 1,
+            unanswered_dones: 0,
         }
     }
 
@@ -315,7 +315,7 @@ mod tests {
         let history = opened();
         let mut intent = history.intent(Op::Unknown(0x777), 0, 0);
         let again = history.again(&mut intent, &found(Phase::Paused, EPOCH), 0);
-        assert_eq!(again, Again::Answer(Status::Busy));
+        assert_eq!(again, Replay::Answer(Status::Busy));
         assert_eq!(history.judge(&intent, Status::Busy), Verdict::Uncertain);
     }
 
@@ -325,7 +325,7 @@ mod tests {
         for op in [Op::RestoreBegin, Op::SetRegs, Op::Resume] {
             let mut intent = history.intent(op, EPOCH - 1, 0);
             let again = history.again(&mut intent, &found(Phase::Paused, EPOCH), 1);
-            assert_eq!(again, Again::Send, "{op}");
+            assert_eq!(again, Replay::Send, "{op}");
             assert_eq!(history.judge(&intent, Status::Stale), Verdict::Refused);
         }
     }
@@ -335,7 +335,7 @@ mod tests {
         let history = opened();
         let mut intent = history.intent(Op::WaitRun, EPOCH, 0);
         let again = history.again(&mut intent, &found(Phase::Running, EPOCH + 1), 0);
-        assert_eq!(again, Again::Send);
+        assert_eq!(again, Replay::Send);
     }
 
     #[test]
@@ -345,12 +345,15 @@ mod tests {
         let mut intent = history.intent(Op::RestoreBegin, 0, 0);
         assert_eq!(
             history.again(&mut intent, &grown, 1),
-            Again::Answer(Status::Ok)
+            Replay::Answer(Status::Ok)
         );
-        let of_two = Found { begins: 2, ..grown };
+        let of_two = Recovered {
+            unanswered_begins: 2,
+            ..grown
+        };
         assert_ne!(
             history.again(&mut intent, &of_two, 1),
-            Again::Answer(Status::Ok)
+            Replay::Answer(Status::Ok)
         );
         assert_eq!(history.judge(&intent, Status::Busy), Verdict::Uncertain);
     }
@@ -361,7 +364,7 @@ mod tests {
         history.learn(Op::RestoreDone, Status::Ok, EPOCH, 0);
         let mut intent = history.intent(Op::RestoreAbort, 0, 0);
         let again = history.again(&mut intent, &found(Phase::Paused, EPOCH), 0);
-        assert_eq!(again, Again::SendIn(EPOCH));
+        assert_eq!(again, Replay::SendIn(EPOCH));
         assert_eq!(history.judge(&intent, Status::Busy), Verdict::Refused);
     }
 

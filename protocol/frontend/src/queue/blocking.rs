@@ -2,8 +2,9 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::types::{Info, RegIds, RegValues, RestoreOptions, Run, SavedVm, SetRegs, Vm};
-use super::{Call, Deadline, Error, RequestQueue};
+use super::RequestQueue;
+use crate::types::{Info, RegIds, RegValues, RestoreOptions, Run, SavedVm, SetRegs, Vm};
+use crate::{Deadline, Error, Operation};
 use vhost_user_timer_protocol::{Abi, Phase, Status, wire};
 
 /// The operations. All of them wait for the answer until the deadline, a `Duration` from now or
@@ -21,7 +22,7 @@ use vhost_user_timer_protocol::{Abi, Phase, Status, wire};
 impl RequestQueue {
     /// GET_INFO: the VM; in any phase.
     pub fn info(&self, deadline: impl Into<Deadline>) -> Result<Info, Error> {
-        self.call(&Call::get_info(), deadline)
+        self.perform(&Operation::get_info(), deadline)
     }
 
     /// CONFIGURE_VM: fixes the VM's vCPUs (1 to [`Info::max_vcpus`]), ABI and counter frequency
@@ -34,15 +35,15 @@ impl RequestQueue {
         frequency: u64,
         deadline: impl Into<Deadline>,
     ) -> Result<(), Error> {
-        self.call(&Call::configure(vcpus, abi, frequency), deadline)
+        self.perform(&Operation::configure(vcpus, abi, frequency), deadline)
     }
 
     /// GET_REG_LIST: the KVM ids of the vCPU's timer registers. Not in NEW.
     pub fn reg_list(&self, vcpu: u32, deadline: impl Into<Deadline>) -> Result<RegIds, Error> {
-        self.call(&Call::reg_list(vcpu), deadline)
+        self.perform(&Operation::reg_list(vcpu), deadline)
     }
 
-    /// GET_REGS: reads up to [`MAX_REGS`](super::MAX_REGS) registers by their KVM ids, all at
+    /// GET_REGS: reads up to [`MAX_REGS`](crate::MAX_REGS) registers by their KVM ids, all at
     /// one instant. The answer has these very ids. Not in NEW.
     pub fn get_regs(
         &self,
@@ -50,10 +51,10 @@ impl RequestQueue {
         ids: &[u64],
         deadline: impl Into<Deadline>,
     ) -> Result<RegValues, Error> {
-        self.call(&Call::get_regs(vcpu, ids), deadline)
+        self.perform(&Operation::get_regs(vcpu, ids), deadline)
     }
 
-    /// SET_REGS: writes up to [`MAX_REGS`](super::MAX_REGS) registers, given as KVM id and
+    /// SET_REGS: writes up to [`MAX_REGS`](crate::MAX_REGS) registers, given as KVM id and
     /// value, all together: their order does not matter. Not in NEW; counts in PAUSED and
     /// RESTORING only (EBUSY).
     pub fn set_regs(
@@ -62,7 +63,7 @@ impl RequestQueue {
         values: &[(u64, u64)],
         deadline: impl Into<Deadline>,
     ) -> Result<SetRegs, Error> {
-        self.call(&Call::set_regs(vcpu, values), deadline)
+        self.perform(&Operation::set_regs(vcpu, values), deadline)
     }
 
     /// GET_VM: `count` vCPUs from `first` on, all at one instant. Not in NEW.
@@ -72,12 +73,12 @@ impl RequestQueue {
         count: u32,
         deadline: impl Into<Deadline>,
     ) -> Result<Vm, Error> {
-        self.call(&Call::get_vm(first, count), deadline)
+        self.perform(&Operation::get_vm(first, count), deadline)
     }
 
     /// SET_VM: stages the registers of many vCPUs. In RESTORING.
     pub fn set_vm(&self, vcpus: &[wire::Vcpu], deadline: impl Into<Deadline>) -> Result<(), Error> {
-        self.call(&Call::set_vm(vcpus), deadline)
+        self.perform(&Operation::set_vm(vcpus), deadline)
     }
 
     /// SET_COUNTER_OFFSET: sets and pins cntvoff = cntpoff = `offset`. In PAUSED and RESTORING.
@@ -86,7 +87,7 @@ impl RequestQueue {
         offset: u64,
         deadline: impl Into<Deadline>,
     ) -> Result<(), Error> {
-        self.call(&Call::set_counter_offset(offset), deadline)
+        self.perform(&Operation::set_counter_offset(offset), deadline)
     }
 
     /// SET_COUNTER_ANCHOR: the VMM's host counter read `count` when CLOCK_MONOTONIC read
@@ -97,18 +98,21 @@ impl RequestQueue {
         count: u64,
         deadline: impl Into<Deadline>,
     ) -> Result<(), Error> {
-        self.call(&Call::set_counter_anchor(monotonic_ns, count), deadline)
+        self.perform(
+            &Operation::set_counter_anchor(monotonic_ns, count),
+            deadline,
+        )
     }
 
     /// PAUSE: stops the VM's time, or with `keep_counting` only the VM. RUNNING → PAUSED; in
     /// PAUSED it changes nothing.
     pub fn pause(&self, keep_counting: bool, deadline: impl Into<Deadline>) -> Result<Run, Error> {
-        self.call(&Call::pause(keep_counting), deadline)
+        self.perform(&Operation::pause(keep_counting), deadline)
     }
 
     /// RESUME: lets the VM's time go on. PAUSED → RUNNING; in RUNNING it changes nothing.
     pub fn resume(&self, deadline: impl Into<Deadline>) -> Result<Run, Error> {
-        self.call(&Call::resume(), deadline)
+        self.perform(&Operation::resume(), deadline)
     }
 
     /// RESTORE_BEGIN: opens a restore of all `vcpus` vCPUs, and with it a new epoch. In PAUSED
@@ -119,14 +123,14 @@ impl RequestQueue {
         options: RestoreOptions,
         deadline: impl Into<Deadline>,
     ) -> Result<(), Error> {
-        self.call(&Call::restore_begin(vcpus, options), deadline)
+        self.perform(&Operation::restore_begin(vcpus, options), deadline)
     }
 
     /// RESTORE_DONE: the vCPU has all its timer registers. Returns how many vCPUs are still
     /// missing. In RESTORING; refused with ENODATA where registers are missing, and with EINVAL
     /// at the end of a strict restore whose counts differ.
     pub fn restore_done(&self, vcpu: u32, deadline: impl Into<Deadline>) -> Result<u32, Error> {
-        let remaining = self.call(&Call::restore_done(vcpu), deadline)?;
+        let remaining = self.perform(&Operation::restore_done(vcpu), deadline)?;
         Ok(remaining.0)
     }
 
@@ -142,8 +146,8 @@ impl RequestQueue {
         let mut missing = Vec::new();
         if info.phase == Phase::Restoring {
             for vcpu in 0..info.vcpus {
-                let none = Call::set_regs(vcpu, &[]).in_epoch(info.epoch);
-                match self.call(&none, deadline) {
+                let none = Operation::set_regs(vcpu, &[]).in_epoch(info.epoch);
+                match self.perform(&none, deadline) {
                     Ok(_) => missing.push(vcpu),
                     Err(error) if error.status() == Some(Status::Busy) => {}
                     Err(error) => return Err(error),
@@ -159,7 +163,7 @@ impl RequestQueue {
 
     /// RESTORE_ABORT: gives the open restore up; the VM is PAUSED as it was before it.
     pub fn restore_abort(&self, deadline: impl Into<Deadline>) -> Result<(), Error> {
-        self.call(&Call::restore_abort(), deadline)
+        self.perform(&Operation::restore_abort(), deadline)
     }
 
     /// WAIT_RUN: returns when the vCPU may run, and not before. Not in NEW.
@@ -172,18 +176,18 @@ impl RequestQueue {
     /// [`Status::Canceled`](vhost_user_timer_protocol::Status::Canceled), its time-out with
     /// [`Status::TimedOut`](vhost_user_timer_protocol::Status::TimedOut).
     pub fn wait_run(&self, vcpu: u32, deadline: impl Into<Deadline>) -> Result<Run, Error> {
-        self.call(&Call::wait_run(vcpu), deadline)
+        self.perform(&Operation::wait_run(vcpu), deadline)
     }
 
     /// SET_TIME_PAGE with an address in the memory shared on this connection; length 0 stops the
-    /// backend's writing. [`TimePage`](super::TimePage) does this for the frontend's own page.
+    /// backend's writing. [`TimePage`](crate::TimePage) does this for the frontend's own page.
     pub fn set_time_page(
         &self,
         address: u64,
         length: u64,
         deadline: impl Into<Deadline>,
     ) -> Result<(), Error> {
-        self.call(&Call::set_time_page(address, length), deadline)
+        self.perform(&Operation::set_time_page(address, length), deadline)
     }
 
     /// Reads the whole VM for a save, by one GET_INFO and one GET_VM.

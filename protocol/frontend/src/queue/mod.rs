@@ -14,9 +14,10 @@
 //! answered: there is no cancelling on the wire. A WAIT_RUN given up is taken over by the next
 //! one for the same vCPU, so that a vCPU thread can wait in short turns.
 
+mod blocking;
 mod layout;
 mod locked;
-mod restart;
+mod reconnect;
 mod slots;
 mod ticket;
 mod waiting;
@@ -29,15 +30,15 @@ use std::time::Duration;
 
 use zerocopy::FromBytes;
 
-use super::bed::Bed;
-use super::call::{About, Answer, HEADER, Reply};
-use super::connection::Vring;
+use super::connection::VringSetup;
 use super::error::{Failure, Fault};
-use super::repeat::Verdict;
+use super::operation::{Answer, HEADER, OperationContext, Rejection};
+use super::replay::Verdict;
 use super::ring::{self, DESCRIPTOR, Ring};
 use super::session::Session;
 use super::wait::{Deadline, drain, eventfd, signal};
-use super::{Call, Error};
+use super::wait_set::WaitSet;
+use super::{Error, Operation};
 use locked::Locked;
 use slots::{Await, Need, Stage, State};
 use vhost_user_timer_protocol::wire::ResponseHeader;
@@ -55,7 +56,7 @@ const CHAIN: u16 = 2;
 
 /// A request queue, to be cloned and used by any number of threads.
 ///
-/// Every operation comes three ways: as a method that waits, as a [`Call`] for
+/// Every operation comes three ways: as a method that waits, as a [`Operation`] for
 /// [`submit`](Self::submit), and so as a [`Ticket`], for which a caller waits, polls, or watches
 /// the queue's descriptor ([`AsFd`]).
 ///
@@ -74,7 +75,7 @@ pub(super) struct Shared {
     layout: QueueLayout,
     call: OwnedFd,
     /// Where a leader sleeps.
-    bed: Bed,
+    wait_set: WaitSet,
     kick: OwnedFd,
     state: Mutex<State>,
     /// By slot: its request is answered, or its waiter is to lead.
@@ -107,7 +108,7 @@ impl RequestQueue {
         Ok(RequestQueue {
             shared: Arc::new(Shared {
                 index,
-                bed: Bed::new(&session.link, call.as_fd())?,
+                wait_set: WaitSet::new(&session.watch, call.as_fd())?,
                 session,
                 layout,
                 call,
@@ -142,14 +143,14 @@ impl RequestQueue {
     ///
     /// [`Error::Refused`] by the backend, [`Error::TimedOut`], [`Error::InvalidArgument`], or
     /// what ended the queue.
-    pub fn call<T: Answer>(
+    pub fn perform<T: Answer>(
         &self,
-        call: &Call<'_, T>,
+        operation: &Operation<'_, T>,
         deadline: impl Into<Deadline>,
     ) -> Result<T, Error> {
         let deadline = deadline.into();
-        let slot = self.shared.start(call, Some(deadline))?;
-        Ticket::new(self.shared.clone(), call, slot).wait(deadline)
+        let slot = self.shared.start(operation, Some(deadline))?;
+        Ticket::new(self.shared.clone(), operation, slot).wait(deadline)
     }
 
     /// Puts a call on the ring without telling the backend; [`kick`](Self::kick) does that for
@@ -158,9 +159,9 @@ impl RequestQueue {
     /// # Errors
     ///
     /// [`Error::QueueFull`], [`Error::InvalidArgument`], or what ended the queue.
-    pub fn submit<T: Answer>(&self, call: &Call<'_, T>) -> Result<Ticket<T>, Error> {
-        let slot = self.shared.start(call, None)?;
-        Ok(Ticket::new(self.shared.clone(), call, slot))
+    pub fn submit<T: Answer>(&self, operation: &Operation<'_, T>) -> Result<Ticket<T>, Error> {
+        let slot = self.shared.start(operation, None)?;
+        Ok(Ticket::new(self.shared.clone(), operation, slot))
     }
 
     /// Gives the backend all that was submitted, and notifies it if it wants that.
@@ -175,10 +176,10 @@ impl RequestQueue {
     /// before it first sleeps. It reads the descriptor; the caller must not. A blocking wait on
     /// the same queue takes the descriptor's reports for itself, so an event loop should have a
     /// queue of its own. The descriptor does not report a dead backend: watch
-    /// [`TimerFrontend`](super::TimerFrontend)'s for that.
+    /// [`Frontend`](super::Frontend)'s for that.
     ///
     /// It never blocks, and so does not bring a lost connection back; see
-    /// [`keep_connected`](super::TimerFrontend::keep_connected). The descriptor stays the same
+    /// [`keep_connected`](super::Frontend::keep_connected). The descriptor stays the same
     /// over reconnects.
     ///
     /// # Errors
@@ -190,7 +191,7 @@ impl RequestQueue {
         let generation = shared.session.generation();
         // Somebody who can wait sees to a lost connection, unless it is too late for that.
         let now = Duration::ZERO.into();
-        let failure = shared.session.link.failure()?;
+        let failure = shared.session.watch.failure()?;
         let failure = failure.and_then(|failure| shared.session.outlive(failure, generation, now));
         let mut state = shared.lock();
         // Before the ring is looked at: what comes after that look makes it readable again. A leader
@@ -237,8 +238,8 @@ impl Shared {
         u16::from_le(index.load(Ordering::Acquire))
     }
 
-    pub(super) fn vring(&self) -> Vring<'_> {
-        Vring {
+    pub(super) fn vring(&self) -> VringSetup<'_> {
+        VringSetup {
             index: self.index,
             layout: self.layout.ring,
             call: &self.call,
@@ -247,7 +248,7 @@ impl Shared {
     }
 
     /// Makes whoever leads look again.
-    pub(super) fn look_again(&self) {
+    pub(super) fn wake_waiters(&self) {
         signal(&self.call);
     }
 
@@ -260,8 +261,8 @@ impl Shared {
     }
 
     /// Sends a call whose answer nobody waits for, if there is room.
-    pub(super) fn send<T>(&self, call: &Call<'_, T>) -> bool {
-        let Ok(slot) = self.start(call, None) else {
+    pub(super) fn send<T>(&self, operation: &Operation<'_, T>) -> bool {
+        let Ok(slot) = self.start(operation, None) else {
             return false;
         };
         let mut state = self.lock();
@@ -279,10 +280,14 @@ impl Shared {
     }
 
     /// Puts a call on the ring, waiting for room if there is a deadline.
-    fn start<T>(&self, call: &Call<'_, T>, deadline: Option<Deadline>) -> Result<u16, Error> {
-        let (request, answer) = call.lens()?;
+    fn start<T>(
+        &self,
+        operation: &Operation<'_, T>,
+        deadline: Option<Deadline>,
+    ) -> Result<u16, Error> {
+        let (request, answer) = operation.lens()?;
         let large = request.max(answer) > SMALL;
-        let wait_run = call.as_wait_run();
+        let wait_run = operation.as_wait_run();
         let need = match (large, wait_run) {
             (true, _) => Need::Large,
             (false, Some(_)) => Need::WaitRun,
@@ -295,7 +300,7 @@ impl Shared {
         }
         if let Some(slot) = wait_run.and_then(|of| state.adopt(of)) {
             if let Some(intent) = &mut state.slot(slot).intent {
-                self.session.history.asked_anew(intent);
+                self.session.history.reissued(intent);
             }
             return Ok(slot);
         }
@@ -312,15 +317,15 @@ impl Shared {
         // `lens` keeps both below 2^32.
         let (request, answer) = (request as u32, answer as u32);
         let history = &self.session.history;
-        let intent = history.intent(call.op(), call.epoch(), state.begins);
+        let intent = history.intent(operation.op(), operation.epoch(), state.begins);
         let Some(slot) = state.take_free(need, wait_run, answer, intent) else {
             return Err(Error::QueueFull { queue: self.index });
         };
-        state.begins += u16::from(call.op() == Op::RestoreBegin);
+        state.begins += u16::from(operation.op() == Op::RestoreBegin);
 
         let memory = &self.session.memory;
         let (request_at, answer_at) = self.layout.buffers(slot, large);
-        call.write(memory, request_at);
+        operation.write(memory, request_at);
         let head = slot * self.layout.descriptors_per_slot();
         let (first, next) = match self.layout.tables {
             Some(tables) => (tables + DESCRIPTOR * usize::from(slot * CHAIN), 1),
@@ -416,7 +421,7 @@ impl Shared {
             .history
             .learn(op, status, header.epoch.get(), number);
         if op == Op::RestoreAbort && status == Status::Ok {
-            session.look_again();
+            session.wake_waiters();
         }
         if orphaned && op == Op::SetTimePage && status != Status::Ok {
             session.page.invalidate();
@@ -439,7 +444,7 @@ impl Shared {
         mut state: Locked<'_>,
         slot: u16,
         len: u32,
-        about: &About,
+        context: &OperationContext,
     ) -> Result<T, Error> {
         let &mut slots::Slot { large, intent, .. } = state.slot(slot);
         let (_, at) = self.layout.buffers(slot, large);
@@ -459,18 +464,18 @@ impl Shared {
         let history = &self.session.history;
         let judge =
             |status| intent.map_or(Verdict::Refused, |intent| history.judge(&intent, status));
-        let answer = match about.parse(bytes) {
-            Err(Reply::Refused(refusal)) => match judge(refusal.status) {
-                Verdict::Refused => Err(Reply::Refused(refusal)),
-                Verdict::Done => about.parse_done(),
+        let answer = match context.parse(bytes) {
+            Err(Rejection::Refused(refusal)) => match judge(refusal.status) {
+                Verdict::Refused => Err(Rejection::Refused(refusal)),
+                Verdict::Done => context.parse_done(),
                 Verdict::Uncertain => return Err(Error::Uncertain(refusal)),
             },
             answer => answer,
         };
         answer.map_err(|reply| match reply {
-            Reply::Refused(refusal) => refusal.into(),
-            Reply::Version(version) => Error::Version(version),
-            Reply::Fault(fault) => {
+            Rejection::Refused(refusal) => refusal.into(),
+            Rejection::Version(version) => Error::Version(version),
+            Rejection::Fault(fault) => {
                 self.fault(&mut state, fault);
                 Error::Protocol {
                     queue: self.index,

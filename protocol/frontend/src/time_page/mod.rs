@@ -2,10 +2,10 @@
 //!
 //! The backend writes it, this library reads it: 64 bytes guarded by a sequence number that is
 //! odd while the backend writes (SPEC.md, "Time page"). A backend that leaves it odd, or never
-//! lets it rest, makes a read fail, not hang. `clock` makes counts of it, `gate` waits by it.
+//! lets it rest, makes a read fail, not hang. `clock` makes counts of it, `page_wait` waits by it.
 
 mod clock;
-mod gate;
+mod page_wait;
 
 use std::mem::offset_of;
 use std::sync::Arc;
@@ -19,14 +19,14 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::memory::{Layout, SharedMemory};
 use super::queue::Shared;
-use super::{Call, Deadline, Error, RequestQueue};
+use super::{Deadline, Error, Operation, RequestQueue};
 use vhost_user_timer_counter::zero_after;
 use vhost_user_timer_protocol::Phase;
 use vhost_user_timer_protocol::wire::{Page, page_flags};
 
 pub use clock::{Counts, GuestClock, HostClock};
-use gate::Gate;
-pub use gate::Offsets;
+pub use page_wait::Offsets;
+use page_wait::PageWait;
 
 const LEN: usize = size_of::<Page>();
 
@@ -77,7 +77,7 @@ pub struct TimePage {
     offset: usize,
     /// It was started, and is to be started again on the next connection.
     wanted: Arc<AtomicBool>,
-    gate: Arc<Gate>,
+    waiters: Arc<PageWait>,
 }
 
 impl TimePage {
@@ -90,7 +90,7 @@ impl TimePage {
             memory,
             offset,
             wanted: Arc::default(),
-            gate: Arc::default(),
+            waiters: Arc::default(),
         }
     }
 
@@ -103,7 +103,7 @@ impl TimePage {
     pub fn start(&self, queue: &RequestQueue, deadline: impl Into<Deadline>) -> Result<(), Error> {
         // Before the answer, which may come just before the connection is lost.
         self.wanted.store(true, Ordering::Release);
-        let started = queue.call(&self.call(LEN as u64), deadline);
+        let started = queue.perform(&self.operation(LEN as u64), deadline);
         if let Err(Error::Refused(_)) = started {
             self.wanted.store(false, Ordering::Release);
         }
@@ -117,22 +117,22 @@ impl TimePage {
     /// As every operation of a [`RequestQueue`].
     pub fn stop(&self, queue: &RequestQueue, deadline: impl Into<Deadline>) -> Result<(), Error> {
         self.wanted.store(false, Ordering::Release);
-        queue.call(&self.call(0), deadline)?;
+        queue.perform(&self.operation(0), deadline)?;
         self.invalidate();
         Ok(())
     }
 
-    fn call(&self, len: u64) -> Call<'static, ()> {
-        Call::set_time_page(self.memory.address(self.offset), len)
+    fn operation(&self, len: u64) -> Operation<'static, ()> {
+        Operation::set_time_page(self.memory.address(self.offset), len)
     }
 
     /// Asks a new backend to write the page, if the former one did, or the same one after a reset.
     /// Nobody waits for the answer.
-    pub(super) fn start_again(&self, queues: &[Arc<Shared>]) {
+    pub(super) fn restart(&self, queues: &[Arc<Shared>]) {
         if !self.wanted.load(Ordering::Acquire) {
             return;
         }
-        let call = self.call(LEN as u64);
+        let call = self.operation(LEN as u64);
         if !queues.iter().any(|queue| queue.send(&call)) {
             self.invalidate();
         }

@@ -1,15 +1,15 @@
 //! A request queue's way from one connection to the next.
 //!
 //! It goes in steps that all queues take together, since what becomes of one's requests depends
-//! on the others': [`go_down`](Shared::go_down) when the loss is noticed,
-//! [`survey`](Shared::survey) when the new backend is there and the old one therefore gone,
+//! on the others': [`suspend`](Shared::suspend) when the loss is noticed,
+//! [`collect_unanswered`](Shared::collect_unanswered) when the new backend is there and the old one therefore gone,
 //! [`settle_aborts`](Shared::settle_aborts) and [`refill`](Shared::refill) when the VM's state is
-//! known, and [`go_on`](Shared::go_on) when the backend has the rings.
+//! known, and [`resume_service`](Shared::resume_service) when the backend has the rings.
 
 use super::Shared;
 use super::slots::{Stage, State};
-use crate::call::HEADER;
-use crate::repeat::{Again, Found};
+use crate::operation::HEADER;
+use crate::replay::{Recovered, Replay};
 use crate::wait::{drain, signal};
 use vhost_user_timer_protocol::wire::ResponseHeader;
 use vhost_user_timer_protocol::{Op, Status};
@@ -20,16 +20,16 @@ const EPOCH: usize = 8;
 
 impl Shared {
     /// Publishes nothing from now on.
-    pub(crate) fn go_down(&self) {
+    pub(crate) fn suspend(&self) {
         self.lock().down = true;
     }
 
     /// Takes what was answered, and counts what may have been done without an answer.
-    pub(crate) fn survey(&self, found: &mut Found) {
+    pub(crate) fn collect_unanswered(&self, found: &mut Recovered) {
         let mut state = self.lock();
         self.reap(&mut state);
-        found.begins += self.unanswered(&state, Op::RestoreBegin);
-        found.dones += self.unanswered(&state, Op::RestoreDone);
+        found.unanswered_begins += self.unanswered(&state, Op::RestoreBegin);
+        found.unanswered_dones += self.unanswered(&state, Op::RestoreDone);
     }
 
     fn unanswered(&self, state: &State, op: Op) -> usize {
@@ -43,7 +43,7 @@ impl Shared {
     }
 
     /// Answers the RESTORE_ABORTs that were done: that says something of other queues' requests.
-    pub(crate) fn settle_aborts(&self, found: &Found) {
+    pub(crate) fn settle_aborts(&self, found: &Recovered) {
         let mut state = self.lock();
         for slot in 0..state.slots.len() as u16 {
             let entry = state.slots[usize::from(slot)];
@@ -54,7 +54,7 @@ impl Shared {
                 .is_some_and(|intent| intent.op == Op::RestoreAbort);
             if open && abort && state.was_published(&entry) {
                 let again = self.again(&mut state, slot, found, 0);
-                if let Again::Answer(status) = again {
+                if let Replay::Answer(status) = again {
                     self.answer(&mut state, slot, status, found.epoch);
                 }
             }
@@ -62,7 +62,7 @@ impl Shared {
     }
 
     /// Puts all that is to be sent again on an empty ring, in the order of submission.
-    pub(crate) fn refill(&self, found: &Found) {
+    pub(crate) fn refill(&self, found: &Recovered) {
         let mut state = self.lock();
         let begins_here = self.unanswered(&state, Op::RestoreBegin);
         state.ring.restart(0);
@@ -82,21 +82,21 @@ impl Shared {
                 if let Some(intent) = &mut state.slot(slot).intent {
                     self.session.history.meant_in(intent, begins);
                 }
-                Again::Send
+                Replay::Send
             };
             match again {
-                Again::Answer(status) => {
+                Replay::Answer(status) => {
                     self.answer(&mut state, slot, status, found.epoch);
                     continue;
                 }
-                Again::SendIn(epoch) => {
+                Replay::SendIn(epoch) => {
                     let large = state.slot(slot).large;
                     let (request, _) = self.layout.buffers(slot, large);
                     self.session
                         .memory
                         .write(request + EPOCH, &epoch.to_le_bytes());
                 }
-                Again::Send => {}
+                Replay::Send => {}
             }
             let entry = state.slot(slot);
             let (room, op) = (entry.room, entry.intent.map(|intent| intent.op));
@@ -111,7 +111,7 @@ impl Shared {
 
     /// Publishes again, and makes sure that nobody has missed anything: the backend a kick,
     /// those who wait an answer.
-    pub(crate) fn go_on(&self) {
+    pub(crate) fn resume_service(&self) {
         let mut state = self.lock();
         state.down = false;
         state.publish();
@@ -122,10 +122,10 @@ impl Shared {
         signal(&self.call);
     }
 
-    fn again(&self, state: &mut State, slot: u16, found: &Found, begins_here: usize) -> Again {
+    fn again(&self, state: &mut State, slot: u16, found: &Recovered, begins_here: usize) -> Replay {
         match &mut state.slot(slot).intent {
             Some(intent) => self.session.history.again(intent, found, begins_here),
-            None => Again::Send,
+            None => Replay::Send,
         }
     }
 
