@@ -2,7 +2,8 @@
 //!
 //! - [`backend_process`]: a backend as the external process that it is;
 //! - [`raw_driver`]: a driver of its own for black-box tests, hostile where that is wanted;
-//! - `contract`: the wire contract, by hand, over that driver;
+//! - `contract`: the wire contract, typed by hand, and a client over that driver;
+//! - [`reference`]: a naive VM that serves requests by SPEC.md's text;
 //! - [`clock_driver`]: a guest's driver of the clock device, by hand likewise;
 //! - [`kvm_data`]: the timer registers that a real KVM/arm64 gave;
 //! - [`qemu`]: a real guest, under QEMU;
@@ -21,3 +22,5 @@ pub mod raw_driver;
 #[doc(hidden)]
 pub mod shadow;
 pub mod watch;
+
+pub use vhost_user_timer_reference as reference;

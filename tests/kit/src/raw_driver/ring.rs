@@ -76,6 +76,13 @@ impl Used {
     }
 }
 
+impl AsRef<[u8]> for Used {
+    /// [`bytes`](Self::bytes).
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
+    }
+}
+
 /// A buffer: address and length.
 pub type Buffer = (u64, usize);
 

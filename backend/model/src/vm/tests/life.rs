@@ -1,11 +1,12 @@
 //! Lives a story: its steps become requests to a real VM, and witnesses look on.
 
 use proptest::test_runner::TestCaseError;
+use vhost_user_timer_protocol::request::{Body, Request, VcpuOp};
 use vhost_user_timer_protocol::wire;
-use vhost_user_timer_protocol::{Abi, MAX_MESSAGE, Register, Status};
+use vhost_user_timer_protocol::{Abi, Register, Status};
 
-use super::rig::{PROFILE, Reply, Rig, START_REALTIME};
-use super::steps::{Step, Story, Value, Want, Write};
+use super::rig::{Ask, PROFILE, Reply, Rig, START_REALTIME};
+use super::steps::{Step, Story, Value, Write};
 use crate::vm::{ClockId, Notice, Now, Released, Token};
 
 pub(super) type Verdict = Result<(), TestCaseError>;
@@ -13,11 +14,16 @@ pub(super) type Verdict = Result<(), TestCaseError>;
 /// A request as it was sent.
 #[derive(Clone, Debug)]
 pub(super) struct Asked {
-    pub(super) want: Want,
-    pub(super) vcpu: u32,
-    pub(super) epoch: u64,
+    pub(super) bytes: Vec<u8>,
     pub(super) room: usize,
     pub(super) token: Token,
+}
+
+impl Asked {
+    /// The request, if it is well-formed.
+    pub(super) fn body(&self) -> Option<Body<'_>> {
+        Request::parse(&self.bytes).ok().map(|request| request.body)
+    }
 }
 
 /// What can be seen of a life.
@@ -75,12 +81,7 @@ pub(super) fn live(story: &Story, witness: &mut impl Witness) -> Verdict {
 
 impl<W: Witness> Life<'_, W> {
     fn configure(&mut self, abi: u8) -> Verdict {
-        let vcpus = self.vcpus;
-        self.ask_here(Want::Configure {
-            vcpus,
-            abi,
-            frequency: 0,
-        })
+        self.ask(&Ask::configure(self.vcpus, abi, 0))
     }
 
     fn seen(&mut self, seen: &Seen<'_>) -> Verdict {
@@ -159,39 +160,28 @@ impl<W: Witness> Life<'_, W> {
                 self.seen(&Seen::Reset)?;
                 self.configure(abi)
             }
-            Step::Ask {
-                want,
-                vcpu,
-                epoch,
-                room,
-                queue,
-            } => {
+            Step::Ask { ask, epoch } => {
                 let current = self.rig.vm.epoch();
                 let epoch = epoch.map_or(0, |by| current.saturating_add_signed(by));
-                let asked = Asked {
-                    want: want.clone(),
-                    vcpu: *vcpu,
-                    epoch,
-                    room: *room,
-                    token: self.rig.next_token(*queue),
-                };
-                self.ask(asked)
+                self.ask(&ask.clone().in_epoch(epoch))
+            }
+            Step::Mangled { ask, mangling } => {
+                self.ask_bytes(mangling.mangle(ask.bytes()), ask.room, ask.queue)
             }
             Step::Get(vcpu, registers) => {
-                let ids = registers.iter().map(|register| register.id(self.abi));
-                self.ask_of(*vcpu, Want::GetRegs(ids.collect()))
+                let ids: Vec<_> = registers.iter().map(|it| it.id(self.abi)).collect();
+                self.ask(&Ask::get_ids(*vcpu, &ids))
             }
             Step::Set(vcpu, writes) => {
                 let values = self.values(writes).into_iter();
                 let entries = values.map(|(register, value)| (register.id(self.abi), value));
-                let want = Want::SetRegs(entries.collect());
-                self.ask_of(*vcpu, want)
+                self.ask(&Ask::set_ids(*vcpu, &entries.collect::<Vec<_>>()))
             }
             Step::SetVm(vcpus) => {
                 let entries = vcpus.iter().map(|(vcpu, writes)| self.entry(*vcpu, writes));
-                self.ask_here(Want::SetVm(entries.collect()))
+                self.ask(&Ask::set_vm(&entries.collect::<Vec<_>>()))
             }
-            Step::SetOffset(value) => self.ask_here(Want::SetOffset(self.value(*value))),
+            Step::SetOffset(value) => self.ask(&Ask::set_offset(self.value(*value))),
             &Step::WriteBack {
                 vcpu,
                 with_vm,
@@ -202,27 +192,21 @@ impl<W: Witness> Life<'_, W> {
                 flags,
                 saved_ns,
                 timeout_ns,
-            } => self.ask_here(Want::Begin {
-                vcpus: self.vcpus,
-                flags,
-                saved_ns,
-                timeout_ns,
-            }),
+            } => self.ask(&Ask::begin_with(self.vcpus, flags, saved_ns, timeout_ns)),
         }
     }
 
     fn write_back(&mut self, vcpu: u32, with_vm: bool, ticks: u64) -> Verdict {
         let counts = [Register::TimerCnt, Register::PtimerCnt].map(|it| it.id(self.abi));
         if with_vm {
-            let (first, count) = (vcpu, self.vcpus - vcpu);
-            self.ask_here(Want::GetVm { first, count })?;
+            self.ask(&Ask::get_vm(vcpu, self.vcpus - vcpu))?;
         } else {
-            self.ask_of(vcpu, Want::GetRegs(counts.to_vec()))?;
+            self.ask(&Ask::get_ids(vcpu, &counts))?;
         }
         self.rig.drift(ticks);
         self.seen(&Seen::Passed(ticks, false))?;
-        let entries = counts.into_iter().zip(self.last_read).collect();
-        self.ask_of(vcpu, Want::SetRegs(entries))
+        let entries: Vec<_> = counts.into_iter().zip(self.last_read).collect();
+        self.ask(&Ask::set_ids(vcpu, &entries))
     }
 
     fn restore_all(&mut self, values: &[[Value; 4]]) -> Verdict {
@@ -239,43 +223,36 @@ impl<W: Witness> Life<'_, W> {
             }
             self.entry(vcpu, &writes)
         };
-        let entries = (0..).zip(values).map(bring).collect();
-        self.ask_here(Want::SetVm(entries))?;
+        let entries: Vec<_> = (0..).zip(values).map(bring).collect();
+        self.ask(&Ask::set_vm(&entries))?;
         for vcpu in 0..self.vcpus {
-            self.ask_of(vcpu, Want::RestoreDone)?;
+            self.ask(&Ask::restore_done(vcpu))?;
         }
         Ok(())
     }
 
-    fn ask_here(&mut self, want: Want) -> Verdict {
-        self.ask_of(0, want)
+    fn ask(&mut self, ask: &Ask) -> Verdict {
+        self.ask_bytes(ask.bytes(), ask.room, ask.queue)
     }
 
-    fn ask_of(&mut self, vcpu: u32, want: Want) -> Verdict {
-        let token = self.rig.next_token(1);
-        self.ask(Asked {
-            want,
-            vcpu,
-            epoch: 0,
-            room: MAX_MESSAGE,
-            token,
-        })
-    }
-
-    fn ask(&mut self, asked: Asked) -> Verdict {
-        let ask = asked.want.ask(asked.vcpu);
-        let ask = ask.in_epoch(asked.epoch).with_room(asked.room);
-        let reply = self.rig.offer(&ask.on_queue(asked.token.queue));
+    fn ask_bytes(&mut self, bytes: Vec<u8>, room: usize, queue: u16) -> Verdict {
+        let token = self.rig.next_token(queue);
+        let reply = self.rig.offer_bytes(&bytes, room, queue);
+        let asked = Asked { bytes, room, token };
         self.seen(&Seen::Asked(&asked, reply.as_ref()))?;
         let Some(reply) = reply.filter(|reply| reply.status == Status::Ok) else {
             return Ok(());
         };
-        match asked.want {
-            Want::SetAnchor { count, .. } => {
+        match asked.body() {
+            Some(Body::SetCounterAnchor(anchor)) => {
+                let count = anchor.count.get();
                 self.rig.now.host = count;
                 self.seen(&Seen::HostIs(count))?;
             }
-            Want::GetRegs(_) => {
+            Some(Body::Vcpu {
+                op: VcpuOp::GetRegs(_),
+                ..
+            }) => {
                 for entry in reply.body.chunks(16) {
                     let id = u64::from_le_bytes(entry[..8].try_into().unwrap());
                     let value = u64::from_le_bytes(entry[8..].try_into().unwrap());
@@ -289,7 +266,7 @@ impl<W: Witness> Life<'_, W> {
                     }
                 }
             }
-            Want::GetVm { .. } => {
+            Some(Body::GetVm(_)) => {
                 for clock in ClockId::BOTH {
                     let at = 8 * clock as usize;
                     let count = reply.body[at..at + 8].try_into().unwrap();

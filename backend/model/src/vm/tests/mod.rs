@@ -1,17 +1,17 @@
 //! Tests of the VM's time.
 //!
-//! [`rig`] is the bench: a VM and a host counter that a test turns by hand; [`ask`] has the
-//! requests, put together from the protocol's own types. On it stand:
+//! [`rig`] is the bench: a VM and a host counter that a test turns by hand. Requests are
+//! [`Ask`](vhost_user_timer_reference::Ask)s, made from the protocol's own types. On it stand:
 //!
 //! - `wire_*`: the sentences of SPEC.md that the model decides, each as a test of its name;
 //! - `check_order`, `refusals`: which error comes first, and that none changes anything;
 //! - `conditions`: when a timer fires, as the kernel's arch_timer edge cases have it;
 //! - `kvm_vectors`: what KVM on arm64 was measured to do, and where this device differs;
 //! - `orders`: the order of writes never matters;
-//! - `properties`: random lives of a VM, drawn by [`steps`] and lived by [`life`], told alike
-//!   by [`reference`], a naive model, and what must hold in every one of them.
+//! - `properties`: random lives of a VM, drawn by [`steps`] and lived by [`life`]: what must hold
+//!   in every one of them, and that the VM answers what the naive
+//!   [`Reference`](vhost_user_timer_reference::Reference) answers, to the byte.
 
-mod ask;
 mod check_order;
 mod clock_device;
 mod conditions;
@@ -19,7 +19,6 @@ mod kvm_vectors;
 mod life;
 mod orders;
 mod properties;
-mod reference;
 mod refusals;
 mod rig;
 mod steps;

@@ -4,8 +4,8 @@ use vhost_user_timer_protocol::wire;
 use vhost_user_timer_protocol::{Phase, Register, Status};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-pub(super) use super::ask::{Ask, whole_vcpu};
 use crate::vm::{Call, ClockId, Effects, Handled, Notice, Now, Profile, Released, Token, Vm};
+pub(super) use vhost_user_timer_reference::{Ask, whole_vcpu};
 
 /// Counter frequency, as in the KVM measurements: a tick is a nanosecond.
 pub(super) const HZ: u64 = 1_000_000_000;

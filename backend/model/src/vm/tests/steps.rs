@@ -5,88 +5,12 @@
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use vhost_user_timer_protocol::op::Scope;
 use vhost_user_timer_protocol::wire;
-use vhost_user_timer_protocol::{Abi, MAX_MESSAGE, Register, VM_WIDE};
+use vhost_user_timer_protocol::{Abi, MAX_MESSAGE, Op, Register, VM_WIDE};
 
 use super::rig::{Ask, HZ, START_REALTIME};
 use crate::vm::ClockId;
-
-/// A request, not yet in bytes.
-#[derive(Clone, Debug)]
-pub(super) enum Want {
-    GetInfo,
-    Configure {
-        vcpus: u32,
-        abi: u8,
-        frequency: u64,
-    },
-    GetRegList,
-    GetRegs(Vec<u64>),
-    SetRegs(Vec<(u64, u64)>),
-    GetVm {
-        first: u32,
-        count: u32,
-    },
-    SetVm(Vec<wire::Vcpu>),
-    SetOffset(u64),
-    SetAnchor {
-        monotonic_ns: u64,
-        count: u64,
-    },
-    Pause {
-        keep_counting: bool,
-    },
-    Resume,
-    Begin {
-        vcpus: u32,
-        flags: u32,
-        saved_ns: u64,
-        timeout_ns: u64,
-    },
-    RestoreDone,
-    WaitRun,
-    Abort,
-}
-
-impl Want {
-    /// As bytes; `vcpu` is looked at by operations on one vCPU.
-    pub(super) fn ask(&self, vcpu: u32) -> Ask {
-        match self {
-            Want::GetInfo => Ask::get_info(),
-            &Want::Configure {
-                vcpus,
-                abi,
-                frequency,
-            } => Ask::configure(vcpus, abi, frequency),
-            Want::GetRegList => Ask::get_reg_list(vcpu),
-            Want::GetRegs(ids) => Ask::get_ids(vcpu, ids),
-            Want::SetRegs(entries) => Ask::set_ids(vcpu, entries),
-            &Want::GetVm { first, count } => Ask::get_vm(first, count),
-            Want::SetVm(vcpus) => Ask::set_vm(vcpus),
-            &Want::SetOffset(offset) => Ask::set_offset(offset),
-            &Want::SetAnchor {
-                monotonic_ns,
-                count,
-            } => Ask::set_anchor(monotonic_ns, count),
-            Want::Pause {
-                keep_counting: false,
-            } => Ask::pause(),
-            Want::Pause {
-                keep_counting: true,
-            } => Ask::pause_counting(),
-            Want::Resume => Ask::resume(),
-            &Want::Begin {
-                vcpus,
-                flags,
-                saved_ns,
-                timeout_ns,
-            } => Ask::begin_with(vcpus, flags, saved_ns, timeout_ns),
-            Want::RestoreDone => Ask::restore_done(vcpu),
-            Want::WaitRun => Ask::wait_run(vcpu),
-            Want::Abort => Ask::abort(),
-        }
-    }
-}
 
 /// A value, before the life is lived.
 #[derive(Clone, Copy, Debug)]
@@ -116,12 +40,14 @@ pub(super) enum Step {
     Disconnect,
     Reset,
     Ask {
-        want: Want,
-        vcpu: u32,
+        ask: Ask,
         /// Added to the current epoch; none: 0 is sent.
         epoch: Option<i64>,
-        room: usize,
-        queue: u16,
+    },
+    /// A request of which a byte is another one than it should be, or which has another length.
+    Mangled {
+        ask: Ask,
+        mangling: Mangling,
     },
     Get(u32, Vec<Register>),
     Set(u32, Vec<Write>),
@@ -140,6 +66,31 @@ pub(super) enum Step {
         saved_ns: u64,
         timeout_ns: u64,
     },
+}
+
+/// What becomes of a request's bytes.
+#[derive(Clone, Debug)]
+pub(super) enum Mangling {
+    /// This byte, modulo their number, is changed by this.
+    Byte(usize, u8),
+    /// So many, modulo their number, are cut off.
+    CutOff(usize),
+    /// These follow.
+    Followed(Vec<u8>),
+}
+
+impl Mangling {
+    pub(super) fn mangle(&self, mut bytes: Vec<u8>) -> Vec<u8> {
+        match self {
+            Mangling::Byte(at, by) => {
+                let at = at % bytes.len();
+                bytes[at] ^= by;
+            }
+            Mangling::CutOff(by) => bytes.truncate(bytes.len() - by % (bytes.len() + 1)),
+            Mangling::Followed(by) => bytes.extend(by),
+        }
+        bytes
+    }
 }
 
 pub(super) const QUEUES: std::ops::RangeInclusive<u16> = 1..=2;
@@ -230,40 +181,40 @@ fn timeout() -> impl Strategy<Value = u64> {
     prop_oneof![2 => Just(0), 3 => 1..300_u64, 1 => any::<u64>()]
 }
 
-fn want(vcpus: u32) -> impl Strategy<Value = Want> {
+fn any_ask(vcpus: u32) -> impl Strategy<Value = Ask> {
     let frequency = prop_oneof![Just(0), Just(HZ), Just(24_000_000), any::<u64>()];
-    let any_vcpu = wire_vcpu(vcpus);
+    let page = prop_oneof![Just((0x1000, 64)), Just((0, 0)), (0..300_u64, 0..300_u64)];
     prop_oneof![
-        Just(Want::GetInfo),
-        (0..vcpus + 2, 0..3_u8, frequency).prop_map(|(vcpus, abi, frequency)| Want::Configure {
-            vcpus,
-            abi,
-            frequency
-        }),
-        Just(Want::GetRegList),
-        vec(id(), 0..5).prop_map(Want::GetRegs),
-        vec((id(), any::<u64>()), 0..4).prop_map(Want::SetRegs),
-        (0..vcpus + 1, 0..vcpus + 1).prop_map(|(first, count)| Want::GetVm { first, count }),
-        vec(any_vcpu, 0..3).prop_map(Want::SetVm),
-        any::<u64>().prop_map(Want::SetOffset),
-        (any::<u64>(), any::<u64>()).prop_map(|(monotonic_ns, count)| Want::SetAnchor {
-            monotonic_ns,
-            count
-        }),
-        any::<bool>().prop_map(|keep_counting| Want::Pause { keep_counting }),
-        Just(Want::Resume),
+        Just(Ask::get_info()),
+        (0..vcpus + 2, 0..3_u8, frequency)
+            .prop_map(|(vcpus, abi, frequency)| Ask::configure(vcpus, abi, frequency)),
+        Just(Ask::get_reg_list(0)),
+        vec(id(), 0..5).prop_map(|ids| Ask::get_ids(0, &ids)),
+        vec((id(), any::<u64>()), 0..4).prop_map(|entries| Ask::set_ids(0, &entries)),
+        (0..vcpus + 1, 0..vcpus + 1).prop_map(|(first, count)| Ask::get_vm(first, count)),
+        vec(wire_vcpu(vcpus), 0..3).prop_map(|entries| Ask::set_vm(&entries)),
+        any::<u64>().prop_map(Ask::set_offset),
+        (any::<u64>(), any::<u64>()).prop_map(|(ns, count)| Ask::set_anchor(ns, count)),
+        any::<bool>().prop_map(pause),
+        Just(Ask::resume()),
         (0..vcpus + 2, flags(), realtime(), timeout()).prop_map(
-            |(vcpus, flags, saved_ns, timeout_ns)| Want::Begin {
-                vcpus,
-                flags,
-                saved_ns,
-                timeout_ns
+            |(vcpus, flags, saved_ns, timeout_ns)| {
+                Ask::begin_with(vcpus, flags, saved_ns, timeout_ns)
             }
         ),
-        Just(Want::RestoreDone),
-        Just(Want::WaitRun),
-        Just(Want::Abort),
+        Just(Ask::restore_done(0)),
+        Just(Ask::wait_run(0)),
+        Just(Ask::abort()),
+        page.prop_map(|(address, length)| Ask::time_page(address, length)),
     ]
+}
+
+fn pause(keep_counting: bool) -> Ask {
+    if keep_counting {
+        Ask::pause_counting()
+    } else {
+        Ask::pause()
+    }
 }
 
 /// An entry of SET_VM that need not be right.
@@ -275,29 +226,36 @@ fn wire_vcpu(vcpus: u32) -> impl Strategy<Value = wire::Vcpu> {
     })
 }
 
-fn ask(vcpus: u32) -> impl Strategy<Value = Step> {
-    let epoch = prop_oneof![8 => Just(None), 2 => Just(Some(0)), 1 => (-2..3_i64).prop_map(Some)];
+fn sent(vcpus: u32) -> impl Strategy<Value = Ask> {
     let room = prop_oneof![8 => Just(MAX_MESSAGE), 1 => 16..300_usize];
-    (want(vcpus), vcpu(vcpus), epoch, room, QUEUES).prop_map(|(want, vcpu, epoch, room, queue)| {
-        Step::Ask {
-            want,
-            vcpu,
-            epoch,
-            room,
-            queue,
+    (any_ask(vcpus), vcpu(vcpus), room, QUEUES).prop_map(|(ask, vcpu, room, queue)| {
+        let ask = ask.with_room(room).on_queue(queue);
+        match Op::from(ask.op).scope() {
+            Some(Scope::Vcpu) => ask.for_vcpu(vcpu),
+            _ => ask,
         }
     })
 }
 
-/// A step that does as asked.
-fn of_vm(want: Want) -> Step {
-    Step::Ask {
-        want,
-        vcpu: 0,
-        epoch: None,
-        room: MAX_MESSAGE,
-        queue: 1,
-    }
+fn ask(vcpus: u32) -> impl Strategy<Value = Step> {
+    let epoch = prop_oneof![8 => Just(None), 2 => Just(Some(0)), 1 => (-2..3_i64).prop_map(Some)];
+    (sent(vcpus), epoch).prop_map(|(ask, epoch)| Step::Ask { ask, epoch })
+}
+
+fn mangled(vcpus: u32) -> impl Strategy<Value = Step> {
+    let bit = (0..8_u32).prop_map(|bit| 1 << bit);
+    let mangling = prop_oneof![
+        4 => (0..64_usize, prop_oneof![bit, any::<u8>()])
+            .prop_map(|(at, by)| Mangling::Byte(at, by)),
+        1 => (0..64_usize).prop_map(Mangling::CutOff),
+        1 => vec(any::<u8>(), 1..60).prop_map(Mangling::Followed),
+    ];
+    (sent(vcpus), mangling).prop_map(|(ask, mangling)| Step::Mangled { ask, mangling })
+}
+
+/// A step that asks for this.
+fn of_vm(ask: Ask) -> Step {
+    Step::Ask { ask, epoch: None }
 }
 
 fn step(vcpus: u32) -> impl Strategy<Value = Step> {
@@ -311,6 +269,7 @@ fn step(vcpus: u32) -> impl Strategy<Value = Step> {
         1 => QUEUES.prop_map(Step::CancelQueue),
         1 => Just(Step::Disconnect),
         12 => ask(vcpus),
+        1 => mangled(vcpus),
         5 => (here.clone(), vec(register(), 0..4)).prop_map(|(vcpu, list)| Step::Get(vcpu, list)),
         16 => (here.clone(), writes()).prop_map(|(vcpu, writes)| Step::Set(vcpu, writes)),
         3 => vec((here.clone(), writes()), 0..4).prop_map(Step::SetVm),
@@ -319,8 +278,8 @@ fn step(vcpus: u32) -> impl Strategy<Value = Step> {
         }),
         1 => value().prop_map(Step::SetOffset),
         4 => vec([value(), value(), value(), value()], vcpus as usize).prop_map(Step::RestoreAll),
-        4 => Just(of_vm(Want::Resume)),
-        3 => any::<bool>().prop_map(|keep_counting| of_vm(Want::Pause { keep_counting })),
+        4 => Just(of_vm(Ask::resume())),
+        3 => any::<bool>().prop_map(|keep_counting| of_vm(pause(keep_counting))),
         4 => (flags(), realtime(), timeout()).prop_map(|(flags, saved_ns, timeout_ns)| {
             Step::BeginHere { flags, saved_ns, timeout_ns }
         }),
@@ -350,7 +309,7 @@ pub(super) fn story(steps: usize) -> impl Strategy<Value = Story> {
         let step = prop_oneof![80 => step(vcpus), 1 => Just(Step::Reset)];
         vec(step, 1..=steps).prop_map(move |mut steps| {
             if runs {
-                steps.insert(0, of_vm(Want::Resume));
+                steps.insert(0, of_vm(Ask::resume()));
             }
             Story {
                 vcpus,

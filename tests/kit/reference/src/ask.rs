@@ -1,23 +1,31 @@
-//! Requests, from the protocol's own types.
+//! Requests made from the protocol crate's own types.
 
 use vhost_user_timer_protocol::wire;
 use vhost_user_timer_protocol::{Abi, MAX_MESSAGE, Op, Register, VM_WIDE};
-use zerocopy::{Immutable, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// A request, as a frontend would put it together.
-#[derive(Clone, Debug)]
-pub(super) struct Ask {
-    pub(super) op: u16,
-    pub(super) flags: u16,
-    pub(super) vcpu: u32,
-    pub(super) epoch: u64,
-    pub(super) body: Vec<u8>,
-    pub(super) room: usize,
-    pub(super) queue: u16,
+/// A request as a frontend puts it together, and how it is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// The operation's code.
+    pub op: u16,
+    /// The header's flags.
+    pub flags: u16,
+    /// The vCPU, or [`VM_WIDE`].
+    pub vcpu: u32,
+    /// The epoch meant; 0 is the current one.
+    pub epoch: u64,
+    /// The bytes after the header.
+    pub body: Vec<u8>,
+    /// Device-writable bytes, header included; at most [`MAX_MESSAGE`], which is the default.
+    pub room: usize,
+    /// The request queue; 1 by default.
+    pub queue: u16,
 }
 
 impl Ask {
-    pub(super) fn new(op: Op, vcpu: u32, body: &(impl IntoBytes + Immutable + ?Sized)) -> Self {
+    /// A request of this operation, in the current epoch.
+    pub fn new(op: Op, vcpu: u32, body: &(impl IntoBytes + Immutable + ?Sized)) -> Self {
         Ask {
             op: op.code(),
             flags: 0,
@@ -33,24 +41,32 @@ impl Ask {
         Ask::new(op, VM_WIDE, body)
     }
 
-    pub(super) fn in_epoch(self, epoch: u64) -> Self {
+    /// The same request for one epoch.
+    #[must_use]
+    pub fn in_epoch(self, epoch: u64) -> Self {
         Ask { epoch, ..self }
     }
 
-    pub(super) fn with_room(self, room: usize) -> Self {
+    /// The same request with this much room for its answer, header included.
+    #[must_use]
+    pub fn with_room(self, room: usize) -> Self {
         Ask { room, ..self }
     }
 
-    pub(super) fn on_queue(self, queue: u16) -> Self {
+    /// The same request on another queue.
+    #[must_use]
+    pub fn on_queue(self, queue: u16) -> Self {
         Ask { queue, ..self }
     }
 
-    pub(super) fn for_vcpu(self, vcpu: u32) -> Self {
+    /// The same request with this vCPU in its header.
+    #[must_use]
+    pub fn for_vcpu(self, vcpu: u32) -> Self {
         Ask { vcpu, ..self }
     }
 
     /// The device-readable bytes.
-    pub(super) fn bytes(&self) -> Vec<u8> {
+    pub fn bytes(&self) -> Vec<u8> {
         let header = wire::RequestHeader {
             op: self.op.into(),
             flags: self.flags.into(),
@@ -60,11 +76,13 @@ impl Ask {
         [header.as_bytes(), &self.body].concat()
     }
 
-    pub(super) fn get_info() -> Self {
+    /// GET_INFO.
+    pub fn get_info() -> Self {
         Ask::of_vm(Op::GetInfo, &[0u8; 0])
     }
 
-    pub(super) fn configure(vcpus: u32, abi: u8, frequency: u64) -> Self {
+    /// CONFIGURE_VM; `frequency` in Hz, 0 for the backend's.
+    pub fn configure(vcpus: u32, abi: u8, frequency: u64) -> Self {
         let body = wire::ConfigureVm {
             vcpus: vcpus.into(),
             abi,
@@ -74,21 +92,25 @@ impl Ask {
         Ask::of_vm(Op::ConfigureVm, &body)
     }
 
-    pub(super) fn get_reg_list(vcpu: u32) -> Self {
+    /// GET_REG_LIST.
+    pub fn get_reg_list(vcpu: u32) -> Self {
         Ask::new(Op::GetRegList, vcpu, &[0u8; 0])
     }
 
-    pub(super) fn get_ids(vcpu: u32, ids: &[u64]) -> Self {
+    /// GET_REGS of these ids.
+    pub fn get_ids(vcpu: u32, ids: &[u64]) -> Self {
         let ids: Vec<_> = ids.iter().map(|id| id.to_le_bytes()).collect();
         Ask::new(Op::GetRegs, vcpu, ids.as_flattened())
     }
 
-    pub(super) fn get_regs(vcpu: u32, registers: &[Register]) -> Self {
+    /// GET_REGS of these registers of arm64.
+    pub fn get_regs(vcpu: u32, registers: &[Register]) -> Self {
         let ids: Vec<_> = registers.iter().map(|reg| reg.id(Abi::Arm64)).collect();
         Ask::get_ids(vcpu, &ids)
     }
 
-    pub(super) fn set_ids(vcpu: u32, entries: &[(u64, u64)]) -> Self {
+    /// SET_REGS of ids and values.
+    pub fn set_ids(vcpu: u32, entries: &[(u64, u64)]) -> Self {
         let entries: Vec<_> = entries
             .iter()
             .map(|&(id, value)| wire::RegValue {
@@ -99,7 +121,8 @@ impl Ask {
         Ask::new(Op::SetRegs, vcpu, entries.as_slice())
     }
 
-    pub(super) fn set_regs(vcpu: u32, values: &[(Register, u64)]) -> Self {
+    /// SET_REGS of registers of arm64.
+    pub fn set_regs(vcpu: u32, values: &[(Register, u64)]) -> Self {
         let entries: Vec<_> = values
             .iter()
             .map(|&(register, value)| (register.id(Abi::Arm64), value))
@@ -107,7 +130,8 @@ impl Ask {
         Ask::set_ids(vcpu, &entries)
     }
 
-    pub(super) fn get_vm(first: u32, count: u32) -> Self {
+    /// GET_VM of `count` vCPUs from `first` on.
+    pub fn get_vm(first: u32, count: u32) -> Self {
         let range = wire::VcpuRange {
             first: first.into(),
             count: count.into(),
@@ -115,11 +139,13 @@ impl Ask {
         Ask::of_vm(Op::GetVm, &range)
     }
 
-    pub(super) fn set_vm(vcpus: &[wire::Vcpu]) -> Self {
+    /// SET_VM.
+    pub fn set_vm(vcpus: &[wire::Vcpu]) -> Self {
         Ask::of_vm(Op::SetVm, vcpus)
     }
 
-    pub(super) fn set_offset(offset: u64) -> Self {
+    /// SET_COUNTER_OFFSET.
+    pub fn set_offset(offset: u64) -> Self {
         let body = wire::CounterOffset {
             offset: offset.into(),
             reserved: 0.into(),
@@ -127,7 +153,8 @@ impl Ask {
         Ask::of_vm(Op::SetCounterOffset, &body)
     }
 
-    pub(super) fn set_anchor(monotonic_ns: u64, count: u64) -> Self {
+    /// SET_COUNTER_ANCHOR.
+    pub fn set_anchor(monotonic_ns: u64, count: u64) -> Self {
         let body = wire::CounterAnchor {
             monotonic_ns: monotonic_ns.into(),
             count: count.into(),
@@ -135,11 +162,13 @@ impl Ask {
         Ask::of_vm(Op::SetCounterAnchor, &body)
     }
 
-    pub(super) fn pause() -> Self {
+    /// PAUSE.
+    pub fn pause() -> Self {
         Ask::of_vm(Op::Pause, &wire::Pause::default())
     }
 
-    pub(super) fn pause_counting() -> Self {
+    /// PAUSE with KEEP_COUNTING.
+    pub fn pause_counting() -> Self {
         let body = wire::Pause {
             flags: wire::PAUSE_KEEP_COUNTING.into(),
             reserved: 0.into(),
@@ -147,15 +176,18 @@ impl Ask {
         Ask::of_vm(Op::Pause, &body)
     }
 
-    pub(super) fn resume() -> Self {
+    /// RESUME.
+    pub fn resume() -> Self {
         Ask::of_vm(Op::Resume, &[0u8; 0])
     }
 
-    pub(super) fn begin(vcpus: u32, flags: u32) -> Self {
+    /// RESTORE_BEGIN without a time-out.
+    pub fn begin(vcpus: u32, flags: u32) -> Self {
         Ask::begin_with(vcpus, flags, 0, 0)
     }
 
-    pub(super) fn begin_with(vcpus: u32, flags: u32, saved_ns: u64, timeout_ns: u64) -> Self {
+    /// RESTORE_BEGIN.
+    pub fn begin_with(vcpus: u32, flags: u32, saved_ns: u64, timeout_ns: u64) -> Self {
         let body = wire::RestoreBegin {
             vcpus: vcpus.into(),
             flags: flags.into(),
@@ -165,19 +197,23 @@ impl Ask {
         Ask::of_vm(Op::RestoreBegin, &body)
     }
 
-    pub(super) fn restore_done(vcpu: u32) -> Self {
+    /// RESTORE_DONE.
+    pub fn restore_done(vcpu: u32) -> Self {
         Ask::new(Op::RestoreDone, vcpu, &[0u8; 0])
     }
 
-    pub(super) fn wait_run(vcpu: u32) -> Self {
+    /// WAIT_RUN.
+    pub fn wait_run(vcpu: u32) -> Self {
         Ask::new(Op::WaitRun, vcpu, &[0u8; 0])
     }
 
-    pub(super) fn abort() -> Self {
+    /// RESTORE_ABORT.
+    pub fn abort() -> Self {
         Ask::of_vm(Op::RestoreAbort, &[0u8; 0])
     }
 
-    pub(super) fn time_page(address: u64, length: u64) -> Self {
+    /// SET_TIME_PAGE.
+    pub fn time_page(address: u64, length: u64) -> Self {
         let body = wire::TimePage {
             address: address.into(),
             length: length.into(),
@@ -185,8 +221,26 @@ impl Ask {
         Ask::of_vm(Op::SetTimePage, &body)
     }
 
-    /// One request of each operation, right for a VM of `vcpus` vCPUs wherever the phase is.
-    pub(super) fn one_of_each(vcpus: u32) -> Vec<Ask> {
+    /// The bytes of the answer's body if the request is granted.
+    pub fn answer_len(&self) -> usize {
+        match Op::from(self.op) {
+            Op::GetInfo => size_of::<wire::Info>(),
+            Op::GetRegList => Register::ALL.len() * size_of::<u64>(),
+            Op::GetRegs => 2 * self.body.len(),
+            Op::SetRegs => size_of::<wire::SetRegsResult>(),
+            Op::GetVm => {
+                let range = wire::VcpuRange::read_from_bytes(&self.body);
+                let vcpus = range.map_or(0, |range| range.count.get() as usize);
+                size_of::<wire::Vm>() + vcpus * size_of::<wire::Vcpu>()
+            }
+            Op::Pause | Op::Resume | Op::WaitRun => size_of::<wire::Run>(),
+            Op::RestoreDone => size_of::<wire::RestoreDoneResult>(),
+            _ => 0,
+        }
+    }
+
+    /// One request of each operation, well-formed for a VM of `vcpus` vCPUs.
+    pub fn one_of_each(vcpus: u32) -> Vec<Ask> {
         vec![
             Ask::get_info(),
             Ask::configure(vcpus, 0, 0),
@@ -211,7 +265,7 @@ impl Ask {
 }
 
 /// An entry of SET_VM with all six registers, in the order of [`Register::ALL`].
-pub(super) fn whole_vcpu(vcpu: u32, values: [u64; 6]) -> wire::Vcpu {
+pub fn whole_vcpu(vcpu: u32, values: [u64; 6]) -> wire::Vcpu {
     let mut entry = wire::Vcpu {
         vcpu: vcpu.into(),
         ..Default::default()

@@ -1,0 +1,473 @@
+//! The wire contract, typed by hand from SPEC.md.
+//!
+//! Nothing here comes from the protocol crate, so a slip in the project's own types shows as a
+//! difference. Register values are always in the order CTL, CNT, CVAL, PCTL, PCNT, PCVAL.
+
+/// Operation codes.
+pub mod op {
+    pub const GET_INFO: u16 = 0x0001;
+    pub const CONFIGURE_VM: u16 = 0x0002;
+    pub const GET_REG_LIST: u16 = 0x0010;
+    pub const GET_REGS: u16 = 0x0011;
+    pub const SET_REGS: u16 = 0x0012;
+    pub const GET_VM: u16 = 0x0020;
+    pub const SET_VM: u16 = 0x0021;
+    pub const SET_COUNTER_OFFSET: u16 = 0x0022;
+    pub const SET_COUNTER_ANCHOR: u16 = 0x0023;
+    pub const PAUSE: u16 = 0x0030;
+    pub const RESUME: u16 = 0x0031;
+    pub const RESTORE_BEGIN: u16 = 0x0040;
+    pub const RESTORE_DONE: u16 = 0x0041;
+    pub const WAIT_RUN: u16 = 0x0042;
+    pub const RESTORE_ABORT: u16 = 0x0043;
+    pub const SET_TIME_PAGE: u16 = 0x0050;
+
+    /// Every operation: its code, whether it names one vCPU, and a body length in bytes that it
+    /// accepts.
+    pub const ALL: [(u16, bool, usize); 16] = [
+        (GET_INFO, false, 0),
+        (CONFIGURE_VM, false, 16),
+        (GET_REG_LIST, true, 0),
+        (GET_REGS, true, 8),
+        (SET_REGS, true, 16),
+        (GET_VM, false, 8),
+        (SET_VM, false, 56),
+        (SET_COUNTER_OFFSET, false, 16),
+        (SET_COUNTER_ANCHOR, false, 16),
+        (PAUSE, false, 8),
+        (RESUME, false, 0),
+        (RESTORE_BEGIN, false, 24),
+        (RESTORE_DONE, true, 0),
+        (WAIT_RUN, true, 0),
+        (RESTORE_ABORT, false, 0),
+        (SET_TIME_PAGE, false, 16),
+    ];
+}
+
+/// Statuses.
+pub mod status {
+    pub const OK: u32 = 0;
+    pub const ENOENT: u32 = 2;
+    pub const ENXIO: u32 = 6;
+    pub const E2BIG: u32 = 7;
+    pub const EBUSY: u32 = 16;
+    pub const EINVAL: u32 = 22;
+    pub const ENODATA: u32 = 61;
+    pub const EPROTO: u32 = 71;
+    pub const EOPNOTSUPP: u32 = 95;
+    pub const ETIMEDOUT: u32 = 110;
+    pub const ESTALE: u32 = 116;
+    pub const ECANCELED: u32 = 125;
+}
+
+/// Phases.
+pub mod phase {
+    pub const NEW: u32 = 0;
+    pub const PAUSED: u32 = 1;
+    pub const RUNNING: u32 = 2;
+    pub const RESTORING: u32 = 3;
+}
+
+/// Flags of RESTORE_BEGIN.
+pub mod restore {
+    pub const AUTORUN: u32 = 1;
+    pub const STRICT: u32 = 2;
+    pub const ELAPSED: u32 = 4;
+}
+
+/// The `vcpu` of a VM-wide request.
+pub const VM: u32 = 0xffff_ffff;
+
+/// Register ids in the order CTL, CNT, CVAL, PCTL, PCNT, PCVAL.
+pub const ARM64: [u64; 6] = [
+    0x6030_0000_0013_df19,
+    0x6030_0000_0013_df1a,
+    0x6030_0000_0013_df02,
+    0x6030_0000_0013_df11,
+    0x6030_0000_0013_df01,
+    0x6030_0000_0013_df12,
+];
+/// The same registers of the 32-bit ABI.
+pub const ARM: [u64; 6] = [
+    0x4020_0000_000f_7181,
+    0x4030_0000_000f_0708,
+    0x4030_0000_000f_0718,
+    0x4020_0000_000f_7101,
+    0x4030_0000_000f_0700,
+    0x4030_0000_000f_0710,
+];
+
+/// TIMER_CTL.
+pub const CTL: u64 = ARM64[0];
+/// TIMER_CNT.
+pub const CNT: u64 = ARM64[1];
+/// TIMER_CVAL.
+pub const CVAL: u64 = ARM64[2];
+/// PTIMER_CTL.
+pub const PCTL: u64 = ARM64[3];
+/// PTIMER_CNT.
+pub const PCNT: u64 = ARM64[4];
+/// PTIMER_CVAL.
+pub const PCVAL: u64 = ARM64[5];
+
+/// Flags of `info`.
+pub mod info_flag {
+    pub const OFFSET_PINNED: u8 = 1;
+    pub const ANCHORED: u8 = 2;
+    pub const PHYS_VIRTUALISED: u8 = 4;
+}
+
+/// The little-endian 64-bit word at offset `at`.
+///
+/// # Panics
+///
+/// If the bytes end before it does.
+pub fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
+}
+
+/// The little-endian 32-bit word at offset `at`.
+///
+/// # Panics
+///
+/// If the bytes end before it does.
+pub fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"))
+}
+
+/// The little-endian 16-bit word at offset `at`.
+///
+/// # Panics
+///
+/// If the bytes end before it does.
+pub fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(bytes[at..at + 2].try_into().expect("2 bytes"))
+}
+
+/// The little-endian bytes of 64-bit words.
+pub fn words(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+/// The device-readable bytes of a request.
+pub fn request(op: u16, vcpu: u32, epoch: u64, body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(16 + body.len());
+    bytes.extend(op.to_le_bytes());
+    bytes.extend(0u16.to_le_bytes());
+    bytes.extend(vcpu.to_le_bytes());
+    bytes.extend(epoch.to_le_bytes());
+    bytes.extend(body);
+    bytes
+}
+
+/// The body of CONFIGURE_VM.
+pub fn configure_body(vcpus: u32, abi: u8, frequency: u64) -> Vec<u8> {
+    let mut body = vcpus.to_le_bytes().to_vec();
+    body.extend([abi, 0, 0, 0]);
+    body.extend(frequency.to_le_bytes());
+    body
+}
+
+/// The body of PAUSE.
+pub fn pause_body(flags: u32) -> Vec<u8> {
+    words(&[u64::from(flags)])
+}
+
+/// The body of GET_VM.
+pub fn range_body(first: u32, count: u32) -> Vec<u8> {
+    words(&[u64::from(first) | u64::from(count) << 32])
+}
+
+/// The body of RESTORE_BEGIN.
+pub fn restore_body(vcpus: u32, flags: u32, saved_realtime_ns: u64, timeout_ns: u64) -> Vec<u8> {
+    words(&[
+        u64::from(vcpus) | u64::from(flags) << 32,
+        saved_realtime_ns,
+        timeout_ns,
+    ])
+}
+
+/// The body of SET_REGS.
+pub fn regs_body(entries: &[(u64, u64)]) -> Vec<u8> {
+    entries
+        .iter()
+        .flat_map(|(id, value)| words(&[*id, *value]))
+        .collect()
+}
+
+/// An answer, parsed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// 0, or the errno of a refusal.
+    pub status: u32,
+    /// What explains the status.
+    pub detail: u32,
+    /// The current epoch.
+    pub epoch: u64,
+    /// The bytes after the header; empty for a refusal.
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// Parses an answer's bytes, or those of a chain that was given back.
+    ///
+    /// # Panics
+    ///
+    /// If they are shorter than a header, or if a refusal has a body.
+    pub fn of(answer: &impl AsRef<[u8]>) -> Self {
+        let bytes = answer.as_ref();
+        assert!(bytes.len() >= 16, "an answer of {} bytes", bytes.len());
+        let answer = Answer {
+            status: u32_at(bytes, 0),
+            detail: u32_at(bytes, 4),
+            epoch: u64_at(bytes, 8),
+            body: bytes[16..].to_vec(),
+        };
+        assert!(
+            answer.status == status::OK || answer.body.is_empty(),
+            "a refusal has a body: {answer:?}"
+        );
+        answer
+    }
+
+    /// Status and detail.
+    pub fn outcome(&self) -> (u32, u32) {
+        (self.status, self.detail)
+    }
+
+    /// The body, of `len` bytes, of a request that was granted.
+    ///
+    /// # Panics
+    ///
+    /// If the request was refused or the body has another length.
+    #[track_caller]
+    pub fn ok(&self, len: usize) -> &[u8] {
+        assert_eq!(self.outcome(), (status::OK, 0), "{self:?}");
+        assert_eq!(self.body.len(), len, "the body's length");
+        &self.body
+    }
+}
+
+/// The answer of GET_INFO (`info`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Info {
+    pub version: u32,
+    pub phase: u32,
+    pub vcpus: u32,
+    pub restored: u32,
+    pub frequency: u64,
+    pub cntvoff: u64,
+    pub cntpoff: u64,
+    pub epoch: u64,
+    pub max_vcpus: u32,
+    pub request_queues: u16,
+    pub abi: u8,
+    pub flags: u8,
+    pub host_count: u64,
+}
+
+impl Info {
+    /// From its 64 bytes.
+    ///
+    /// # Panics
+    ///
+    /// If there are not 64.
+    pub fn of(bytes: &[u8]) -> Self {
+        assert_eq!(bytes.len(), 64);
+        Info {
+            version: u32_at(bytes, 0),
+            phase: u32_at(bytes, 4),
+            vcpus: u32_at(bytes, 8),
+            restored: u32_at(bytes, 12),
+            frequency: u64_at(bytes, 16),
+            cntvoff: u64_at(bytes, 24),
+            cntpoff: u64_at(bytes, 32),
+            epoch: u64_at(bytes, 40),
+            max_vcpus: u32_at(bytes, 48),
+            request_queues: u16_at(bytes, 52),
+            abi: bytes[54],
+            flags: bytes[55],
+            host_count: u64_at(bytes, 56),
+        }
+    }
+
+    /// The same without what changes by itself while the VM is PAUSED: the host counter is 0, and
+    /// a frozen clock's offset is replaced by its count.
+    #[must_use]
+    pub fn at_rest(self) -> Self {
+        Info {
+            cntvoff: self.host_count.wrapping_sub(self.cntvoff),
+            cntpoff: match self.flags & info_flag::PHYS_VIRTUALISED {
+                0 => self.cntpoff,
+                _ => self.host_count.wrapping_sub(self.cntpoff),
+            },
+            host_count: 0,
+            ..self
+        }
+    }
+}
+
+/// The answer of PAUSE, RESUME and WAIT_RUN (`run`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    pub cntvoff: u64,
+    pub cntpoff: u64,
+    pub virt_count: u64,
+    pub phys_count: u64,
+    pub host_count: u64,
+}
+
+impl Run {
+    /// From its 40 bytes.
+    ///
+    /// # Panics
+    ///
+    /// If there are not 40, or if the five values are not of one instant.
+    pub fn of(bytes: &[u8]) -> Self {
+        assert_eq!(bytes.len(), 40);
+        let run = Run {
+            cntvoff: u64_at(bytes, 0),
+            cntpoff: u64_at(bytes, 8),
+            virt_count: u64_at(bytes, 16),
+            phys_count: u64_at(bytes, 24),
+            host_count: u64_at(bytes, 32),
+        };
+        assert_eq!(run.virt_count, run.host_count.wrapping_sub(run.cntvoff));
+        assert_eq!(run.phys_count, run.host_count.wrapping_sub(run.cntpoff));
+        run
+    }
+}
+
+/// A vCPU in GET_VM and SET_VM (`vcpu`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vcpu {
+    pub vcpu: u32,
+    pub present: u32,
+    pub registers: [u64; 6],
+}
+
+impl Vcpu {
+    /// A vCPU with all six registers present.
+    pub fn with(vcpu: u32, registers: [u64; 6]) -> Self {
+        Vcpu {
+            vcpu,
+            present: 0x3f,
+            registers,
+        }
+    }
+
+    /// From its 56 bytes.
+    ///
+    /// # Panics
+    ///
+    /// If there are not 56.
+    pub fn of(bytes: &[u8]) -> Self {
+        assert_eq!(bytes.len(), 56);
+        Vcpu {
+            vcpu: u32_at(bytes, 0),
+            present: u32_at(bytes, 4),
+            registers: std::array::from_fn(|i| u64_at(bytes, 8 + 8 * i)),
+        }
+    }
+
+    /// As its 56 bytes.
+    pub fn to_bytes(self) -> Vec<u8> {
+        let mut bytes = self.vcpu.to_le_bytes().to_vec();
+        bytes.extend(self.present.to_le_bytes());
+        bytes.extend(words(&self.registers));
+        bytes
+    }
+}
+
+/// The answer of GET_VM (`vm`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmState {
+    pub virt_count: u64,
+    pub phys_count: u64,
+    pub host_count: u64,
+    pub frequency: u64,
+    pub first: u32,
+    pub count: u32,
+    pub vcpus: Vec<Vcpu>,
+}
+
+impl VmState {
+    /// From its bytes.
+    ///
+    /// # Panics
+    ///
+    /// If their number does not fit the number of vCPUs.
+    pub fn of(bytes: &[u8]) -> Self {
+        let (head, rest) = bytes.split_at(40);
+        let state = VmState {
+            virt_count: u64_at(head, 0),
+            phys_count: u64_at(head, 8),
+            host_count: u64_at(head, 16),
+            frequency: u64_at(head, 24),
+            first: u32_at(head, 32),
+            count: u32_at(head, 36),
+            vcpus: rest.chunks(56).map(Vcpu::of).collect(),
+        };
+        assert_eq!(state.vcpus.len(), state.count as usize);
+        state
+    }
+}
+
+impl VmState {
+    /// The same without what changes by itself while the VM is PAUSED: the host counter and,
+    /// unless it is frozen, the physical clock.
+    #[must_use]
+    pub fn at_rest(mut self, physical_stands_still: bool) -> Self {
+        self.host_count = 0;
+        if !physical_stands_still {
+            self.phys_count = 0;
+            for vcpu in &mut self.vcpus {
+                vcpu.registers[4] = 0;
+                // ISTATUS depends on the count.
+                vcpu.registers[3] &= 3;
+            }
+        }
+        self
+    }
+}
+
+/// An event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    pub kind: u16,
+    pub timer: u16,
+    pub vcpu: u32,
+    pub cval: u64,
+    pub count: u64,
+    pub epoch: u64,
+}
+
+/// An event's kind: TIMER_ASSERTED.
+pub const TIMER_ASSERTED: u16 = 1;
+/// An event's kind: PHASE_CHANGED.
+pub const PHASE_CHANGED: u16 = 2;
+
+impl Event {
+    /// From its 32 bytes, or those of a buffer that was given back.
+    ///
+    /// # Panics
+    ///
+    /// If there are not 32.
+    pub fn of(event: &impl AsRef<[u8]>) -> Self {
+        let bytes = event.as_ref();
+        assert_eq!(bytes.len(), 32, "an event's length");
+        Event {
+            kind: u16_at(bytes, 0),
+            timer: u16_at(bytes, 2),
+            vcpu: u32_at(bytes, 4),
+            cval: u64_at(bytes, 8),
+            count: u64_at(bytes, 16),
+            epoch: u64_at(bytes, 24),
+        }
+    }
+
+    /// Kind, timer, and vCPU or phase.
+    pub fn what(&self) -> (u16, u16, u32) {
+        (self.kind, self.timer, self.vcpu)
+    }
+}
