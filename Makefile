@@ -10,7 +10,7 @@ MODEL := target/release/model-check
 QEMU_DEMO := target/release/demo-qemu
 BENCH := target/release/bench
 
-.PHONY: help demo demo-qemu check fmt clippy doc test model bench bench-model build clean qemu-environment clean-cache
+.PHONY: help demo demo-qemu check fmt clippy doc deny test model bench bench-model build clean qemu-environment clean-cache
 
 help:
 	@echo 'make demo   eight vCPUs saved by one backend and restored by another, step by step'
@@ -31,7 +31,7 @@ demo: build
 demo-qemu: build qemu-environment
 	$(QEMU_DEMO)
 
-check: fmt clippy doc test model
+check: fmt clippy doc deny test model
 	$(MOCK) demo --backend $(BACKEND) --via device-state --kill
 	$(MOCK) demo --backend $(BACKEND)
 	@tests/qemu/environment --report
@@ -49,6 +49,9 @@ clippy:
 
 doc:
 	$(CARGO) doc --locked --workspace --all-features --no-deps
+
+deny:
+	@.ci/deny
 
 # The black-box tests run the backend as it is released: without the feature for failpoints.
 test: build qemu-environment
@@ -71,3 +74,4 @@ clean:
 
 clean-cache:
 	tests/qemu/environment --remove
+	.ci/deny --remove
