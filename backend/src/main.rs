@@ -41,7 +41,8 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
-    let counter = HostCounter::open(args.counter_source)?;
+    let counter = HostCounter::open(args.counter_source)
+        .map_err(|error| format!("{error}; use --counter-source monotonic"))?;
     let profile = Profile {
         max_vcpus: args.max_vcpus,
         request_queues: args.request_queues,

@@ -23,14 +23,14 @@ use vhost_user_timer_protocol::counter;
 pub enum SourceError {
     /// The CPU has no such counter.
     #[error(
-        "counter source {0} does not exist on {arch}; use another source, such as monotonic",
+        "counter source {0} does not exist on {arch}",
         arch = std::env::consts::ARCH
     )]
     WrongArchitecture(Source),
     /// The time-stamp counter changes its rate or stops.
     #[error(
         "counter source tsc is not usable: this CPU's time-stamp counter is not invariant \
-         (CPUID 80000007h EDX bit 8); use another source, such as monotonic"
+         (CPUID 80000007h EDX bit 8)"
     )]
     TscNotInvariant,
 }
