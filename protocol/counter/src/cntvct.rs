@@ -1,6 +1,8 @@
-//! The AArch64 virtual counter (Arm ARM D12.1.2).
+//! The AArch64 virtual counter, CNTVCT_EL0 (Arm ARM D12.1.2).
 
-use crate::{HostSource, SourceError};
+use vhost_user_timer_protocol::counter::scale;
+
+use crate::{HostSource, Source, SourceError};
 
 pub(crate) struct Cntvct;
 
@@ -8,51 +10,76 @@ impl HostSource for Cntvct {
     const NAME: &'static str = "cntvct";
     const CODE: u32 = 4;
 
-    #[cfg(target_arch = "aarch64")]
     fn frequency() -> Result<u64, SourceError> {
-        Ok(cntfrq())
+        registers::cntfrq().ok_or(SourceError::WrongArchitecture(Source::Cntvct))
     }
 
-    #[cfg(not(target_arch = "aarch64"))]
-    fn frequency() -> Result<u64, SourceError> {
-        Err(SourceError::WrongArchitecture(crate::Source::Cntvct))
-    }
-
-    #[cfg(target_arch = "aarch64")]
     #[inline]
     fn read(from: u64, to: u64) -> u64 {
-        vhost_user_timer_protocol::counter::scale(cntvct(), from, to)
+        scale(registers::cntvct(), from, to)
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod registers {
+    use core::arch::asm;
+
+    /// CNTVCT_EL0, ticks.
+    ///
+    /// A CPU may read the counter early, before the instructions in front of it. ISB prevents that:
+    /// the reading follows every load whose value was branched on (Arm ARM D12.1.2), such as a
+    /// lock, a ring index or a sequence number. FEAT_ECV's CNTVCTSS_EL0 would do without the ISB;
+    /// most CPUs do not have it.
+    #[inline]
+    pub(super) fn cntvct() -> u64 {
+        let count: u64;
+        // SAFETY: Linux lets user space read the virtual counter (CNTKCTL_EL1.EL0VCTEN). It changes
+        // one register. `nomem` is left out, so that the compiler moves no load or store across.
+        unsafe {
+            asm!("isb", "mrs {count}, cntvct_el0", count = out(reg) count,
+                 options(nostack, preserves_flags));
+        }
+        count
     }
 
-    /// Never called: the source cannot be opened here.
-    #[cfg(not(target_arch = "aarch64"))]
-    fn read(_from: u64, _to: u64) -> u64 {
+    /// CNTFRQ_EL0, Hz; 1 where firmware left it 0, which would have left Linux without a clock.
+    pub(super) fn cntfrq() -> Option<u64> {
+        let frequency: u64;
+        // SAFETY: Linux lets user space read CNTFRQ_EL0 where it lets it read the counter. It
+        // changes one register.
+        unsafe {
+            asm!("mrs {frequency}, cntfrq_el0", frequency = out(reg) frequency,
+                 options(nomem, nostack, preserves_flags));
+        }
+        Some(frequency.max(1))
+    }
+}
+
+#[cfg(not(target_arch = "aarch64"))]
+mod registers {
+    /// Never called: there is no frequency, so the source cannot be opened.
+    pub(super) fn cntvct() -> u64 {
         0
     }
+
+    pub(super) fn cntfrq() -> Option<u64> {
+        None
+    }
 }
 
-/// CNTVCT_EL0, read after everything before it in program order.
-#[cfg(target_arch = "aarch64")]
-fn cntvct() -> u64 {
-    let count: u64;
-    // SAFETY: Linux lets EL0 read the virtual counter (CNTKCTL_EL1.EL0VCTEN); the read touches no
-    // memory and no flags. Without `nomem` the compiler keeps loads and stores on their side of it.
-    unsafe {
-        std::arch::asm!("isb", "mrs {count}, cntvct_el0", count = out(reg) count,
-             options(nostack, preserves_flags));
-    }
-    count
-}
+#[cfg(all(test, target_arch = "aarch64"))]
+mod tests {
+    use super::registers::{cntfrq, cntvct};
+    use crate::{HostCounter, Source};
 
-/// CNTFRQ_EL0, Hz.
-#[cfg(target_arch = "aarch64")]
-fn cntfrq() -> u64 {
-    let frequency: u64;
-    // SAFETY: as in `cntvct`.
-    unsafe {
-        std::arch::asm!("mrs {frequency}, cntfrq_el0", frequency = out(reg) frequency,
-             options(nomem, nostack, preserves_flags));
+    #[test]
+    fn the_source_is_cntvct_at_the_frequency_that_cntfrq_tells() {
+        let counter = HostCounter::open(Source::Cntvct).unwrap();
+        let frequency = cntfrq().unwrap();
+        assert_eq!(counter.native_frequency(), frequency);
+        let before = cntvct();
+        let read = counter.read(frequency);
+        let after = cntvct();
+        assert!((before..=after).contains(&read));
     }
-    // Firmware that left it 0 would have left the kernel without a clock.
-    frequency.max(1)
 }

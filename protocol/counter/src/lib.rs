@@ -1,10 +1,11 @@
-//! The host counters: what a VM's counter is an offset of.
+//! Host counters: what a VM's counter is an offset of.
 //!
-//! The backend and the frontend read the same sources through this crate, so that a count which
-//! one end derives is the other end's to the tick. All the assembly of the project is here.
+//! The backend and the frontend read the same sources through this crate, so both derive the same
+//! count to the tick. Frequencies are in Hz; counts are modulo 2^64. All the assembly of the
+//! project is here.
 //!
-//! A source is one file, with a type that implements [`HostSource`], and one line of `sources!`.
-//! Command-line names, state-file codes and the frontend's readers follow from that line.
+//! To add a source, write a file with a type that implements [`HostSource`] and add one line to
+//! `sources!`. Its name on command lines, its code in state files and the frontend's reader follow.
 
 mod boottime;
 mod cntvct;
@@ -12,22 +13,22 @@ mod monotonic;
 mod order;
 mod tsc;
 
-pub use order::zero_after;
+pub use order::{stores_before_reading, zero_after};
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
 use vhost_user_timer_protocol::counter;
 
-/// Why a counter source cannot be used on this host.
+/// Why a source of the host counter cannot be used on this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SourceError {
-    /// The CPU has no such counter.
+    /// CPUs of this architecture have no such counter.
     #[error(
         "counter source {0} does not exist on {arch}",
         arch = std::env::consts::ARCH
     )]
     WrongArchitecture(Source),
-    /// The time-stamp counter changes its rate or stops.
+    /// This CPU's time-stamp counter may change its rate or stop.
     #[error(
         "counter source tsc is not usable: this CPU's time-stamp counter is not invariant \
          (CPUID 80000007h EDX bit 8)"
@@ -35,21 +36,22 @@ pub enum SourceError {
     TscNotInvariant,
 }
 
-/// One source: everything that tells it from the others.
+/// One source of the host counter.
 trait HostSource {
-    /// The source's name on command lines.
+    /// The name on command lines.
     const NAME: &'static str;
-    /// The source's code in state files, never reused.
+    /// The code in state files. Never reused.
     const CODE: u32;
-    /// Whether the frequency is measured, so that a second measurement would differ.
+    /// Whether the frequency may be measured at each start, and so differ from one to the next.
     const MEASURED: bool = false;
-    /// The kernel clock that advances as this counter does.
+    /// The kernel clock that stops when this counter does. Alarms are set on it.
     const KERNEL_CLOCK: ClockId = ClockId::Monotonic;
 
     /// The counter's own frequency, Hz, at least 1.
     fn frequency() -> Result<u64, SourceError>;
 
-    /// The counter in ticks of `to` Hz. `from` is its own frequency, Hz.
+    /// The counter in ticks of `to` Hz, where `from` is its own frequency, Hz. Both are at least 1.
+    /// Reads after every load whose value was branched on.
     fn read(from: u64, to: u64) -> u64;
 }
 
@@ -63,7 +65,7 @@ macro_rules! sources {
         }
 
         impl Source {
-            /// Every source, on whichever architecture.
+            /// Every source, those of other architectures included.
             pub const ALL: &[Source] = &[$(Source::$name),*];
 
             /// The name on command lines.
@@ -73,14 +75,14 @@ macro_rules! sources {
                 }
             }
 
-            /// The code in state files.
+            /// The code in state files ([`CounterId`]).
             pub const fn code(self) -> u32 {
                 match self {
                     $(Source::$name => <$source>::CODE,)*
                 }
             }
 
-            /// The kernel clock that advances as this counter does.
+            /// The kernel clock that stops when this counter does: the one to set an alarm on.
             pub const fn kernel_clock(self) -> ClockId {
                 match self {
                     $(Source::$name => <$source>::KERNEL_CLOCK,)*
@@ -126,16 +128,16 @@ impl std::fmt::Display for Source {
     }
 }
 
-/// What identifies a host counter in a state file.
+/// Identifies a host counter in a state file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CounterId {
     /// [`Source::code`].
     pub source: u32,
-    /// The counter's own frequency, Hz. A measured one holds for the life of the VM.
+    /// The counter's own frequency, Hz. If it was measured, it is kept for the life of the VM.
     pub frequency: u64,
 }
 
-/// A host counter that can be read.
+/// A source that exists on this host, ready to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostCounter {
     source: Source,
@@ -149,11 +151,11 @@ impl HostCounter {
         frequency: counter::NS_PER_SEC,
     };
 
-    /// Makes the source ready for reading.
+    /// Makes a source ready to be read. Takes 4 ms where its frequency has to be measured.
     ///
     /// # Errors
     ///
-    /// [`SourceError`] where this host has no such counter, or no reliable one.
+    /// [`SourceError`] if this host has no such counter, or an unreliable one.
     pub fn open(source: Source) -> Result<Self, SourceError> {
         Ok(HostCounter {
             source,
@@ -161,9 +163,8 @@ impl HostCounter {
         })
     }
 
-    /// The same source at the frequency, Hz, that was found for it before. Where the frequency is
-    /// measured a second measurement would differ, and the count would jump; elsewhere this changes
-    /// nothing.
+    /// The same source at `frequency` Hz, which was measured earlier: a new measurement would
+    /// differ, and the count would jump. A source whose frequency is not measured keeps its own.
     #[must_use]
     pub fn at_rate(self, frequency: u64) -> Self {
         if self.source.is_measured() {
@@ -176,12 +177,12 @@ impl HostCounter {
         }
     }
 
-    /// The source.
+    /// Which source this is.
     pub fn source(&self) -> Source {
         self.source
     }
 
-    /// What identifies this counter in a state file.
+    /// This counter's identity in a state file.
     pub fn id(&self) -> CounterId {
         CounterId {
             source: self.source.code(),
@@ -194,21 +195,22 @@ impl HostCounter {
         self.frequency
     }
 
-    /// The counter in ticks of `frequency` Hz, read after everything before it in program order.
+    /// The counter in ticks of `frequency` Hz (at least 1). Reads after every load whose value was
+    /// branched on; see [`zero_after`] and [`stores_before_reading`] for the other directions.
     #[inline]
     pub fn read(&self, frequency: u64) -> u64 {
         self.source.read(self.frequency, frequency)
     }
 }
 
-/// A kernel clock in ticks of `frequency` Hz.
+/// A kernel clock now, in ticks of `frequency` Hz (at least 1).
 pub fn clock_ticks(clock: ClockId, frequency: u64) -> u64 {
     ticks_of(clock_gettime(clock), frequency)
 }
 
-/// A reading of a kernel clock in ticks of `frequency` Hz.
+/// `time`, read from a kernel clock, in ticks of `frequency` Hz (at least 1).
 pub fn ticks_of(time: Timespec, frequency: u64) -> u64 {
-    // Only a wall clock set before 1970 is negative; that counts as the epoch.
+    // Negative only if the wall clock is set before 1970, which counts as 1970.
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or(0);
     counter::ticks(seconds, nanoseconds, frequency)
@@ -216,12 +218,18 @@ pub fn ticks_of(time: Timespec, frequency: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::*;
     use vhost_user_timer_protocol::counter::NS_PER_SEC;
 
+    fn usable() -> impl Iterator<Item = HostCounter> {
+        Source::ALL.iter().copied().flat_map(HostCounter::open)
+    }
+
     #[test]
     fn a_counter_never_goes_back_at_any_frequency() {
-        for counter in Source::ALL.iter().copied().flat_map(HostCounter::open) {
+        for counter in usable() {
             for frequency in [1_000, 62_500_000, 1_000_000_000] {
                 let mut last = 0;
                 for _ in 0..1_000 {
@@ -230,6 +238,71 @@ mod tests {
                     last = host;
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_counter_never_goes_back_from_one_thread_to_another() {
+        for counter in usable() {
+            let published = AtomicU64::new(0);
+            let reader = || {
+                for _ in 0..10_000 {
+                    let before = published.load(Ordering::Acquire);
+                    // The branch that the reading follows.
+                    if before == u64::MAX {
+                        return;
+                    }
+                    let count = counter.read(counter.native_frequency());
+                    assert!(count >= before, "{counter:?}: {count} after {before}");
+                    published.fetch_max(count, Ordering::Release);
+                }
+            };
+            std::thread::scope(|scope| {
+                scope.spawn(reader);
+                scope.spawn(reader);
+            });
+        }
+    }
+
+    #[test]
+    fn a_counter_advances_at_its_own_frequency() {
+        /// Nanoseconds of CLOCK_MONOTONIC.
+        const SPAN: u64 = 10_000_000;
+        let monotonic = || HostCounter::MONOTONIC.read(NS_PER_SEC);
+        for counter in usable() {
+            let frequency = counter.native_frequency();
+            let before = monotonic();
+            let first = counter.read(frequency);
+            let start = monotonic();
+            while monotonic() - start < SPAN {
+                std::hint::spin_loop();
+            }
+            let end = monotonic();
+            let last = counter.read(frequency);
+            let after = monotonic();
+            let ticks = last - first;
+            let least = counter::scale(end - start, NS_PER_SEC, frequency);
+            let most = counter::scale(after - before, NS_PER_SEC, frequency);
+            // A thousandth for a measured frequency, and a tick for rounding.
+            let error = least / 1_000 + 1;
+            assert!(
+                (least - error..=most + error).contains(&ticks),
+                "{counter:?}: {ticks} ticks, expected {least} to {most}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_measured_frequency_is_kept_and_any_other_is_the_counters_own() {
+        for counter in usable() {
+            let kept = counter.at_rate(12_345).native_frequency();
+            let own = counter.native_frequency();
+            let expected = if counter.source() == Source::Tsc {
+                12_345
+            } else {
+                own
+            };
+            assert_eq!(kept, expected, "{counter:?}");
         }
     }
 

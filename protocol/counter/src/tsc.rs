@@ -1,5 +1,7 @@
 //! The x86-64 time-stamp counter (Intel SDM vol. 3, 20.17).
 
+use vhost_user_timer_protocol::counter::scale;
+
 use crate::{HostSource, SourceError};
 
 pub(crate) struct Tsc;
@@ -9,88 +11,61 @@ impl HostSource for Tsc {
     const CODE: u32 = 3;
     const MEASURED: bool = true;
 
-    #[cfg(target_arch = "x86_64")]
     fn frequency() -> Result<u64, SourceError> {
-        cpu::frequency().ok_or(SourceError::TscNotInvariant)
+        cpu::frequency()
     }
 
-    #[cfg(not(target_arch = "x86_64"))]
-    fn frequency() -> Result<u64, SourceError> {
-        Err(SourceError::WrongArchitecture(crate::Source::Tsc))
-    }
-
-    #[cfg(target_arch = "x86_64")]
     #[inline]
     fn read(from: u64, to: u64) -> u64 {
-        vhost_user_timer_protocol::counter::scale(cpu::tsc(), from, to)
-    }
-
-    /// Never called: the source cannot be opened here.
-    #[cfg(not(target_arch = "x86_64"))]
-    fn read(_from: u64, _to: u64) -> u64 {
-        0
+        scale(cpu::tsc(), from, to)
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod cpu {
+    use core::arch::x86_64::{_mm_lfence, _rdtsc};
     use std::time::Duration;
 
     use raw_cpuid::CpuId;
     use rustix::time::{ClockId, clock_gettime};
 
-    /// The x86-64 time-stamp counter (Intel SDM vol. 3, 20.17), read after everything before it in
-    /// program order.
+    use crate::SourceError;
+
+    /// The time-stamp counter, ticks. RDTSC alone may be executed early; LFENCE makes it follow
+    /// every load before it (Intel SDM vol. 2, RDTSC).
+    #[inline]
     pub(super) fn tsc() -> u64 {
-        use core::arch::x86_64::{_mm_lfence, _rdtsc};
-        // SAFETY: SSE2, and with it LFENCE, is part of every x86-64 CPU.
+        // SAFETY: every x86-64 CPU has SSE2, and with it LFENCE.
         unsafe { _mm_lfence() };
-        // SAFETY: RDTSC is part of every x86-64 CPU, and no kernel that Rust's std runs on turns
-        // it off (CR4.TSD).
+        // SAFETY: every x86-64 CPU has RDTSC, and Linux leaves it to user space (CR4.TSD is 0).
         unsafe { _rdtsc() }
     }
 
-    /// How long the counter is compared with CLOCK_MONOTONIC where the CPU does not tell its
-    /// frequency: long enough for some 10 ppm, short enough not to be felt at start-up.
+    /// How long the counter is compared with CLOCK_MONOTONIC where neither the CPU nor a hypervisor
+    /// states its frequency: long enough for an error of about 10 ppm, short enough not to delay
+    /// the start.
     const CALIBRATION: Duration = Duration::from_millis(4);
 
-    /// Ticks per second; `None` where the counter is not invariant.
-    pub(super) fn frequency() -> Option<u64> {
+    /// Ticks per second.
+    pub(super) fn frequency() -> Result<u64, SourceError> {
         let cpuid = CpuId::new();
         cpuid
             .get_advanced_power_mgmt_info()
-            .filter(|info| info.has_invariant_tsc())?;
-        // The CPU's own word (leaf 15h), then a hypervisor's (leaf 40000010h, kHz), then a
-        // measurement.
-        let told = cpuid.get_tsc_info().and_then(|info| info.tsc_frequency());
-        let hypervisor = || {
+            .filter(|info| info.has_invariant_tsc())
+            .ok_or(SourceError::TscNotInvariant)?;
+        let stated_by_cpu = || cpuid.get_tsc_info()?.tsc_frequency();
+        let stated_by_hypervisor = || {
             let khz = cpuid.get_hypervisor_info()?.tsc_frequency()?;
             Some(u64::from(khz) * 1_000)
         };
-        told.or_else(hypervisor)
+        Ok(stated_by_cpu()
+            .or_else(stated_by_hypervisor)
             .filter(|hz| *hz != 0)
-            .or_else(|| Some(measured()))
+            .unwrap_or_else(measured))
     }
 
+    /// Ticks per second by CLOCK_MONOTONIC, at least 1.
     fn measured() -> u64 {
-        let monotonic =
-            || Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap_or_default();
-        // The pair whose two clock readings lie closest together, out of a few.
-        let sample = || {
-            (0..8)
-                .map(|_| {
-                    let before = monotonic();
-                    let ticks = tsc();
-                    let after = monotonic();
-                    (
-                        after.saturating_sub(before),
-                        before + (after.saturating_sub(before)) / 2,
-                        ticks,
-                    )
-                })
-                .min_by_key(|(width, ..)| *width)
-                .map_or((Duration::ZERO, 0), |(_, time, ticks)| (time, ticks))
-        };
         let (start, first) = sample();
         while monotonic().saturating_sub(start) < CALIBRATION {
             std::hint::spin_loop();
@@ -103,15 +78,46 @@ mod cpu {
             .max(1)
     }
 
+    /// CLOCK_MONOTONIC and the counter at the same instant: of a few tries, the one whose two clock
+    /// readings around the counter's lie closest together.
+    fn sample() -> (Duration, u64) {
+        (0..8)
+            .map(|_| {
+                let before = monotonic();
+                let ticks = tsc();
+                let width = monotonic().saturating_sub(before);
+                (width, before + width / 2, ticks)
+            })
+            .min_by_key(|(width, ..)| *width)
+            .map_or((Duration::ZERO, 0), |(_, time, ticks)| (time, ticks))
+    }
+
+    fn monotonic() -> Duration {
+        Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap_or_default()
+    }
+
     #[cfg(test)]
     mod tests {
         use super::*;
 
         #[test]
-        fn the_measured_frequency_agrees_with_the_monotonic_clock() {
-            // Two measurements, whatever else the machine does, agree within a thousandth.
+        fn two_measured_frequencies_agree_within_a_thousandth() {
             let (a, b) = (measured(), measured());
             assert!(a.abs_diff(b) < a / 1_000, "{a} Hz, {b} Hz");
         }
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod cpu {
+    use crate::{Source, SourceError};
+
+    /// Never called: there is no frequency, so the source cannot be opened.
+    pub(super) fn tsc() -> u64 {
+        0
+    }
+
+    pub(super) fn frequency() -> Result<u64, SourceError> {
+        Err(SourceError::WrongArchitecture(Source::Tsc))
     }
 }

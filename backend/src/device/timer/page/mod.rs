@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use rustix::thread::futex;
 use rustix::time::{ClockId, clock_gettime};
+use vhost_user_timer_counter::stores_before_reading;
 use vhost_user_timer_protocol::wire;
 use vm_memory::{
     Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
@@ -93,14 +94,7 @@ impl Page {
         };
         if let Ok(page) = Mapped::at(&memory.memory(), at) {
             self.begin(&page);
-            // Seen before the counter is read, not only before the fields change.
-            fence(Ordering::SeqCst);
-            #[cfg(target_arch = "aarch64")]
-            // SAFETY: a barrier. The one above orders accesses to memory, and the counter is none; this
-            // one is complete when the store can be seen (Arm ARM B2.3.10, DSB).
-            unsafe {
-                std::arch::asm!("dsb ish", options(nostack, preserves_flags));
-            }
+            stores_before_reading();
         }
     }
 
