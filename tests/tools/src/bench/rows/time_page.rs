@@ -47,6 +47,12 @@ fn kvm() -> Result<impl FnMut() -> io::Result<()>, Box<dyn std::error::Error>> {
     })
 }
 
+/// Only x86-64's KVM is measured.
+#[cfg(not(target_arch = "x86_64"))]
+fn kvm() -> Result<fn() -> io::Result<()>, Box<dyn std::error::Error>> {
+    Err(format!("no ioctl is measured on {}", std::env::consts::ARCH).into())
+}
+
 /// See the module.
 pub(super) fn count(bench: &mut Bench) -> io::Result<()> {
     for source in ["monotonic", "tsc"] {
@@ -82,12 +88,10 @@ fn read(bench: &mut Bench, backend: &BackendProcess, source: &str, name: &str) -
         let unreadable = || io::Error::other("the time page is not to be read, though the VM runs");
         counts.map(|_| ()).ok_or_else(unreadable)
     };
-    #[cfg(target_arch = "x86_64")]
     let mut kvm = kvm();
     let (mut to_gettime, mut to_kvm) = (Pair::default(), Pair::default());
     for _ in 0..bench.count(200, 40) {
         to_gettime.add(readings(ours)?, readings(gettime)?);
-        #[cfg(target_arch = "x86_64")]
         if let Ok(kvm) = &mut kvm {
             to_kvm.add(readings(ours)?, readings(kvm)?);
         }
