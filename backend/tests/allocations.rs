@@ -4,7 +4,7 @@
 mod counting;
 
 use counting::{Cost, NOTHING, cost_of};
-use vhost_user_timer_model::vm::{Call, Effects, Handled, Now, Profile, Token, Vm};
+use vhost_user_timer_model::vm::{Effects, Handled, Incoming, Now, Profile, Token, Vm};
 use vhost_user_timer_protocol::wire;
 use vhost_user_timer_protocol::{Abi, MAX_MESSAGE, Op, Phase, Register, VM_WIDE};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -68,11 +68,7 @@ impl Bench {
     }
 
     fn handle(&mut self, request: &[u8]) -> u32 {
-        let call = Call {
-            request,
-            room: MAX_MESSAGE,
-            token: Token { queue: 1, head: 0 },
-        };
+        let call = Incoming::parse(request, MAX_MESSAGE, Token { queue: 1, head: 0 });
         let now = Now::at(self.host);
         let handled = self.vm.handle(now, &call, &mut self.effects);
         self.effects.changed.clear();

@@ -5,7 +5,8 @@
 //!
 //! - [`wire`]: the structures as bytes. Little-endian, unaligned, no padding; sizes
 //!   and offsets are asserted at compile time.
-//! - [`op`]: operation codes, and what each takes and gives.
+//! - [`op`]: the operations, each a row of one table.
+//! - [`phase`]: the phases of a VM's life.
 //! - [`request`]: bytes → [`Request`]. A peer may send anything;
 //!   parsing never panics and never allocates.
 //! - [`status`]: the errno-valued status of an answer.
@@ -24,6 +25,8 @@
 
 pub mod counter;
 pub mod op;
+pub mod payload;
+pub mod phase;
 mod ranges;
 pub mod register;
 pub mod request;
@@ -31,11 +34,11 @@ pub mod status;
 pub mod wire;
 
 pub use op::Op;
+pub use phase::{Phase, Phases};
 pub use ranges::Ranges;
 pub use register::{Abi, Register};
 pub use request::Request;
 pub use status::Status;
-pub use wire::Phase;
 
 /// Version of the protocol, the `version` field of [`wire::Info`].
 pub const VERSION: u32 = 1;

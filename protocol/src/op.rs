@@ -1,43 +1,23 @@
-//! Operation codes (SPEC.md, "Operations").
+//! The operations, each a row of one table (SPEC.md, "Operations").
+//!
+//! Everything that is known of an operation beforehand is in its row: its code and name, what it
+//! is about, what its request and its answer carry, in which phases it is accepted, which header
+//! flags it takes, and what it may change. From the table come [`Op`], [`Body`](crate::request::Body)
+//! and its parsing, the phase check of the VM, the typed calls of the frontend, and what both ends
+//! may do in any order or again.
 
-/// What a request asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Op {
-    /// The VM's [`Info`](crate::wire::Info); in any phase.
-    GetInfo,
-    /// Fixes the VM's vCPUs, ABI and counter frequency: NEW → PAUSED.
-    ConfigureVm,
-    /// The ids of the vCPU's six timer registers.
-    GetRegList,
-    /// Reads registers of one vCPU, all at one instant.
-    GetRegs,
-    /// Writes registers of one vCPU, all together.
-    SetRegs,
-    /// The whole VM at one instant.
-    GetVm,
-    /// Stages the registers of many vCPUs in an open restore.
-    SetVm,
-    /// Sets and pins the VM's counter offset (as KVM_ARM_SET_COUNTER_OFFSET).
-    SetCounterOffset,
-    /// Says what the VMM's host counter reads.
-    SetCounterAnchor,
-    /// Stops the VM's time: RUNNING → PAUSED.
-    Pause,
-    /// Lets the VM's time go on: PAUSED → RUNNING.
-    Resume,
-    /// Opens a restore, and with it a new epoch: → RESTORING.
-    RestoreBegin,
-    /// Says that one vCPU has all its timer registers.
-    RestoreDone,
-    /// Answered when, and only when, the vCPU may run.
-    WaitRun,
-    /// Gives an open restore up: RESTORING → PAUSED.
-    RestoreAbort,
-    /// Shares a page through which the count is read without a request.
-    SetTimePage,
-    /// A code that this version does not know.
-    Unknown(u16),
-}
+use zerocopy::little_endian::U64;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::Status;
+use crate::payload::{Payload, Shape};
+use crate::phase::{Phase, Phases};
+use crate::wire::{
+    ConfigureVm, CounterAnchor, CounterOffset, Info, Pause, RegValue, RestoreBegin,
+    RestoreDoneResult, Run, SetRegsResult, TimePage, Vcpu, VcpuRange, Vm,
+};
+
+use Phase::{Paused, Restoring, Running};
 
 /// Whether an operation is about one vCPU or about the VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,24 +28,111 @@ pub enum Scope {
     Vcpu,
 }
 
-/// The length that an operation's request body must have.
+/// The most that an operation can change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum BodyLen {
-    Exactly(usize),
-    MultipleOf(usize),
+pub enum Effect {
+    /// Nothing. It can be repeated, and reordered with its like.
+    Reads,
+    /// What belongs to the connection, and nothing of the VM.
+    Connection,
+    /// The VM.
+    Changes,
+    /// The VM, and it may freeze a running clock.
+    Freezes,
 }
 
-impl BodyLen {
-    pub(crate) fn allows(self, len: usize) -> bool {
-        match self {
-            BodyLen::Exactly(want) => len == want,
-            BodyLen::MultipleOf(unit) => len.is_multiple_of(unit),
-        }
+impl Effect {
+    /// Whether the operation can change anything at all.
+    pub const fn changes_anything(self) -> bool {
+        !matches!(self, Effect::Reads)
+    }
+
+    /// Whether the operation can change the VM.
+    pub const fn changes_vm(self) -> bool {
+        matches!(self, Effect::Changes | Effect::Freezes)
     }
 }
 
-macro_rules! ops {
-    ($($name:ident = $code:literal, $text:literal, $scope:ident, $len:expr;)*) => {
+/// A row of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Row {
+    /// The operation.
+    pub op: Op,
+    /// The name, as SPEC.md writes it.
+    pub name: &'static str,
+    /// What the operation is about.
+    pub scope: Scope,
+    /// How long the request's body can be.
+    pub body: Shape,
+    /// How long the answer's body can be.
+    pub answer: Shape,
+    /// The phases in which the operation is accepted. CONFIGURE_VM and SET_REGS check more.
+    pub phases: Phases,
+    /// The header flags that the operation takes.
+    pub flags: u16,
+    /// What the operation may change.
+    pub effect: Effect,
+}
+
+/// An operation as a type: the types of its request's body and its answer.
+pub trait Operation {
+    /// The operation's row.
+    const ROW: Row;
+    /// The request's body.
+    type Body: Payload + IntoBytes + Immutable + ?Sized;
+    /// The answer's body.
+    type Answer: Payload + ?Sized;
+}
+
+/// No header flag.
+const NONE: u16 = 0;
+
+/// The type in the parentheses, or none.
+macro_rules! or_unit {
+    () => {
+        ()
+    };
+    ($body:ty) => {
+        $body
+    };
+}
+
+macro_rules! operations {
+    ($(
+        $(#[$doc:meta])*
+        $name:ident $(($body:ty))? = $code:literal, $text:literal,
+        $scope:ident, $answer:ty, $phases:expr, $flags:expr, $effect:ident;
+    )*) => {
+        /// What a request asks for.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum Op {
+            $($(#[$doc])* $name,)*
+            /// A code that this version does not know.
+            Unknown(u16),
+        }
+
+        /// Each operation as a type.
+        pub mod operation {
+            $($(#[$doc])* #[derive(Clone, Copy, Debug)] pub enum $name {})*
+        }
+
+        $(impl Operation for operation::$name {
+            const ROW: Row = Row {
+                op: Op::$name,
+                name: $text,
+                scope: Scope::$scope,
+                body: <Self::Body as Payload>::SHAPE,
+                answer: <Self::Answer as Payload>::SHAPE,
+                phases: $phases,
+                flags: $flags,
+                effect: Effect::$effect,
+            };
+            type Body = or_unit!($($body)?);
+            type Answer = $answer;
+        })*
+
         impl Op {
             /// Every operation of this version, in code order.
             pub const ALL: &[Op] = &[$(Op::$name),*];
@@ -78,27 +145,10 @@ macro_rules! ops {
                 }
             }
 
-            /// The name, as SPEC.md writes it.
-            pub const fn name(self) -> &'static str {
+            /// The operation's row; `None` where this version does not know the operation.
+            pub const fn row(self) -> Option<&'static Row> {
                 match self {
-                    $(Op::$name => $text,)*
-                    Op::Unknown(_) => "unknown operation",
-                }
-            }
-
-            /// What the operation is about; `None` where that is not known.
-            pub const fn scope(self) -> Option<Scope> {
-                match self {
-                    $(Op::$name => Some(Scope::$scope),)*
-                    Op::Unknown(_) => None,
-                }
-            }
-
-            /// The request body's length; `None` where that is not known.
-            pub(crate) const fn body_len(self) -> Option<BodyLen> {
-                use BodyLen::*;
-                match self {
-                    $(Op::$name => Some($len),)*
+                    $(Op::$name => Some(&<operation::$name as Operation>::ROW),)*
                     Op::Unknown(_) => None,
                 }
             }
@@ -112,26 +162,103 @@ macro_rules! ops {
                 }
             }
         }
+
+        /// What a request carries.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Body<'a> {
+            $($(#[$doc])* $name $((&'a $body))?,)*
+        }
+
+        impl<'a> Body<'a> {
+            /// The row of its operation.
+            pub const fn row(&self) -> &'static Row {
+                match self {
+                    $(Body::$name { .. } => &<operation::$name as Operation>::ROW,)*
+                }
+            }
+
+            /// The body of a request of `op`, which has a length that the operation allows.
+            pub(crate) fn parse(op: Op, bytes: &'a [u8]) -> Result<Self, Status> {
+                match op {
+                    $(Op::$name => Ok(Body::$name $((read::<$body>(bytes)?))?),)*
+                    Op::Unknown(_) => Err(Status::Unsupported),
+                }
+            }
+        }
     };
 }
 
-ops! {
-    GetInfo = 0x0001, "GET_INFO", Vm, Exactly(0);
-    ConfigureVm = 0x0002, "CONFIGURE_VM", Vm, Exactly(16);
-    GetRegList = 0x0010, "GET_REG_LIST", Vcpu, Exactly(0);
-    GetRegs = 0x0011, "GET_REGS", Vcpu, MultipleOf(8);
-    SetRegs = 0x0012, "SET_REGS", Vcpu, MultipleOf(16);
-    GetVm = 0x0020, "GET_VM", Vm, Exactly(8);
-    SetVm = 0x0021, "SET_VM", Vm, MultipleOf(56);
-    SetCounterOffset = 0x0022, "SET_COUNTER_OFFSET", Vm, Exactly(16);
-    SetCounterAnchor = 0x0023, "SET_COUNTER_ANCHOR", Vm, Exactly(16);
-    Pause = 0x0030, "PAUSE", Vm, Exactly(8);
-    Resume = 0x0031, "RESUME", Vm, Exactly(0);
-    RestoreBegin = 0x0040, "RESTORE_BEGIN", Vm, Exactly(24);
-    RestoreDone = 0x0041, "RESTORE_DONE", Vcpu, Exactly(0);
-    WaitRun = 0x0042, "WAIT_RUN", Vcpu, Exactly(0);
-    RestoreAbort = 0x0043, "RESTORE_ABORT", Vm, Exactly(0);
-    SetTimePage = 0x0050, "SET_TIME_PAGE", Vm, Exactly(16);
+fn read<T>(bytes: &[u8]) -> Result<&T, Status>
+where
+    T: Payload + FromBytes + KnownLayout + Immutable + Unaligned + ?Sized,
+{
+    let body = T::ref_from_bytes(bytes).map_err(|_| Status::Malformed)?;
+    match body.reserved_is_zero() {
+        true => Ok(body),
+        false => Err(Status::Invalid),
+    }
+}
+
+// Name (body) = code, name in SPEC.md, scope, answer, phases, header flags, effect.
+operations! {
+    /// The VM in brief.
+    GetInfo = 0x0001, "GET_INFO",
+        Vm, Info, Phases::ANY, NONE, Reads;
+    /// Fixes the VM's vCPUs, ABI and counter frequency: NEW → PAUSED.
+    ConfigureVm(ConfigureVm) = 0x0002, "CONFIGURE_VM",
+        Vm, (), Phases::ANY, NONE, Changes;
+    /// The ids of the vCPU's timer registers.
+    GetRegList = 0x0010, "GET_REG_LIST",
+        Vcpu, [U64], Phases::NOT_NEW, NONE, Reads;
+    /// Reads registers of one vCPU, all at one instant.
+    GetRegs([U64]) = 0x0011, "GET_REGS",
+        Vcpu, [RegValue], Phases::NOT_NEW, NONE, Reads;
+    /// Writes registers of one vCPU, all together.
+    SetRegs([RegValue]) = 0x0012, "SET_REGS",
+        Vcpu, SetRegsResult, Phases::NOT_NEW, NONE, Changes;
+    /// The whole VM at one instant.
+    GetVm(VcpuRange) = 0x0020, "GET_VM",
+        Vm, (Vm, [Vcpu]), Phases::NOT_NEW, NONE, Reads;
+    /// Stages the registers of many vCPUs in an open restore.
+    SetVm([Vcpu]) = 0x0021, "SET_VM",
+        Vm, (), Phases::of(&[Restoring]), NONE, Changes;
+    /// Sets and pins the VM's counter offset (as KVM_ARM_SET_COUNTER_OFFSET).
+    SetCounterOffset(CounterOffset) = 0x0022, "SET_COUNTER_OFFSET",
+        Vm, (), Phases::of(&[Paused, Restoring]), NONE, Changes;
+    /// Says what the VMM's host counter reads.
+    SetCounterAnchor(CounterAnchor) = 0x0023, "SET_COUNTER_ANCHOR",
+        Vm, (), Phases::of(&[Paused]), NONE, Changes;
+    /// Stops the VM's time: RUNNING → PAUSED.
+    Pause(Pause) = 0x0030, "PAUSE",
+        Vm, Run, Phases::of(&[Paused, Running]), NONE, Freezes;
+    /// Lets the VM's time go on: PAUSED → RUNNING.
+    Resume = 0x0031, "RESUME",
+        Vm, Run, Phases::of(&[Paused, Running]), NONE, Changes;
+    /// Opens a restore, and with it a new epoch: → RESTORING.
+    RestoreBegin(RestoreBegin) = 0x0040, "RESTORE_BEGIN",
+        Vm, (), Phases::of(&[Paused, Restoring]), NONE, Freezes;
+    /// Says that one vCPU has all its timer registers.
+    RestoreDone = 0x0041, "RESTORE_DONE",
+        Vcpu, RestoreDoneResult, Phases::of(&[Restoring]), NONE, Changes;
+    /// Answered when, and only when, the vCPU may run.
+    WaitRun = 0x0042, "WAIT_RUN",
+        Vcpu, Run, Phases::NOT_NEW, NONE, Reads;
+    /// Gives an open restore up: RESTORING → PAUSED.
+    RestoreAbort = 0x0043, "RESTORE_ABORT",
+        Vm, (), Phases::of(&[Restoring]), NONE, Changes;
+    /// Shares a page through which the count is read without a request.
+    SetTimePage(TimePage) = 0x0050, "SET_TIME_PAGE",
+        Vm, (), Phases::ANY, NONE, Connection;
+}
+
+impl Op {
+    /// The name, as SPEC.md writes it.
+    pub const fn name(self) -> &'static str {
+        match self.row() {
+            Some(row) => row.name,
+            None => "unknown operation",
+        }
+    }
 }
 
 impl core::fmt::Display for Op {
@@ -155,5 +282,13 @@ mod tests {
         assert_eq!(Op::ALL.len(), 16);
         assert!(Op::ALL.iter().all(|op| Op::from(op.code()) == *op));
         assert_eq!(Op::from(0x0003), Op::Unknown(0x0003));
+    }
+
+    #[test]
+    fn every_operation_finds_its_own_row() {
+        for &op in Op::ALL {
+            assert_eq!(op.row().map(|row| row.op), Some(op));
+        }
+        assert_eq!(Op::Unknown(7).row(), None);
     }
 }

@@ -6,96 +6,23 @@
 //! panics or allocates, whatever the bytes.
 
 use zerocopy::FromBytes;
-use zerocopy::little_endian::U64;
 
-use crate::op::{Op, Scope};
-use crate::wire::{
-    ConfigureVm, CounterAnchor, CounterOffset, PAUSE_KEEP_COUNTING, Pause, RegValue, RequestHeader,
-    RestoreBegin, TimePage, Vcpu, VcpuRange, restore_flags,
-};
+pub use crate::op::Body;
+use crate::op::{Op, Row, Scope};
+use crate::wire::RequestHeader;
 use crate::{Status, VM_WIDE};
 
 /// A well-formed request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request<'a> {
+    /// The index of the vCPU that it is about, not checked yet; [`VM_WIDE`] where it is about the VM.
+    pub vcpu: u32,
     /// The epoch that the caller means, or 0 for the current one.
     pub epoch: u64,
+    /// Header flags, of those that the operation takes.
+    pub flags: u16,
     /// What it asks.
     pub body: Body<'a>,
-}
-
-/// What a request asks of the VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Body<'a> {
-    /// GET_INFO.
-    GetInfo,
-    /// CONFIGURE_VM.
-    ConfigureVm(&'a ConfigureVm),
-    /// GET_VM.
-    GetVm(&'a VcpuRange),
-    /// SET_VM.
-    SetVm(&'a [Vcpu]),
-    /// SET_COUNTER_OFFSET.
-    SetCounterOffset(&'a CounterOffset),
-    /// SET_COUNTER_ANCHOR.
-    SetCounterAnchor(&'a CounterAnchor),
-    /// PAUSE.
-    Pause {
-        /// The clocks go on counting.
-        keep_counting: bool,
-    },
-    /// RESUME.
-    Resume,
-    /// RESTORE_BEGIN.
-    RestoreBegin(&'a RestoreBegin),
-    /// RESTORE_ABORT.
-    RestoreAbort,
-    /// SET_TIME_PAGE.
-    SetTimePage(&'a TimePage),
-    /// An operation on one vCPU.
-    Vcpu {
-        /// The vCPU's index, not checked yet.
-        vcpu: u32,
-        /// What it asks.
-        op: VcpuOp<'a>,
-    },
-}
-
-/// What a request asks of one vCPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VcpuOp<'a> {
-    /// GET_REG_LIST.
-    GetRegList,
-    /// GET_REGS.
-    GetRegs(&'a [U64]),
-    /// SET_REGS.
-    SetRegs(&'a [RegValue]),
-    /// RESTORE_DONE.
-    RestoreDone,
-    /// WAIT_RUN.
-    WaitRun,
-}
-
-fn one<T>(body: &[u8]) -> Result<&T, Status>
-where
-    T: FromBytes + zerocopy::KnownLayout + zerocopy::Immutable + zerocopy::Unaligned,
-{
-    T::ref_from_bytes(body).map_err(|_| Status::Malformed)
-}
-
-fn many<T>(body: &[u8]) -> Result<&[T], Status>
-where
-    T: FromBytes + zerocopy::KnownLayout + zerocopy::Immutable + zerocopy::Unaligned,
-{
-    <[T]>::ref_from_bytes(body).map_err(|_| Status::Malformed)
-}
-
-fn zero(reserved: bool) -> Result<(), Status> {
-    if reserved {
-        Ok(())
-    } else {
-        Err(Status::Invalid)
-    }
 }
 
 impl<'a> Request<'a> {
@@ -103,65 +30,33 @@ impl<'a> Request<'a> {
     ///
     /// # Errors
     ///
-    /// In this order: [`Status::Malformed`] for a length that the operation does not have,
-    /// [`Status::Unsupported`] for an unknown operation, [`Status::Invalid`] for a non-zero
-    /// reserved field, an unknown flag, or a vCPU named in a VM-wide operation.
+    /// In this order: [`Status::Malformed`] for a header that is cut short,
+    /// [`Status::Unsupported`] for an unknown operation, [`Status::Malformed`] for a length that
+    /// the operation does not have, [`Status::Invalid`] for a non-zero reserved field, an unknown
+    /// flag, or a vCPU named in a VM-wide operation.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Status> {
         let (header, body) =
             RequestHeader::ref_from_prefix(bytes).map_err(|_| Status::Malformed)?;
         let op = Op::from(header.op.get());
-        let (Some(scope), Some(len)) = (op.scope(), op.body_len()) else {
-            return Err(Status::Unsupported);
-        };
-        if !len.allows(body.len()) {
+        let row = op.row().ok_or(Status::Unsupported)?;
+        if !row.body.allows(body.len()) {
             return Err(Status::Malformed);
         }
-        zero(header.flags.get() == 0)?;
-        let vcpu = header.vcpu.get();
-        zero(scope == Scope::Vcpu || vcpu == VM_WIDE)?;
-        let of_vcpu = |op| Body::Vcpu { vcpu, op };
-
-        let body = match op {
-            Op::GetInfo => Body::GetInfo,
-            Op::ConfigureVm => {
-                let configure: &ConfigureVm = one(body)?;
-                zero(configure.reserved == [0; 3])?;
-                Body::ConfigureVm(configure)
-            }
-            Op::GetRegList => of_vcpu(VcpuOp::GetRegList),
-            Op::GetRegs => of_vcpu(VcpuOp::GetRegs(many(body)?)),
-            Op::SetRegs => of_vcpu(VcpuOp::SetRegs(many(body)?)),
-            Op::GetVm => Body::GetVm(one(body)?),
-            Op::SetVm => Body::SetVm(many(body)?),
-            Op::SetCounterOffset => {
-                let offset: &CounterOffset = one(body)?;
-                zero(offset.reserved.get() == 0)?;
-                Body::SetCounterOffset(offset)
-            }
-            Op::SetCounterAnchor => Body::SetCounterAnchor(one(body)?),
-            Op::Pause => {
-                let pause: &Pause = one(body)?;
-                zero(pause.reserved.get() == 0 && pause.flags.get() & !PAUSE_KEEP_COUNTING == 0)?;
-                Body::Pause {
-                    keep_counting: pause.flags.get() & PAUSE_KEEP_COUNTING != 0,
-                }
-            }
-            Op::Resume => Body::Resume,
-            Op::RestoreBegin => {
-                let begin: &RestoreBegin = one(body)?;
-                zero(begin.flags.get() & !restore_flags::ALL == 0)?;
-                Body::RestoreBegin(begin)
-            }
-            Op::RestoreDone => of_vcpu(VcpuOp::RestoreDone),
-            Op::WaitRun => of_vcpu(VcpuOp::WaitRun),
-            Op::RestoreAbort => Body::RestoreAbort,
-            Op::SetTimePage => Body::SetTimePage(one(body)?),
-            Op::Unknown(_) => return Err(Status::Unsupported),
-        };
+        let (vcpu, flags) = (header.vcpu.get(), header.flags.get());
+        if flags & !row.flags != 0 || row.scope == Scope::Vm && vcpu != VM_WIDE {
+            return Err(Status::Invalid);
+        }
         Ok(Request {
+            vcpu,
             epoch: header.epoch.get(),
-            body,
+            flags,
+            body: Body::parse(op, body)?,
         })
+    }
+
+    /// The row of its operation.
+    pub const fn row(&self) -> &'static Row {
+        self.body.row()
     }
 }
 
@@ -173,10 +68,9 @@ mod tests {
     /// A request of `op` with a zeroed body of `body` bytes, for the scope it has.
     fn request(op: Op, body: usize, out: &mut [u8; 512]) -> &mut [u8] {
         out.fill(0);
-        let vcpu = if op.scope() == Some(Scope::Vcpu) {
-            0
-        } else {
-            VM_WIDE
+        let vcpu = match op.row().map(|row| row.scope) {
+            Some(Scope::Vcpu) => 0,
+            _ => VM_WIDE,
         };
         let header = RequestHeader {
             op: op.code().into(),
@@ -189,9 +83,7 @@ mod tests {
 
     /// A length the operation has: one entry where any number go.
     fn good_len(op: Op) -> usize {
-        match op.body_len().unwrap() {
-            crate::op::BodyLen::Exactly(n) | crate::op::BodyLen::MultipleOf(n) => n,
-        }
+        op.row().unwrap().body.len(1)
     }
 
     #[test]
@@ -201,7 +93,7 @@ mod tests {
             assert!(Request::parse(request(op, good_len(op), &mut buf)).is_ok());
             for len in 0..200 {
                 let parsed = Request::parse(request(op, len, &mut buf)).err();
-                let wrong = !op.body_len().unwrap().allows(len);
+                let wrong = !op.row().unwrap().body.allows(len);
                 assert_eq!(parsed, wrong.then_some(Status::Malformed), "{op} {len}");
             }
         }
@@ -237,7 +129,10 @@ mod tests {
     #[test]
     fn a_vm_wide_operation_names_no_vcpu() {
         let mut buf = [0; 512];
-        for &op in Op::ALL.iter().filter(|op| op.scope() == Some(Scope::Vm)) {
+        for &op in Op::ALL
+            .iter()
+            .filter(|op| op.row().unwrap().scope == Scope::Vm)
+        {
             let bytes = request(op, good_len(op), &mut buf);
             bytes[4..8].fill(0);
             assert_eq!(Request::parse(bytes), Err(Status::Invalid), "{op}");

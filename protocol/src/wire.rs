@@ -8,59 +8,14 @@ use core::mem::{offset_of, size_of};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// Where a VM is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Phase {
-    /// Not configured yet.
-    New,
-    /// Configured; no vCPU may run.
-    Paused,
-    /// The vCPUs may run.
-    Running,
-    /// A restore is open; no vCPU may run until every one of them is done.
-    Restoring,
-}
-
-impl Phase {
-    /// The value on the wire.
-    pub const fn code(self) -> u32 {
-        match self {
-            Phase::New => 0,
-            Phase::Paused => 1,
-            Phase::Running => 2,
-            Phase::Restoring => 3,
-        }
-    }
-
-    /// The phase of a value on the wire.
-    pub const fn from_code(code: u32) -> Option<Self> {
-        match code {
-            0 => Some(Phase::New),
-            1 => Some(Phase::Paused),
-            2 => Some(Phase::Running),
-            3 => Some(Phase::Restoring),
-            _ => None,
-        }
-    }
-}
-
-impl core::fmt::Display for Phase {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str(match self {
-            Phase::New => "NEW",
-            Phase::Paused => "PAUSED",
-            Phase::Running => "RUNNING",
-            Phase::Restoring => "RESTORING",
-        })
-    }
-}
+use crate::payload::{Payload, Shape};
 
 /// Declares wire structures together with the layout that SPEC.md gives them, asserted at
-/// compile time.
+/// compile time, and with what must hold of their reserved fields and flags.
 macro_rules! wire {
     ($(
         $(#[$meta:meta])*
-        $name:ident, $size:literal {
+        $name:ident, $size:literal $(, reserved($it:ident => $zero:expr))? {
             $($(#[$field_meta:meta])* $offset:literal $field:ident: $ty:ty,)*
         }
     )*) => {$(
@@ -78,6 +33,16 @@ macro_rules! wire {
             assert!(size_of::<$name>() == $size);
             $(assert!(offset_of!($name, $field) == $offset);)*
         };
+
+        impl Payload for $name {
+            const SHAPE: Shape = Shape { fixed: $size, each: 0 };
+            $(
+                fn reserved_is_zero(&self) -> bool {
+                    let $it = self;
+                    $zero
+                }
+            )?
+        }
     )*};
 }
 
@@ -108,7 +73,7 @@ wire! {
     Info, 64 {
         /// [`VERSION`](crate::VERSION).
         0 version: U32,
-        /// [`Phase`].
+        /// [`Phase`](crate::Phase).
         4 phase: U32,
         /// How many vCPUs; 0 in NEW.
         8 vcpus: U32,
@@ -135,7 +100,7 @@ wire! {
     }
 
     /// CONFIGURE_VM's body.
-    ConfigureVm, 16 {
+    ConfigureVm, 16, reserved(it => it.reserved == [0; 3]) {
         /// How many vCPUs.
         0 vcpus: U32,
         /// [`Abi`](crate::Abi).
@@ -207,7 +172,7 @@ wire! {
     }
 
     /// SET_COUNTER_OFFSET's body.
-    CounterOffset, 16 {
+    CounterOffset, 16, reserved(it => it.reserved.get() == 0) {
         /// Host count − guest count, of both clocks.
         0 offset: U64,
         /// Zero.
@@ -223,7 +188,7 @@ wire! {
     }
 
     /// PAUSE's body.
-    Pause, 8 {
+    Pause, 8, reserved(it => it.flags.get() & !PAUSE_KEEP_COUNTING == 0 && it.reserved.get() == 0) {
         /// [`PAUSE_KEEP_COUNTING`].
         0 flags: U32,
         /// Zero.
@@ -245,7 +210,7 @@ wire! {
     }
 
     /// RESTORE_BEGIN's body.
-    RestoreBegin, 24 {
+    RestoreBegin, 24, reserved(it => it.flags.get() & !restore_flags::ALL == 0) {
         /// The VM's vCPUs, as configured.
         0 vcpus: U32,
         /// [`restore_flags`].
@@ -276,7 +241,7 @@ wire! {
     Page, 64 {
         /// Odd while the rest changes; other than before once it has changed.
         0 seq: U32,
-        /// [`Phase`].
+        /// [`Phase`](crate::Phase).
         4 phase: U32,
         /// The epoch.
         8 epoch: U64,
@@ -390,6 +355,20 @@ pub const TIMER_VIRTUAL: u16 = 0;
 /// [`Event::timer`] of the physical timer.
 pub const TIMER_PHYSICAL: u16 = 1;
 
+impl Payload for U64 {
+    const SHAPE: Shape = Shape {
+        fixed: size_of::<U64>(),
+        each: 0,
+    };
+}
+
+impl Pause {
+    /// Whether the clocks go on counting.
+    pub fn keeps_counting(&self) -> bool {
+        self.flags.get() & PAUSE_KEEP_COUNTING != 0
+    }
+}
+
 impl Vcpu {
     /// The value of a register's field, present or not.
     pub fn get(&self, register: crate::Register) -> u64 {
@@ -443,13 +422,5 @@ mod tests {
         assert_eq!(vcpu.present.get(), present::ALL);
         let last: [u8; 8] = vcpu.as_bytes()[48..].try_into().unwrap();
         assert_eq!(u64::from_le_bytes(last), 6);
-    }
-
-    #[test]
-    fn phases_have_the_codes_of_the_specification() {
-        for code in 0..4 {
-            assert_eq!(Phase::from_code(code).unwrap().code(), code);
-        }
-        assert_eq!(Phase::from_code(4), None);
     }
 }

@@ -94,12 +94,9 @@ fn grow(least: &AtomicU64, epoch: u64) {
     }
 }
 
-/// Whether doing it changes the VM.
+/// Whether doing it changes the VM, as far as is known.
 fn changes(op: Op) -> bool {
-    !matches!(
-        op,
-        Op::GetInfo | Op::GetRegList | Op::GetRegs | Op::GetVm | Op::WaitRun | Op::SetTimePage
-    )
+    op.row().is_none_or(|row| row.effect.changes_vm())
 }
 
 impl History {

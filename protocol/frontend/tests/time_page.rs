@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use fake::{Fake, Pair, answer, echo, info, ok, pair, run_of};
 use vhost_user_timer_frontend::{Error, HostClock, Offsets, Options};
-use vhost_user_timer_protocol::request::{Body, Request, VcpuOp};
+use vhost_user_timer_protocol::request::{Body, Request};
 use vhost_user_timer_protocol::wire::{self, page_flags};
 use vhost_user_timer_protocol::{Phase, Status};
 use zerocopy::IntoBytes;
@@ -42,10 +42,7 @@ impl Rig {
                 }
                 .as_bytes()))
             }
-            Body::Vcpu {
-                op: VcpuOp::WaitRun,
-                ..
-            } => None,
+            Body::WaitRun => None,
             _ => Some(echo(request)),
         });
         let pair = pair(fake, Options::default());

@@ -8,7 +8,7 @@ use criterion::{BatchSize, Bencher, BenchmarkId, Criterion, Throughput};
 use vhost_user_timer_model::rtc::{
     ClockKind, Counter, Effects as RtcEffects, Rtc, Sample, wire as rtc,
 };
-use vhost_user_timer_model::vm::{Call, Effects, Handled, Now, Profile, Token, Vm};
+use vhost_user_timer_model::vm::{Effects, Handled, Incoming, Now, Profile, Token, Vm};
 use vhost_user_timer_protocol::{Abi, MAX_MESSAGE, Op, Register, VM_WIDE, wire};
 use vhost_user_timer_tools::bench::request;
 use zerocopy::{FromBytes, IntoBytes};
@@ -76,11 +76,7 @@ impl Bench {
 
     fn ask(&mut self, request: &[u8]) {
         self.host += 100;
-        let call = Call {
-            request,
-            room: MAX_MESSAGE,
-            token: Token { queue: 1, head: 0 },
-        };
+        let call = Incoming::parse(request, MAX_MESSAGE, Token { queue: 1, head: 0 });
         let handled = self.vm.handle(Now::at(self.host), &call, &mut self.effects);
         assert!(black_box(handled) == Handled::Answered);
         self.effects.changed.clear();

@@ -36,13 +36,14 @@ pub use page::PageOrder;
 pub use record::{BadRecord, VcpuRecord, VmRecord};
 pub use saved::{LoadError, SaveError, Saved, SavedVcpu};
 pub use vhost_user_timer_protocol::counter::Anchor;
+pub use vhost_user_timer_protocol::op::Effect;
 
 use machine::{Machine, State};
 use ops::{Answer, HEADER};
 use vhost_user_timer_protocol::register::BadId;
 use vhost_user_timer_protocol::wire::{self, info_flags};
-use vhost_user_timer_protocol::{Op, Phase, Request, Status, VERSION};
-use zerocopy::{FromBytes, IntoBytes};
+use vhost_user_timer_protocol::{Phase, Request, Status, VERSION};
+use zerocopy::IntoBytes;
 
 /// The highest counter frequency that a VM can have, Hz. Arm ARM D12.1.2 has counters at
 /// 1 GHz and leaves room above; host counters that stand in for one run up to some 5 GHz.
@@ -100,33 +101,31 @@ pub struct Token {
     pub head: u16,
 }
 
-/// One request.
+/// One request as it came in.
 #[derive(Clone, Copy, Debug)]
-pub struct Call<'a> {
-    /// The device-readable bytes.
-    pub request: &'a [u8],
+pub struct Incoming<'a> {
+    /// The request, or with what status its bytes are refused.
+    pub request: Result<Request<'a>, Status>,
     /// How many device-writable bytes there are: at least those of a response header.
     pub room: usize,
     /// Where the answer belongs.
     pub token: Token,
 }
 
-impl Call<'_> {
-    /// The operation, where there is a whole header.
-    fn op(&self) -> Option<Op> {
-        let header = wire::RequestHeader::read_from_prefix(self.request);
-        header.ok().map(|(header, _)| Op::from(header.op.get()))
+impl<'a> Incoming<'a> {
+    /// The request in these device-readable bytes.
+    pub fn parse(bytes: &'a [u8], room: usize, token: Token) -> Self {
+        Incoming {
+            request: Request::parse(bytes),
+            room,
+            token,
+        }
     }
 
-    /// Whether this may leave anything other than it was. What cannot may be done again, and in any
-    /// order with its like.
-    pub fn may_change(&self) -> bool {
-        self.op().is_some_and(|op| {
-            !matches!(
-                op,
-                Op::GetInfo | Op::GetRegList | Op::GetRegs | Op::GetVm | Op::WaitRun
-            )
-        })
+    /// The most that handling it can change.
+    pub fn effect(&self) -> Effect {
+        self.request
+            .map_or(Effect::Reads, |request| request.row().effect)
     }
 }
 
@@ -362,18 +361,19 @@ impl Vm {
     }
 
     /// Handles one request at one instant.
-    pub fn handle(&mut self, now: Now, call: &Call<'_>, effects: &mut Effects) -> Handled {
+    pub fn handle(&mut self, now: Now, incoming: &Incoming<'_>, effects: &mut Effects) -> Handled {
         self.advance(now, effects);
         let mut out = core::mem::take(&mut effects.response);
         out.clear();
         out.resize(HEADER, 0);
         let mut answer = Answer {
             out: &mut out,
-            room: call.room,
+            room: incoming.room,
         };
-        let done = Request::parse(call.request)
+        let done = incoming
+            .request
             .map_err(Refusal::from)
-            .and_then(|request| self.perform(now, &request, call.token, &mut answer, effects));
+            .and_then(|request| self.perform(now, &request, incoming.token, &mut answer, effects));
         let (handled, refusal) = match done {
             Ok(handled) => (handled, Refusal::from(Status::Ok)),
             Err(refusal) => {

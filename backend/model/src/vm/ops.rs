@@ -4,7 +4,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use vhost_user_timer_protocol::counter::Anchor;
-use vhost_user_timer_protocol::request::{Body, VcpuOp};
+use vhost_user_timer_protocol::op::Scope;
+use vhost_user_timer_protocol::request::Body;
 use vhost_user_timer_protocol::wire;
 use vhost_user_timer_protocol::{Abi, Phase, Register, Request, Status};
 use zerocopy::IntoBytes;
@@ -60,9 +61,10 @@ impl Vm {
         answer: &mut Answer<'_>,
         effects: &mut Effects,
     ) -> Result<Handled, Refusal> {
-        if let Body::Vcpu { vcpu, .. } = request.body
+        let row = request.row();
+        if row.scope == Scope::Vcpu
             && let Some(machine) = &self.machine
-            && vcpu >= machine.vcpus()
+            && request.vcpu >= machine.vcpus()
         {
             return Err(Status::NoSuchVcpu.into());
         }
@@ -70,34 +72,31 @@ impl Vm {
             return Err(Status::Stale.into());
         }
         let from = self.phase();
+        if !row.phases.contains(from) {
+            return Err(self.busy());
+        }
+        let vcpu = request.vcpu as usize;
         match request.body {
             Body::GetInfo => answer.give(&self.info(now))?,
             Body::ConfigureVm(configure) => self.configure(configure)?,
             Body::SetTimePage(page) => effects.page = Some(PageOrder::parse(page)?),
             Body::GetVm(range) => self.get_vm(now, range, answer)?,
             Body::SetVm(vcpus) => self.set_vm(vcpus)?,
-            Body::SetCounterOffset(offset) => self
-                .machine_in(|phase| matches!(phase, Phase::Paused | Phase::Restoring))?
-                .pin_offset(offset.offset.get()),
-            Body::SetCounterAnchor(anchor) => {
-                self.machine_in(|phase| phase == Phase::Paused)?
-                    .set_anchor(Anchor {
-                        monotonic_ns: anchor.monotonic_ns.get(),
-                        count: anchor.count.get(),
-                    });
-            }
-            Body::Pause { keep_counting } => {
-                let machine =
-                    self.machine_in(|phase| matches!(phase, Phase::Paused | Phase::Running))?;
+            Body::SetCounterOffset(offset) => self.configured()?.pin_offset(offset.offset.get()),
+            Body::SetCounterAnchor(anchor) => self.configured()?.set_anchor(Anchor {
+                monotonic_ns: anchor.monotonic_ns.get(),
+                count: anchor.count.get(),
+            }),
+            Body::Pause(pause) => {
+                let machine = self.configured()?;
                 answer.needs(size_of::<wire::Run>())?;
                 if from == Phase::Running {
-                    machine.pause(keep_counting, now.host);
+                    machine.pause(pause.keeps_counting(), now.host);
                 }
                 answer.push(&machine.run(now.host));
             }
             Body::Resume => {
-                let machine =
-                    self.machine_in(|phase| matches!(phase, Phase::Paused | Phase::Running))?;
+                let machine = self.configured()?;
                 answer.needs(size_of::<wire::Run>())?;
                 if from == Phase::Paused {
                     machine.resume(now.host);
@@ -106,30 +105,24 @@ impl Vm {
             }
             Body::RestoreBegin(begin) => self.restore_begin(now, begin, effects)?,
             Body::RestoreAbort => {
-                self.machine_in(|phase| phase == Phase::Restoring)?
-                    .abort_restore();
+                self.configured()?.abort_restore();
                 self.release(effects, Status::Canceled, 0, None);
             }
-            Body::Vcpu { vcpu, op } => {
-                let vcpu = vcpu as usize;
-                match op {
-                    VcpuOp::GetRegList => self.get_reg_list(answer)?,
-                    VcpuOp::GetRegs(ids) => self.get_regs(now, vcpu, ids, answer)?,
-                    VcpuOp::SetRegs(entries) => self.set_regs(now, vcpu, entries, answer)?,
-                    VcpuOp::RestoreDone => self.restore_done(now, vcpu, answer, effects)?,
-                    VcpuOp::WaitRun => {
-                        let machine = self.machine_in(|phase| phase != Phase::New)?;
-                        answer.needs(size_of::<wire::Run>())?;
-                        if from != Phase::Running {
-                            self.waiters.push(token);
-                            return Ok(Handled::Waiting);
-                        }
-                        answer.push(&machine.run(now.host));
-                    }
+            Body::GetRegList => self.get_reg_list(answer)?,
+            Body::GetRegs(ids) => self.get_regs(now, vcpu, ids, answer)?,
+            Body::SetRegs(entries) => self.set_regs(now, vcpu, entries, answer)?,
+            Body::RestoreDone => self.restore_done(now, vcpu, answer, effects)?,
+            Body::WaitRun => {
+                let machine = self.configured()?;
+                answer.needs(size_of::<wire::Run>())?;
+                if from != Phase::Running {
+                    self.waiters.push(token);
+                    return Ok(Handled::Waiting);
                 }
+                answer.push(&machine.run(now.host));
             }
         }
-        note_changes(&request.body, &mut effects.changed);
+        note_changes(request, &mut effects.changed);
         self.entered(from, now, effects);
         Ok(Handled::Answered)
     }
@@ -153,13 +146,12 @@ impl Vm {
         }
     }
 
-    /// The configured VM, where its phase is right.
-    fn machine_in(&mut self, right: impl Fn(Phase) -> bool) -> Result<&mut Machine, Refusal> {
-        let busy = self.busy();
-        match &mut self.machine {
-            Some(machine) if right(machine.phase()) => Ok(machine),
-            _ => Err(busy),
-        }
+    /// The configured VM. The phases of the operation exclude NEW.
+    fn configured(&mut self) -> Result<&mut Machine, Refusal> {
+        self.machine.as_mut().ok_or(Refusal {
+            status: Status::Busy,
+            detail: Phase::New.code(),
+        })
     }
 
     fn configure(&mut self, configure: &wire::ConfigureVm) -> Result<(), Refusal> {
@@ -184,7 +176,7 @@ impl Vm {
     }
 
     fn get_reg_list(&mut self, answer: &mut Answer<'_>) -> Result<(), Refusal> {
-        let abi = self.machine_in(|phase| phase != Phase::New)?.abi;
+        let abi = self.configured()?.abi;
         answer.give(&Register::ALL.map(|register| U64::new(register.id(abi))))
     }
 
@@ -195,7 +187,7 @@ impl Vm {
         ids: &[U64],
         answer: &mut Answer<'_>,
     ) -> Result<(), Refusal> {
-        let machine = self.machine_in(|phase| phase != Phase::New)?;
+        let machine = self.configured()?;
         for (entry, &id) in ids.iter().enumerate() {
             machine.register_of(entry, id)?;
         }
@@ -217,7 +209,7 @@ impl Vm {
         answer: &mut Answer<'_>,
     ) -> Result<(), Refusal> {
         let busy = self.busy();
-        let machine = self.machine_in(|phase| phase != Phase::New)?;
+        let machine = self.configured()?;
         let is_count = |entry: &wire::RegValue| {
             let register = Register::from_id(entry.id.get(), machine.abi);
             matches!(register, Ok(Register::TimerCnt | Register::PtimerCnt))
@@ -251,7 +243,7 @@ impl Vm {
         range: &wire::VcpuRange,
         answer: &mut Answer<'_>,
     ) -> Result<(), Refusal> {
-        let machine = self.machine_in(|phase| phase != Phase::New)?;
+        let machine = self.configured()?;
         let (first, count) = (range.first.get(), range.count.get());
         let end = first
             .checked_add(count)
@@ -275,7 +267,7 @@ impl Vm {
 
     fn set_vm(&mut self, vcpus: &[wire::Vcpu]) -> Result<(), Refusal> {
         let busy = self.busy();
-        let machine = self.machine_in(|phase| phase == Phase::Restoring)?;
+        let machine = self.configured()?;
         let is_done = |vcpu: U32| {
             vcpu.get() < machine.vcpus()
                 && machine
@@ -311,7 +303,7 @@ impl Vm {
         begin: &wire::RestoreBegin,
         effects: &mut Effects,
     ) -> Result<(), Refusal> {
-        let machine = self.machine_in(|phase| matches!(phase, Phase::Paused | Phase::Restoring))?;
+        let machine = self.configured()?;
         if begin.vcpus.get() != machine.vcpus() {
             return Err(Status::Invalid.into());
         }
@@ -328,10 +320,10 @@ impl Vm {
         answer: &mut Answer<'_>,
         effects: &mut Effects,
     ) -> Result<(), Refusal> {
-        let machine = self.machine_in(|phase| phase == Phase::Restoring)?;
+        let machine = self.configured()?;
         let pinned = machine.pinned;
         let State::Restoring(restore) = &mut machine.state else {
-            return Err(self.busy());
+            return Err(Status::Busy.into());
         };
         let missing = restore.lacks(vcpu, pinned);
         if missing != 0 {
@@ -379,26 +371,17 @@ fn write_present(machine: &mut Machine, vcpu: usize, values: &wire::Vcpu) -> u32
 }
 
 /// Notes what an operation that was performed may have changed.
-fn note_changes(body: &Body<'_>, changed: &mut Changed) {
-    match body {
-        Body::GetInfo | Body::GetVm(_) | Body::SetTimePage(_) => {}
+fn note_changes(request: &Request<'_>, changed: &mut Changed) {
+    if !request.row().effect.changes_vm() {
+        return;
+    }
+    changed.vm = true;
+    match request.body {
         Body::ConfigureVm(_) | Body::RestoreBegin(_) | Body::RestoreAbort => changed.all = true,
-        Body::SetVm(entries) => {
-            changed.vm = true;
-            changed
-                .vcpus
-                .extend(entries.iter().map(|entry| entry.vcpu.get()));
-        }
-        Body::SetCounterOffset(_)
-        | Body::SetCounterAnchor(_)
-        | Body::Pause { .. }
-        | Body::Resume => changed.vm = true,
-        Body::Vcpu { vcpu, op } => match op {
-            VcpuOp::GetRegList | VcpuOp::GetRegs(_) | VcpuOp::WaitRun => {}
-            VcpuOp::SetRegs(_) | VcpuOp::RestoreDone => {
-                changed.vm = true;
-                changed.vcpus.push(*vcpu);
-            }
-        },
+        Body::SetVm(entries) => changed
+            .vcpus
+            .extend(entries.iter().map(|entry| entry.vcpu.get())),
+        Body::SetRegs(_) | Body::RestoreDone => changed.vcpus.push(request.vcpu),
+        _ => {}
     }
 }

@@ -4,11 +4,11 @@
 //! says what would be in it, as a value in which nothing moves by the passing of time alone, so that
 //! the shell can tell a change by comparing.
 
+use vhost_user_timer_protocol::Status;
 use vhost_user_timer_protocol::wire::{self, page_flags};
-use vhost_user_timer_protocol::{Op, Status};
 
 use super::clock::{Clock, ClockId};
-use super::{Call, Refusal, Vm};
+use super::{Refusal, Vm};
 
 /// What SET_TIME_PAGE asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,14 +33,6 @@ impl PageOrder {
             _ if length < LEN || !address.is_multiple_of(LEN) => Err(Status::Invalid.into()),
             _ => Ok(PageOrder::WriteAt { address, length }),
         }
-    }
-}
-
-impl Call<'_> {
-    /// Whether this may make a clock stand still that counts. Nobody may read the count between
-    /// the instant of that and the page's saying so, or he would see it go back.
-    pub fn may_freeze(&self) -> bool {
-        matches!(self.op(), Some(Op::Pause | Op::RestoreBegin))
     }
 }
 

@@ -12,7 +12,7 @@ use crate::vhost_user::link::{BATCH, Stop};
 use crate::vhost_user::vring::{Memory, Vring};
 use crate::virtio::chain::{ChainBuffer, Segment};
 use crate::virtio::ring::{DeviceRing, RingScratch, WhenIdle};
-use vhost_user_timer_model::vm::{Call, Handled, Released, Token};
+use vhost_user_timer_model::vm::{Effect, Handled, Incoming, Released, Token};
 
 const HEADER: usize = size_of::<wire::ResponseHeader>();
 const EVENT: usize = size_of::<wire::Event>();
@@ -192,24 +192,21 @@ fn serve_requests(
             ring.give_back(head, 0);
             continue;
         }
-        let call = Call {
-            request: gathered.request(),
-            room: gathered.room(),
-            token,
-        };
+        let incoming = Incoming::parse(gathered.request(), gathered.room(), token);
         // Of requests that change something only one at a time is done without an answer: a frontend
         // that finds two such unanswered after a kill could not tell in which order to do what again.
         // Readings are answered together.
-        let changes = call.may_change();
+        let effect = incoming.effect();
+        let changes = effect.changes_anything();
         if changes || changed {
             publish(ring);
         }
         changed = changes;
-        if call.may_freeze() {
+        if effect == Effect::Freezes {
             core.page.open(memory);
         }
         let now = core.now();
-        let handled = core.vm.handle(now, &call, &mut core.effects);
+        let handled = core.vm.handle(now, &incoming, &mut core.effects);
         if let Some(order) = core.effects.page.take() {
             core.turn_page(order, memory);
         }

@@ -1,5 +1,5 @@
 use super::*;
-use vhost_user_timer_model::vm::{Call, Effects, Now, Profile, Token};
+use vhost_user_timer_model::vm::{Effects, Incoming, Now, Profile, Token};
 use vhost_user_timer_protocol::wire::{self, RequestHeader};
 use vhost_user_timer_protocol::{Abi, Op, Phase, Register, VM_WIDE};
 
@@ -42,11 +42,8 @@ impl Kept {
             vcpu: vcpu.into(),
             ..Default::default()
         };
-        let call = Call {
-            request: &[header.as_bytes(), body].concat(),
-            room: 4096,
-            token: Token { queue: 1, head: 0 },
-        };
+        let request = [header.as_bytes(), body].concat();
+        let call = Incoming::parse(&request, 4096, Token { queue: 1, head: 0 });
         self.host += 10;
         let _ = self.vm.handle(Now::at(self.host), &call, &mut self.effects);
         self.effects.released.clear();

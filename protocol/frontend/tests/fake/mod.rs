@@ -18,7 +18,7 @@ use vhost::vhost_user::message::{VhostTransferStateDirection, VhostTransferState
 use vhost::vhost_user::{Listener, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{ShutdownHandle, VhostUserBackend, VhostUserDaemon, VringRwLock, VringT};
 use vhost_user_timer_frontend::{Frontend, Options};
-use vhost_user_timer_protocol::request::{Body, Request, VcpuOp};
+use vhost_user_timer_protocol::request::{Body, Request};
 use vhost_user_timer_protocol::wire::{self, ResponseHeader};
 use vhost_user_timer_protocol::{Phase, Status, VERSION};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -398,33 +398,31 @@ pub(crate) fn echo(request: &[u8]) -> Vec<u8> {
             let wrong = vcpus.iter().position(|v| *v != vcpu(v.vcpu.get()));
             wrong.map_or(ok(&[]), |n| answer(Status::Invalid, n as u32, &[]))
         }
-        Body::Pause { keep_counting } => ok(run_of(keep_counting.into()).as_bytes()),
+        Body::Pause(pause) => ok(run_of(pause.keeps_counting().into()).as_bytes()),
         Body::Resume => ok(run_of(2).as_bytes()),
-        Body::Vcpu { vcpu, op } => match op {
-            VcpuOp::GetRegList => ok([1u64, 2, 3, 4, 5, 6].as_bytes()),
-            VcpuOp::GetRegs(ids) => {
-                let values = ids.iter().map(|&id| wire::RegValue {
-                    id,
-                    value: (id.get() + u64::from(vcpu)).into(),
-                });
-                ok(values.collect::<Vec<_>>().as_bytes())
-            }
-            VcpuOp::SetRegs(values) => {
-                let result = wire::SetRegsResult {
-                    lines: vcpu.into(),
-                    ignored: (values.len() as u32).into(),
-                };
-                ok(result.as_bytes())
-            }
-            VcpuOp::RestoreDone => {
-                let result = wire::RestoreDoneResult {
-                    remaining: (vcpu + 1).into(),
-                    reserved: 0.into(),
-                };
-                ok(result.as_bytes())
-            }
-            VcpuOp::WaitRun => ok(run_of(vcpu).as_bytes()),
-        },
+        Body::GetRegList => ok([1u64, 2, 3, 4, 5, 6].as_bytes()),
+        Body::GetRegs(ids) => {
+            let values = ids.iter().map(|&id| wire::RegValue {
+                id,
+                value: (id.get() + u64::from(request.vcpu)).into(),
+            });
+            ok(values.collect::<Vec<_>>().as_bytes())
+        }
+        Body::SetRegs(values) => {
+            let result = wire::SetRegsResult {
+                lines: request.vcpu.into(),
+                ignored: (values.len() as u32).into(),
+            };
+            ok(result.as_bytes())
+        }
+        Body::RestoreDone => {
+            let result = wire::RestoreDoneResult {
+                remaining: (request.vcpu + 1).into(),
+                reserved: 0.into(),
+            };
+            ok(result.as_bytes())
+        }
+        Body::WaitRun => ok(run_of(request.vcpu).as_bytes()),
         _ => ok(&[]),
     }
 }

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use vhost_user_backend::ShutdownHandle;
 use vhost_user_timer_frontend::{Frontend, Options};
-use vhost_user_timer_protocol::request::{Body, Request, VcpuOp};
+use vhost_user_timer_protocol::request::{Body, Request};
 use vhost_user_timer_protocol::wire::{self, RequestHeader, restore_flags};
 use vhost_user_timer_protocol::{Op, Phase, Status};
 use zerocopy::{FromBytes, IntoBytes};
@@ -101,37 +101,34 @@ impl Vm {
                 in_phases(&[Phase::Restoring])?;
                 self.phase = Phase::Paused;
             }
-            Body::Vcpu { vcpu, op } => match op {
-                VcpuOp::SetRegs(_) => {
-                    // As if there were a count among them.
-                    in_phases(&[Phase::Paused, Phase::Restoring])?;
-                    self.writes += 1;
-                    body = vec![0; 8];
+            Body::SetRegs(_) => {
+                // As if there were a count among them.
+                in_phases(&[Phase::Paused, Phase::Restoring])?;
+                self.writes += 1;
+                body = vec![0; 8];
+            }
+            Body::RestoreDone => {
+                in_phases(&[Phase::Restoring])?;
+                if !self.done.contains(&request.vcpu) {
+                    self.done.push(request.vcpu);
                 }
-                VcpuOp::RestoreDone => {
-                    in_phases(&[Phase::Restoring])?;
-                    if !self.done.contains(&vcpu) {
-                        self.done.push(vcpu);
-                    }
-                    let remaining = VCPUS - self.done.len() as u32;
-                    if remaining == 0 {
-                        let autorun = self.autorun;
-                        self.phase = if autorun {
-                            Phase::Running
-                        } else {
-                            Phase::Paused
-                        };
-                    }
-                    body = [remaining, 0].as_bytes().to_vec();
+                let remaining = VCPUS - self.done.len() as u32;
+                if remaining == 0 {
+                    let autorun = self.autorun;
+                    self.phase = if autorun {
+                        Phase::Running
+                    } else {
+                        Phase::Paused
+                    };
                 }
-                VcpuOp::WaitRun => {
-                    if self.phase != Phase::Running {
-                        return Ok(None);
-                    }
-                    body = run_of(vcpu).as_bytes().to_vec();
+                body = [remaining, 0].as_bytes().to_vec();
+            }
+            Body::WaitRun => {
+                if self.phase != Phase::Running {
+                    return Ok(None);
                 }
-                _ => {}
-            },
+                body = run_of(request.vcpu).as_bytes().to_vec();
+            }
             _ => {}
         }
         Ok(Some(body))

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::hash::Hash;
 
 use vhost_user_timer_model::vm::{
-    Call, Changed, Effects, Handled, Now, Profile, Released, Token, VcpuRecord, Vm, VmRecord,
+    Changed, Effects, Handled, Incoming, Now, Profile, Released, Token, VcpuRecord, Vm, VmRecord,
 };
 use vhost_user_timer_protocol::Status;
 use vhost_user_timer_protocol::wire::{Event, ResponseHeader, Run};
@@ -135,11 +135,7 @@ impl Device for Vm {
 /// When an answer has no header.
 pub fn handle(vm: &mut Vm, now: Now, queue: u16, request: &[u8]) -> Served {
     let mut effects = Effects::default();
-    let call = Call {
-        request,
-        room: ROOM,
-        token: Token { queue, head: 0 },
-    };
+    let call = Incoming::parse(request, ROOM, Token { queue, head: 0 });
     let handled = vm.handle(now, &call, &mut effects);
     let answer = (handled == Handled::Answered).then(|| {
         let (header, body) = ResponseHeader::read_from_prefix(&effects.response)

@@ -2,7 +2,7 @@
 //! them out, or it proves nothing of the real one.
 
 use vhost_user_timer_model::vm::{Now, Vm};
-use vhost_user_timer_protocol::request::{Body, VcpuOp};
+use vhost_user_timer_protocol::request::Body;
 use vhost_user_timer_protocol::wire::{
     EVENT_TIMER_ASSERTED, Event, RegValue, ResponseHeader, Run, ctl,
 };
@@ -101,20 +101,15 @@ impl Mutant {
     }
 
     /// Remembers a request that was granted.
-    fn remember(&mut self, body: &Body<'_>) {
-        match body {
+    fn remember(&mut self, request: &Parsed<'_>) {
+        let vcpu = request.vcpu as usize;
+        match request.body {
             Body::RestoreBegin(_) => {
                 self.done.fill(false);
                 self.timed_out = false;
             }
-            Body::Vcpu { vcpu, op } => {
-                let vcpu = *vcpu as usize;
-                match op {
-                    VcpuOp::SetRegs(entries) => self.remember_registers(vcpu, entries),
-                    VcpuOp::RestoreDone => self.done[vcpu] = true,
-                    _ => {}
-                }
-            }
+            Body::SetRegs(entries) => self.remember_registers(vcpu, entries),
+            Body::RestoreDone => self.done[vcpu] = true,
             _ => {}
         }
     }
@@ -153,11 +148,11 @@ impl Mutant {
         self.timed_out |= replies.any(|reply| reply.header.status.get() == timed_out);
     }
 
-    fn before(&mut self, now: Now, body: &Body<'_>) {
-        if let (Fault::LastCountWins, Body::Vcpu { vcpu, op }) = (self.fault, body)
-            && *op == VcpuOp::RestoreDone
+    fn before(&mut self, now: Now, request: &Parsed<'_>) {
+        if self.fault == Fault::LastCountWins
+            && request.body == Body::RestoreDone
             && self.vm.phase() == Phase::Restoring
-            && self.is_missing_only(*vcpu as usize)
+            && self.is_missing_only(request.vcpu as usize)
             && let Some(count) = self.last_count
         {
             let offset = now.host.wrapping_sub(count);
@@ -222,9 +217,8 @@ impl Device for Mutant {
     fn handle(&mut self, now: Now, queue: u16, request: &[u8]) -> Served {
         let was = self.vm.phase();
         let parsed = Parsed::parse(request).expect("a request that is well formed");
-        self.before(now, &parsed.body);
-        let done = VcpuOp::RestoreDone;
-        let is_done = matches!(parsed.body, Body::Vcpu { op, .. } if op == done);
+        self.before(now, &parsed);
+        let is_done = parsed.body == Body::RestoreDone;
         if self.fault == Fault::GivesUp && self.timed_out && is_done {
             return refused(Status::TimedOut);
         }
@@ -237,16 +231,10 @@ impl Device for Mutant {
         }
         self.notice(&served);
         let status = served.answer.as_ref().map(Answer::status);
-        let set_regs = matches!(
-            parsed.body,
-            Body::Vcpu {
-                op: VcpuOp::SetRegs(_),
-                ..
-            }
-        );
+        let set_regs = matches!(parsed.body, Body::SetRegs(_));
         if status == Some(Status::Ok) {
             let old = self.done.clone();
-            self.remember(&parsed.body);
+            self.remember(&parsed);
             match parsed.body {
                 Body::RestoreBegin(_) if was == Phase::Restoring => self.after_begin(now, &old),
                 _ if is_done => self.after_done(now, &mut served),

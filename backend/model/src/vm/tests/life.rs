@@ -1,9 +1,9 @@
 //! Lives a story: its steps become requests to a real VM, and witnesses look on.
 
 use proptest::test_runner::TestCaseError;
-use vhost_user_timer_protocol::request::{Body, Request, VcpuOp};
+use vhost_user_timer_protocol::request::{Body, Request};
 use vhost_user_timer_protocol::wire;
-use vhost_user_timer_protocol::{Abi, Register, Status};
+use vhost_user_timer_protocol::{Abi, Register, Status, VM_WIDE};
 
 use super::rig::{Ask, PROFILE, Reply, Rig, START_REALTIME};
 use super::steps::{Step, Story, Value, Write};
@@ -23,6 +23,11 @@ impl Asked {
     /// The request, if it is well-formed.
     pub(super) fn body(&self) -> Option<Body<'_>> {
         Request::parse(&self.bytes).ok().map(|request| request.body)
+    }
+
+    /// The vCPU that the request is about.
+    pub(super) fn vcpu(&self) -> u32 {
+        Request::parse(&self.bytes).map_or(VM_WIDE, |request| request.vcpu)
     }
 }
 
@@ -249,10 +254,7 @@ impl<W: Witness> Life<'_, W> {
                 self.rig.now.host = count;
                 self.seen(&Seen::HostIs(count))?;
             }
-            Some(Body::Vcpu {
-                op: VcpuOp::GetRegs(_),
-                ..
-            }) => {
+            Some(Body::GetRegs(_)) => {
                 for entry in reply.body.chunks(16) {
                     let id = u64::from_le_bytes(entry[..8].try_into().unwrap());
                     let value = u64::from_le_bytes(entry[8..].try_into().unwrap());

@@ -1,7 +1,7 @@
 //! Random lives of a VM: it answers what a naive VM answers, and what must always hold, holds.
 
 use proptest::prelude::*;
-use vhost_user_timer_protocol::request::{Body, VcpuOp};
+use vhost_user_timer_protocol::request::Body;
 use vhost_user_timer_protocol::wire;
 use vhost_user_timer_protocol::{Abi, Phase, Register, Status};
 use vhost_user_timer_reference as reference;
@@ -152,20 +152,16 @@ fn may_move_a_count(asked: &Asked) -> bool {
             Body::ConfigureVm(_)
             | Body::SetCounterOffset(_)
             | Body::RestoreBegin(_)
-            | Body::RestoreAbort,
+            | Body::RestoreAbort
+            | Body::RestoreDone,
         ) => true,
-        Some(Body::Vcpu { op, .. }) => match op {
-            VcpuOp::RestoreDone => true,
-            VcpuOp::SetRegs(entries) => entries.iter().any(|entry| a_count(entry.id.get())),
-            _ => false,
-        },
+        Some(Body::SetRegs(entries)) => entries.iter().any(|entry| a_count(entry.id.get())),
         _ => false,
     }
 }
 
 fn is_restore_done(asked: &Asked) -> bool {
-    let done = VcpuOp::RestoreDone;
-    matches!(asked.body(), Some(Body::Vcpu { op, .. }) if op == done)
+    asked.body() == Some(Body::RestoreDone)
 }
 
 fn counts_of(info: &wire::Info) -> [u64; 2] {
@@ -184,11 +180,8 @@ impl Clocks {
                 self.brought = vec![None; vcpus];
                 self.done = vec![false; vcpus];
             }
-            Some(Body::Vcpu {
-                vcpu,
-                op: VcpuOp::RestoreDone,
-            }) => {
-                self.done[vcpu as usize] = true;
+            Some(Body::RestoreDone) => {
+                self.done[asked.vcpu() as usize] = true;
                 if info.phase.get() != Phase::Restoring.code() {
                     prop_assert!(self.done.iter().all(|done| *done));
                     let pinned = info.flags & wire::info_flags::OFFSET_PINNED != 0;
@@ -207,15 +200,12 @@ impl Clocks {
                     }
                 }
             }
-            Some(Body::Vcpu {
-                vcpu,
-                op: VcpuOp::SetRegs(entries),
-            }) if !self.pinned => {
+            Some(Body::SetRegs(entries)) if !self.pinned => {
                 for entry in entries {
                     let ids = [Abi::Arm64, Abi::Arm].map(|abi| Register::TimerCnt.id(abi));
                     let is_count = ids.contains(&entry.id.get());
                     if is_count && info.phase.get() == Phase::Restoring.code() {
-                        self.brought[vcpu as usize] = Some(entry.value.get());
+                        self.brought[asked.vcpu() as usize] = Some(entry.value.get());
                     }
                 }
             }
@@ -362,12 +352,8 @@ impl Witness for Lines {
         self.heard.retain(|line| high.contains(line));
         match seen {
             Seen::Asked(asked, Some(reply)) if reply.status == Status::Ok && running => {
-                if let Some(Body::Vcpu {
-                    vcpu,
-                    op: VcpuOp::SetRegs(_),
-                }) = asked.body()
-                {
-                    self.hear_lines(vcpu, reply);
+                if let Some(Body::SetRegs(_)) = asked.body() {
+                    self.hear_lines(asked.vcpu(), reply);
                 }
             }
             Seen::Events(events) => {

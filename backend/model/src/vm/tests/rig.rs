@@ -4,7 +4,7 @@ use vhost_user_timer_protocol::wire;
 use vhost_user_timer_protocol::{Phase, Register, Status};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-use crate::vm::{Call, ClockId, Effects, Handled, Notice, Now, Profile, Released, Token, Vm};
+use crate::vm::{ClockId, Effects, Handled, Incoming, Notice, Now, Profile, Released, Token, Vm};
 pub(super) use vhost_user_timer_reference::{Ask, whole_vcpu};
 
 /// Counter frequency, as in the KVM measurements: a tick is a nanosecond.
@@ -159,11 +159,7 @@ impl Rig {
 
     /// Offers bytes as they are. `None` where the answer waits.
     pub(super) fn offer_bytes(&mut self, bytes: &[u8], room: usize, queue: u16) -> Option<Reply> {
-        let call = Call {
-            request: bytes,
-            room,
-            token: self.next_token(queue),
-        };
+        let call = Incoming::parse(bytes, room, self.next_token(queue));
         match self.vm.handle(self.now, &call, &mut self.effects) {
             Handled::Answered => {
                 let response = &self.effects.response;

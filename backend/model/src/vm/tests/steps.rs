@@ -230,7 +230,7 @@ fn sent(vcpus: u32) -> impl Strategy<Value = Ask> {
     let room = prop_oneof![8 => Just(MAX_MESSAGE), 1 => 16..300_usize];
     (any_ask(vcpus), vcpu(vcpus), room, QUEUES).prop_map(|(ask, vcpu, room, queue)| {
         let ask = ask.with_room(room).on_queue(queue);
-        match Op::from(ask.op).scope() {
+        match Op::from(ask.op).row().map(|row| row.scope) {
             Some(Scope::Vcpu) => ask.for_vcpu(vcpu),
             _ => ask,
         }

@@ -4,7 +4,7 @@ use vhost_user_timer_protocol::wire::{Page, page_flags};
 use vhost_user_timer_protocol::{Phase, Register, Status};
 
 use super::rig::{Ask, HZ, PHASES, Rig};
-use crate::vm::{Call, ClockId, PageOrder, Token, Vm};
+use crate::vm::{ClockId, Effect, Incoming, PageOrder, Token, Vm};
 
 const VIRT: u32 = page_flags::VIRT_FROZEN;
 const PHYS: u32 = page_flags::PHYS_FROZEN;
@@ -205,12 +205,8 @@ fn what_freezes_a_clock_that_counts_is_known_before() {
                 let before = [VIRT, PHYS].map(|bit| counting(&rig.vm, bit));
                 let before = before.map(|counting| counting && rig.vm.phase() != Phase::New);
                 let bytes = ask.bytes();
-                let call = Call {
-                    request: &bytes,
-                    room: ask.room,
-                    token: Token { queue: 1, head: 0 },
-                };
-                let known = call.may_freeze();
+                let call = Incoming::parse(&bytes, ask.room, Token { queue: 1, head: 0 });
+                let known = call.effect() == Effect::Freezes;
                 rig.offer(&ask);
                 let after = [VIRT, PHYS].map(|bit| counting(&rig.vm, bit));
                 let froze = before.iter().zip(after).any(|(was, is)| *was && !is);

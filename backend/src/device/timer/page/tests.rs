@@ -5,7 +5,7 @@ use vhost_user_timer_protocol::{Op, VM_WIDE};
 use vm_memory::GuestMemoryAtomic;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use vhost_user_timer_model::vm::{Call, Effects, Now, Profile, Token};
+use vhost_user_timer_model::vm::{Effects, Incoming, Now, Profile, Token};
 
 const AT: u64 = 0x1040;
 const MEMORY: usize = 0x4000;
@@ -32,11 +32,7 @@ fn perform(vm: &mut Vm, op: Op, body: &(impl IntoBytes + Immutable), host: u64) 
         ..Default::default()
     };
     let request = [header.as_bytes(), body.as_bytes()].concat();
-    let call = Call {
-        request: &request,
-        room: 4096,
-        token: Token { queue: 1, head: 0 },
-    };
+    let call = Incoming::parse(&request, 4096, Token { queue: 1, head: 0 });
     let mut effects = Effects::default();
     let _ = vm.handle(Now::at(host), &call, &mut effects);
     assert_eq!(effects.response[..4], [0; 4], "{op}");

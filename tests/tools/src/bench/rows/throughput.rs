@@ -3,7 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use vhost_user_timer_model::vm::{Call, Effects, Now, Profile, Token, Vm};
+use vhost_user_timer_model::vm::{Effects, Incoming, Now, Profile, Token, Vm};
 use vhost_user_timer_protocol::{Abi, MAX_MESSAGE, Op, Register, VM_WIDE, wire};
 
 use super::Bench;
@@ -116,11 +116,7 @@ fn straight(time: Duration) -> f64 {
     let mut host = 1_000;
     let mut ask = |request: &[u8]| {
         host += 100;
-        let call = Call {
-            request,
-            room: MAX_MESSAGE,
-            token: Token { queue: 1, head: 0 },
-        };
+        let call = Incoming::parse(request, MAX_MESSAGE, Token { queue: 1, head: 0 });
         let _ = vm.handle(Now::at(host), &call, &mut effects);
         effects.changed.clear();
         effects.notices.clear();
