@@ -13,10 +13,11 @@ use tempfile::TempDir;
 use vhost_user_timer::failpoint::{Point, VARIABLE};
 use vhost_user_timer_frontend::{Error, Frontend, HostClock, Options};
 use vhost_user_timer_kit::backend_process::BackendProcess;
-use vhost_user_timer_kit::shadow::{Ask, Asked, Shadow, Span};
-use vhost_user_timer_kit::watch::host_count;
+use vhost_user_timer_kit::reference::{Ask, whole_vcpu};
+use vhost_user_timer_kit::shadow::{Asked, Shadow, outcome, submit};
+use vhost_user_timer_kit::watch::{HOST_FREQUENCY, host_count};
 use vhost_user_timer_protocol::wire::restore_flags;
-use vhost_user_timer_protocol::{Phase, Register, wire};
+use vhost_user_timer_protocol::{Phase, Register};
 
 /// Something that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -38,11 +39,15 @@ struct Stop {
     frontend: Frontend,
 }
 
+fn new_shadow() -> Shadow {
+    Shadow::new(VCPUS, 1)
+}
+
 impl Life {
     fn new() -> Self {
         Life {
             folder: tempfile::tempdir().unwrap(),
-            shadow: Shadow::default(),
+            shadow: new_shadow(),
         }
     }
 
@@ -82,26 +87,26 @@ impl Life {
     /// Asks, and takes in the answer if there is one. Returns whether there was.
     fn ask(&mut self, served: &Stop, ask: Ask) -> bool {
         let asked = asked(served, ask);
-        let answered = asked.answer.is_some();
+        let answered = asked.outcome.is_some();
         self.shadow.take(&[vec![asked]], host_count()).unwrap();
         answered
     }
 
     /// Looks whether the VM is what it should be.
     fn look(&mut self, served: &Stop) {
-        assert!(self.ask(served, Ask::GetInfo));
-        assert!(self.ask(served, Ask::GetVm { vcpus: VCPUS }));
+        assert!(self.ask(served, Ask::get_info()));
+        assert!(self.ask(served, Ask::get_vm(0, VCPUS)));
     }
 }
 
 fn asked(served: &Stop, ask: Ask) -> Asked {
     let sent = host_count();
-    let ticket = ask.submit(served.frontend.queue()).unwrap();
-    let answer = ask.answer(ticket.wait(LIMIT)).unwrap();
+    let ticket = submit(served.frontend.queue(), &ask).unwrap();
+    let outcome = outcome(ticket.wait(LIMIT)).unwrap();
     Asked {
         ask,
         sent,
-        answer: answer.map(|answer| (answer, host_count())),
+        outcome: outcome.map(|outcome| (outcome, host_count())),
     }
 }
 
@@ -110,67 +115,57 @@ fn was_killed(status: ExitStatus) -> bool {
     status.signal() == Some(9)
 }
 
-fn brought(vcpu: u32) -> wire::Vcpu {
-    let mut row = wire::Vcpu {
-        vcpu: vcpu.into(),
-        ..Default::default()
-    };
-    for (n, register) in (0..).zip(Register::ALL) {
-        row.set(register, 0x1234_5678_9a00 + 16 * n + u64::from(vcpu));
-    }
-    row
+fn values(vcpu: u32) -> [u64; 6] {
+    std::array::from_fn(|n| 0x1234_5678_9a00 + 16 * n as u64 + u64::from(vcpu))
 }
 
 fn configure() -> Ask {
-    Ask::Configure { vcpus: VCPUS }
+    Ask::configure(VCPUS, 0, HOST_FREQUENCY)
 }
 
 fn begin() -> Ask {
-    Ask::RestoreBegin {
-        vcpus: VCPUS,
-        flags: restore_flags::AUTORUN,
-        timeout_ns: 0,
-    }
+    Ask::begin(VCPUS, restore_flags::AUTORUN)
 }
 
 fn set_vm() -> Ask {
-    Ask::SetVm((0..VCPUS).map(brought).collect())
+    let rows: Vec<_> = (0..VCPUS)
+        .map(|vcpu| whole_vcpu(vcpu, values(vcpu)))
+        .collect();
+    Ask::set_vm(&rows)
 }
 
 fn set_regs(vcpu: u32) -> Ask {
-    let row = brought(7 + vcpu);
-    let values = [
-        Register::TimerCtl,
-        Register::TimerCval,
-        Register::PtimerCval,
+    let [ctl, _, cval, _, _, pcval] = values(7 + vcpu);
+    let entries = [
+        (Register::TimerCtl, ctl),
+        (Register::TimerCval, cval),
+        (Register::PtimerCval, pcval),
     ];
-    Ask::SetRegs {
-        vcpu,
-        entries: values
-            .map(|register| (register, row.get(register)))
-            .to_vec(),
-    }
+    Ask::set_regs(vcpu, &entries)
 }
 
 /// What is done first, what is killed, and how many slots of the file that writes.
 fn scenes() -> Vec<(&'static str, Vec<Ask>, Ask, u32)> {
-    let pause = || Ask::Pause {
-        keep_counting: false,
-    };
     let restoring = || vec![configure(), set_regs(0), begin(), set_vm()];
-    let but_one_done = || [restoring(), vec![Ask::RestoreDone(2), Ask::RestoreDone(0)]].concat();
+    let but_one_done = || {
+        [
+            restoring(),
+            vec![Ask::restore_done(2), Ask::restore_done(0)],
+        ]
+        .concat()
+    };
     vec![
         ("CONFIGURE_VM", vec![], configure(), VCPUS + 1),
         ("SET_REGS, PAUSED", vec![configure()], set_regs(1), 2),
         (
             "SET_REGS, RUNNING",
-            vec![configure(), Ask::Resume],
+            vec![configure(), Ask::resume()],
             set_regs(2),
             2,
         ),
         ("SET_REGS, RESTORING", restoring(), set_regs(1), 2),
-        ("RESUME", vec![configure()], Ask::Resume, 1),
-        ("PAUSE", vec![configure(), Ask::Resume], pause(), 1),
+        ("RESUME", vec![configure()], Ask::resume(), 1),
+        ("PAUSE", vec![configure(), Ask::resume()], Ask::pause(), 1),
         (
             "RESTORE_BEGIN",
             vec![configure(), set_regs(1)],
@@ -179,32 +174,24 @@ fn scenes() -> Vec<(&'static str, Vec<Ask>, Ask, u32)> {
         ),
         ("RESTORE_BEGIN again", but_one_done(), begin(), VCPUS + 1),
         ("SET_VM", vec![configure(), begin()], set_vm(), VCPUS + 1),
-        ("RESTORE_DONE", restoring(), Ask::RestoreDone(1), 2),
+        ("RESTORE_DONE", restoring(), Ask::restore_done(1), 2),
         (
             "the last RESTORE_DONE",
             but_one_done(),
-            Ask::RestoreDone(1),
+            Ask::restore_done(1),
             2,
         ),
-        (
-            "RESTORE_ABORT",
-            but_one_done(),
-            Ask::RestoreAbort,
-            VCPUS + 1,
-        ),
+        ("RESTORE_ABORT", but_one_done(), Ask::abort(), VCPUS + 1),
         (
             "SET_COUNTER_OFFSET",
             vec![configure()],
-            Ask::SetCounterOffset(1 << 40),
+            Ask::set_offset(1 << 40),
             1,
         ),
         (
             "SET_COUNTER_ANCHOR",
             vec![configure()],
-            Ask::SetCounterAnchor {
-                monotonic_ns: 5,
-                count: 1 << 40,
-            },
+            Ask::set_anchor(5, 1 << 40),
             1,
         ),
     ]
@@ -242,8 +229,8 @@ fn times(point: Point, slots: u32) -> u32 {
 fn what_was_done_before_a_change_is_answered_before_it_though_they_came_together() {
     let pairs: [[fn() -> Ask; 2]; 3] = [
         [|| set_regs(0), || set_regs(1)],
-        [|| Ask::GetVm { vcpus: VCPUS }, || set_regs(1)],
-        [|| set_regs(0), || Ask::GetVm { vcpus: VCPUS }],
+        [|| Ask::get_vm(0, VCPUS), || set_regs(1)],
+        [|| set_regs(0), || Ask::get_vm(0, VCPUS)],
     ];
     for [first, second] in pairs {
         let mut life = Life::new();
@@ -255,8 +242,8 @@ fn what_was_done_before_a_change_is_answered_before_it_though_they_came_together
         let queue = served.frontend.queue();
         // One look finds both: the backend is told of them when both are there.
         let tickets = [
-            first().submit(queue).unwrap(),
-            second().submit(queue).unwrap(),
+            submit(queue, &first()).unwrap(),
+            submit(queue, &second()).unwrap(),
         ];
         queue.kick();
         let [first, second] = tickets.map(|ticket| ticket.wait(LIMIT));
@@ -297,13 +284,14 @@ fn killed(life: &mut Life, ask: &Ask, kill_at: (Point, u32), whole: bool, at: &s
     let asked = asked(&served, ask.clone());
     let status = served.backend.wait(LIMIT);
     assert!(was_killed(status), "{at}: {status}, {asked:?}");
-    let seen = asked.answer.is_some();
+    let seen = asked.outcome.is_some();
     assert_eq!(seen, kill_at.0 == Point::AnswerUsed, "{at}: the answer");
     if whole {
         let mut after = life.shadow.likely().clone();
-        let answer = asked.answer.as_ref().map(|(answer, _)| answer);
-        let when = Span::new(asked.sent, host_count());
-        after.apply(ask, when, answer).unwrap();
+        let outcome = asked.outcome.as_ref().map(|(outcome, _)| outcome);
+        after
+            .apply(ask, asked.sent..=host_count(), outcome)
+            .unwrap();
         life.shadow = after.into();
     }
     // Again and again: the first may clear up what the killed one left.
@@ -335,7 +323,7 @@ fn a_backend_killed_while_it_makes_the_state_file_leaves_one_to_begin_with() {
                 let mut bytes = std::fs::read(life.state_file()).unwrap();
                 bytes[BOOT_ID] ^= 1;
                 life.put(&bytes);
-                life.shadow = Shadow::default();
+                life.shadow = new_shadow();
             }
             let status = life.launch(Some((point, 1))).wait(LIMIT);
             assert!(was_killed(status), "{point:?}: {status}");
@@ -352,7 +340,7 @@ fn a_time_page_that_a_kill_leaves_open_is_not_read_and_holds_nobody_up() {
     let mut life = Life::new();
     let mut served = life.serve(None);
     assert!(life.ask(&served, configure()));
-    assert!(life.ask(&served, Ask::Resume));
+    assert!(life.ask(&served, Ask::resume()));
     assert!(served.backend.terminate().success());
 
     let mut served = life.serve(Some((Point::CommitBegun, 1)));

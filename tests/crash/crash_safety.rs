@@ -1,14 +1,13 @@
-//! Whatever was answered survives `kill -9` of the backend at any instant, and nothing is ever
-//! half done (I5); no count goes back over it (I3); no due timer is lost (I7).
+//! Every answered request survives `kill -9` of the backend at any instant, and none is half done
+//! (I5); no count decreases over the kill (I3); no due timer is lost (I7).
 //!
-//! Round by round a backend is started on the state file that the last one left, and what it says
-//! of its VM must be what that one had answered. Then requests go out at random, several at a
-//! time on two queues, until the backend is killed among them, at a random instant. Those that
-//! were answered must have been done, and of the others each wholly or not at all, in order; see
-//! [`Shadow`].
+//! Each round starts a backend on the state file that the previous one left. What it reports of
+//! its VM must be what the previous one had answered. Then random requests go out, several at a
+//! time on two queues, until the backend is killed at a random instant. The requests that were
+//! answered must have been done; each of the others wholly or not at all, in order ([`Shadow`]).
 //!
-//! A failure names its seed. `VUT_SEED=<seed> cargo test --test crash_safety` asks the same
-//! again; the instants of the kills are never the same. `VUT_ROUNDS=<n>` plays n rounds.
+//! A failure names its seed. `VUT_SEED=<seed> cargo test --test crash crash_safety` sends the same
+//! requests again; the instants of the kills always differ. `VUT_ROUNDS=<n>` plays n rounds.
 
 use std::path::PathBuf;
 use std::thread;
@@ -22,10 +21,12 @@ use vhost_user_timer_frontend::{
 };
 use vhost_user_timer_kit::backend_process::BackendProcess;
 use vhost_user_timer_kit::raw_driver::{release_program, seed};
-use vhost_user_timer_kit::shadow::{Answer, Ask, Asked, Asking, Shadow};
+use vhost_user_timer_kit::reference::Ask;
+use vhost_user_timer_kit::reference::contract::{Vcpu, VmState};
+use vhost_user_timer_kit::shadow::{Asked, Draw, Outcome, Shadow, outcome, submit};
 use vhost_user_timer_kit::watch::host_count;
-use vhost_user_timer_protocol::wire::{self, ctl};
-use vhost_user_timer_protocol::{Phase, Register};
+use vhost_user_timer_protocol::Phase;
+use vhost_user_timer_protocol::wire::ctl;
 
 /// Something that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -60,6 +61,10 @@ struct Tally {
     events: u64,
 }
 
+fn new_shadow() -> Shadow {
+    Shadow::new(MAX_VCPUS, QUEUES as u16)
+}
+
 impl Life {
     fn new(seed: u64, program: PathBuf) -> Self {
         let mut life = Life {
@@ -67,7 +72,7 @@ impl Life {
             program,
             folder: tempfile::tempdir().expect("a folder"),
             vcpus: 0,
-            shadow: Shadow::default(),
+            shadow: new_shadow(),
             tally: Tally::default(),
         };
         life.begin();
@@ -78,7 +83,7 @@ impl Life {
     fn begin(&mut self) {
         self.folder = tempfile::tempdir().expect("a folder");
         self.vcpus = self.rng.u32(1..=MAX_VCPUS);
-        self.shadow = Shadow::default();
+        self.shadow = new_shadow();
     }
 
     fn launch(&self) -> BackendProcess {
@@ -129,7 +134,7 @@ impl Life {
             });
             loop {
                 let asked = self.ask(&frontend)?;
-                if asked.iter().flatten().any(|asked| asked.answer.is_none()) {
+                if asked.iter().flatten().any(|asked| asked.outcome.is_none()) {
                     return Ok(asked);
                 }
                 self.shadow.take(&asked, 0)?;
@@ -144,28 +149,28 @@ impl Life {
     fn look(&mut self, frontend: &mut Frontend) -> Result<(), String> {
         let mut events = frontend.take_events().ok_or("no events")?;
         let queue = frontend.queue();
-        self.ask_one(queue, Ask::GetInfo)?;
-        let answer = self.ask_one(queue, Ask::GetVm { vcpus: self.vcpus })?;
+        self.ask_one(queue, Ask::get_info())?;
+        let vm = self.ask_one(queue, Ask::get_vm(0, self.vcpus))?;
         let phase = self.shadow.likely().phase();
         self.tally.phases[phase.code() as usize] += 1;
-        match (phase, answer) {
+        match (phase, vm) {
             (Phase::Restoring, _) => {
                 for vcpu in 0..self.vcpus {
                     // This sets nothing, and is refused where the vCPU is done; and where it still
                     // lacks something, RESTORE_DONE names it.
-                    let entries = Vec::new();
-                    self.ask_one(queue, Ask::SetRegs { vcpu, entries })?;
+                    self.ask_one(queue, Ask::set_regs(vcpu, &[]))?;
                     if self
                         .shadow
                         .states()
                         .iter()
                         .all(|state| state.lacks(vcpu) != 0)
                     {
-                        self.ask_one(queue, Ask::RestoreDone(vcpu))?;
+                        self.ask_one(queue, Ask::restore_done(vcpu))?;
                     }
                 }
             }
-            (Phase::Running, Answer::Vm(_, rows)) => {
+            (Phase::Running, Outcome::Done(vm)) => {
+                let rows = VmState::of(&vm).vcpus;
                 let mut due = due(&rows);
                 while !due.is_empty() {
                     let event = events.next(LIMIT).map_err(|error| {
@@ -190,14 +195,14 @@ impl Life {
         Ok(())
     }
 
-    fn ask_one(&mut self, queue: &RequestQueue, ask: Ask) -> Result<Answer, String> {
+    fn ask_one(&mut self, queue: &RequestQueue, ask: Ask) -> Result<Outcome, String> {
         let asked = start(queue, ask)
             .map_err(|error| error.to_string())?
             .finish()?;
-        let answer = asked.answer.clone();
+        let outcome = asked.outcome.clone();
         self.shadow.take_one(asked)?;
-        answer
-            .map(|(answer, _)| answer)
+        outcome
+            .map(|(outcome, _)| outcome)
             .ok_or_else(|| "the backend is gone, and nobody killed it".to_owned())
     }
 
@@ -207,12 +212,12 @@ impl Life {
         for queue in frontend.queues() {
             let mut started = Vec::new();
             for _ in 0..self.rng.usize(1..=DEPTH) {
-                let ask = Asking {
+                let ask = Draw {
                     rng: &mut self.rng,
                     vcpus: self.vcpus,
                     state: self.shadow.likely(),
                 }
-                .something();
+                .request();
                 match start(queue, ask) {
                     Ok(request) => started.push(request),
                     Err(Error::QueueFull { .. } | Error::Disconnected) => break,
@@ -228,7 +233,7 @@ impl Life {
         for started in under_way {
             let finished = started.into_iter().map(Started::finish);
             let asked = finished.collect::<Result<Vec<_>, _>>()?;
-            let answered = asked.iter().filter(|asked| asked.answer.is_some()).count();
+            let answered = asked.iter().filter(|asked| asked.outcome.is_some()).count();
             self.tally.answered += answered as u64;
             self.tally.unanswered += (asked.len() - answered) as u64;
             all.push(asked);
@@ -246,39 +251,39 @@ struct Started {
 
 fn start(queue: &RequestQueue, ask: Ask) -> Result<Started, Error> {
     let sent = host_count();
-    let ticket = ask.submit(queue)?;
+    let ticket = submit(queue, &ask)?;
     Ok(Started { ask, sent, ticket })
 }
 
 impl Started {
     fn finish(self) -> Result<Asked, String> {
-        let answer = self.ask.answer(self.ticket.wait(LIMIT));
-        let answer = answer.map_err(|error| format!("{:?}: {error}", self.ask))?;
+        let outcome = outcome(self.ticket.wait(LIMIT));
+        let outcome = outcome.map_err(|error| format!("{:?}: {error}", self.ask))?;
         Ok(Asked {
             ask: self.ask,
             sent: self.sent,
-            answer: answer.map(|answer| (answer, host_count())),
+            outcome: outcome.map(|outcome| (outcome, host_count())),
         })
     }
 }
 
-fn timer_of(row: &wire::Vcpu, timer: Timer) -> (u64, u64) {
-    let (control, compare) = match timer {
-        Timer::Virtual => (Register::TimerCtl, Register::TimerCval),
-        Timer::Physical => (Register::PtimerCtl, Register::PtimerCval),
-    };
-    (row.get(control), row.get(compare))
+/// A timer's control register and compare value.
+fn timer_of(row: &Vcpu, timer: Timer) -> (u64, u64) {
+    match timer {
+        Timer::Virtual => (row.registers[0], row.registers[2]),
+        Timer::Physical => (row.registers[3], row.registers[5]),
+    }
 }
 
-/// Timers whose line stands high.
-fn due(rows: &[wire::Vcpu]) -> Vec<(u32, Timer)> {
+/// The timers whose line is high.
+fn due(rows: &[Vcpu]) -> Vec<(u32, Timer)> {
     let high = ctl::ENABLE | ctl::ISTATUS;
     let mut due = Vec::new();
     for row in rows {
         for timer in [Timer::Virtual, Timer::Physical] {
             let (control, _) = timer_of(row, timer);
             if control & (high | ctl::IMASK) == high {
-                due.push((row.vcpu.get(), timer));
+                due.push((row.vcpu, timer));
             }
         }
     }

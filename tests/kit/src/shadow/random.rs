@@ -1,57 +1,58 @@
-//! Requests at random, most of which are done.
+//! Requests at random, most of which are granted.
 
 use fastrand::Rng;
 use vhost_user_timer_protocol::wire::{self, restore_flags};
 use vhost_user_timer_protocol::{Phase, Register};
+use vhost_user_timer_reference::Ask;
 
-use super::{Ask, State};
-use crate::watch::host_count;
+use super::State;
+use crate::watch::{HOST_FREQUENCY, host_count};
 
-/// Who asks for something or other of a VM with this many vCPUs.
+/// Draws requests for a VM in a state.
 #[derive(Debug)]
-pub struct Asking<'a> {
-    /// What decides.
+pub struct Draw<'a> {
+    /// Where the random numbers come from.
     pub rng: &'a mut Rng,
-    /// How many vCPUs the VM has, or is to have.
+    /// The number of vCPUs that the VM has, or is to have.
     pub vcpus: u32,
-    /// What it is like.
+    /// The VM's state.
     pub state: &'a State,
 }
 
-impl Asking<'_> {
-    /// A request that a VM in this state mostly does.
-    pub fn something(&mut self) -> Ask {
+impl Draw<'_> {
+    /// A request that a VM in this state mostly grants.
+    pub fn request(&mut self) -> Ask {
         let choice = self.rng.u32(..100);
         match (self.state.phase(), choice) {
-            (Phase::New, ..90) => Ask::Configure { vcpus: self.vcpus },
-            (_, 90..93) => Ask::GetInfo,
-            (_, 93..96) => Ask::GetVm { vcpus: self.vcpus },
-            (_, 96..) => self.whatever(),
+            (Phase::New, ..90) => self.configure(),
+            (_, 90..93) => Ask::get_info(),
+            (_, 93..96) => Ask::get_vm(0, self.vcpus),
+            (_, 96..) => self.any(),
             (Phase::Running, ..75) => self.set_regs(false),
             (Phase::Running, ..86) => self.pause(),
             (Phase::Paused, ..30) => self.set_regs(true),
-            (Phase::Paused, ..65) => Ask::Resume,
+            (Phase::Paused, ..65) => Ask::resume(),
             (Phase::Paused, ..78) => self.restore_begin(),
             (Phase::Paused, ..82) => self.set_counter_offset(),
             (Phase::Paused, ..86) => self.set_counter_anchor(),
             (Phase::Restoring, ..10) => self.set_regs(true),
             (Phase::Restoring, ..30) => self.set_vm(),
-            (Phase::Restoring, ..80) => Ask::RestoreDone(self.vcpu()),
-            (Phase::Restoring, ..85) => Ask::RestoreAbort,
+            (Phase::Restoring, ..80) => Ask::restore_done(self.vcpu()),
+            (Phase::Restoring, ..85) => Ask::abort(),
             (Phase::Restoring, ..87) => self.set_counter_offset(),
-            _ => self.whatever(),
+            _ => self.any(),
         }
     }
 
     /// A request that may well be refused.
-    fn whatever(&mut self) -> Ask {
+    fn any(&mut self) -> Ask {
         match self.rng.u32(..9) {
-            0 => Ask::Configure { vcpus: self.vcpus },
+            0 => self.configure(),
             1 => self.pause(),
-            2 => Ask::Resume,
+            2 => Ask::resume(),
             3 => self.restore_begin(),
-            4 => Ask::RestoreDone(self.vcpu()),
-            5 => Ask::RestoreAbort,
+            4 => Ask::restore_done(self.vcpu()),
+            5 => Ask::abort(),
             6 => self.set_vm(),
             7 => self.set_counter_offset(),
             _ => self.set_regs(true),
@@ -62,9 +63,14 @@ impl Asking<'_> {
         self.rng.u32(..self.vcpus)
     }
 
+    fn configure(&self) -> Ask {
+        Ask::configure(self.vcpus, 0, HOST_FREQUENCY)
+    }
+
     fn pause(&mut self) -> Ask {
-        Ask::Pause {
-            keep_counting: self.rng.u32(..4) == 0,
+        match self.rng.u32(..4) {
+            0 => Ask::pause_counting(),
+            _ => Ask::pause(),
         }
     }
 
@@ -72,31 +78,25 @@ impl Asking<'_> {
         let strict = self.rng.u32(..3) == 0;
         let autorun = self.rng.bool();
         let flag = |set, flag| if set { flag } else { 0 };
-        // Short enough that some pass, and nobody waits for them.
+        let flags = flag(strict, restore_flags::STRICT) | flag(autorun, restore_flags::AUTORUN);
+        // Short enough that some pass; nobody waits for them.
         let timeout_ns = self.rng.u64(..4) * self.rng.u64(..1_000_000);
-        Ask::RestoreBegin {
-            vcpus: self.vcpus,
-            flags: flag(strict, restore_flags::STRICT) | flag(autorun, restore_flags::AUTORUN),
-            timeout_ns,
-        }
+        Ask::begin_with(self.vcpus, flags, 0, timeout_ns)
     }
 
     fn set_counter_offset(&mut self) -> Ask {
-        Ask::SetCounterOffset(host_count() - self.rng.u64(..host_count()))
+        Ask::set_offset(host_count() - self.rng.u64(..host_count()))
     }
 
     fn set_counter_anchor(&mut self) -> Ask {
         let monotonic_ns = host_count() - self.rng.u64(..1_000_000);
-        Ask::SetCounterAnchor {
-            monotonic_ns,
-            count: monotonic_ns + self.rng.u64(..1 << 40),
-        }
+        Ask::set_anchor(monotonic_ns, monotonic_ns + self.rng.u64(..1 << 40))
     }
 
     fn value(&mut self, register: Register) -> u64 {
         match register {
             Register::TimerCtl | Register::PtimerCtl => self.rng.u64(..8),
-            // Some equal, for STRICT.
+            // Few values, so that some are equal, for STRICT.
             Register::TimerCnt | Register::PtimerCnt => (1 << 50) + self.rng.u64(..3),
             Register::TimerCval | Register::PtimerCval if self.rng.bool() => self.rng.u64(..),
             Register::TimerCval | Register::PtimerCval => {
@@ -115,10 +115,7 @@ impl Asking<'_> {
             }
         }
         self.rng.shuffle(&mut entries);
-        Ask::SetRegs {
-            vcpu: self.vcpu(),
-            entries,
-        }
+        Ask::set_regs(self.vcpu(), &entries)
     }
 
     fn set_vm(&mut self) -> Ask {
@@ -138,6 +135,6 @@ impl Asking<'_> {
             }
             rows.push(row);
         }
-        Ask::SetVm(rows)
+        Ask::set_vm(&rows)
     }
 }

@@ -1,24 +1,24 @@
-//! What a VM must be like, to go by what its frontend was answered.
+//! What a VM must be like, judging by the answers that its frontend got.
 //!
 //! A [`Shadow`] is every state that the VM may be in: one, as long as all requests are answered;
-//! a few, after a backend was killed with requests under way, since each of those was done or was
-//! not. Whatever is asked and answered next must fit one of them. An answer that fits none is a
-//! request lost, or half done, or an answer that was never true.
+//! a few after a backend was killed with requests under way, since each of those was done or was
+//! not. The requests and answers that follow must fit one of them. An answer that fits none means
+//! that a request was lost or half done, or that an earlier answer was not true.
 //!
-//! Requests of one queue are done in order. Between queues any order will do that explains all
-//! the answers, so [`Shadow::take`] looks for one.
+//! Requests of one queue are done in order. Across queues, [`Shadow::take`] looks for an order
+//! that explains all answers.
 //!
-//! [`State`] is the contract of SPEC.md once more, told by its text and not by the backend's code.
+//! What a request does to a [`State`] is what it does to the naive VM,
+//! [`Reference`](vhost_user_timer_reference::Reference).
 
-mod ask;
 mod random;
-mod span;
+mod sending;
 mod state;
 
-pub use ask::{Answer, Ask};
-pub use random::Asking;
-pub use span::Span;
+pub use random::Draw;
+pub use sending::{Outcome, outcome, submit};
 pub use state::State;
+use vhost_user_timer_reference::Ask;
 
 /// Every state that a VM may be in.
 #[derive(Clone, Debug)]
@@ -26,22 +26,15 @@ pub struct Shadow {
     states: Vec<State>,
 }
 
-/// A request, and what came of it.
+/// A request, and what became of it.
 #[derive(Clone, Debug)]
 pub struct Asked {
-    /// What was asked.
+    /// The request.
     pub ask: Ask,
     /// CLOCK_MONOTONIC, ns, before it was sent.
     pub sent: u64,
-    /// The answer, if any was seen, and CLOCK_MONOTONIC, ns, then.
-    pub answer: Option<(Answer, u64)>,
-}
-
-impl Default for Shadow {
-    /// Of a VM that is yet to be configured.
-    fn default() -> Self {
-        State::default().into()
-    }
+    /// Its outcome, and CLOCK_MONOTONIC, ns, when that was seen; `None` if there was no answer.
+    pub outcome: Option<(Outcome, u64)>,
 }
 
 impl From<State> for Shadow {
@@ -53,25 +46,31 @@ impl From<State> for Shadow {
 }
 
 impl Shadow {
-    /// One of the states that it may be in.
+    /// A VM in NEW, of a backend with these limits.
+    pub fn new(max_vcpus: u32, request_queues: u16) -> Self {
+        State::new(max_vcpus, request_queues).into()
+    }
+
+    /// One of the states that the VM may be in.
     pub fn likely(&self) -> &State {
         &self.states[0]
     }
 
-    /// All the states that it may be in.
+    /// All states that the VM may be in.
     pub fn states(&self) -> &[State] {
         &self.states
     }
 
-    /// Takes in what was asked, queue by queue in order, at one time. What has no answer may have
-    /// been done, until `end` at the latest, if all before it on its queue was.
+    /// Takes in requests that were under way together, each queue's in order. A request without
+    /// an answer may have been done, by `end` at the latest (CLOCK_MONOTONIC, ns), if all before
+    /// it on its queue were.
     ///
     /// # Errors
     ///
-    /// Why no order of the requests explains the answers.
+    /// If no order of the requests explains the answers: what speaks against each.
     pub fn take(&mut self, queues: &[Vec<Asked>], end: u64) -> Result<(), String> {
         let answered = |asked: &Vec<Asked>| {
-            let last = asked.iter().rposition(|asked| asked.answer.is_some());
+            let last = asked.iter().rposition(|asked| asked.outcome.is_some());
             last.map_or(0, |last| last + 1)
         };
         let least: Vec<usize> = queues.iter().map(answered).collect();
@@ -92,11 +91,11 @@ impl Shadow {
                     continue;
                 };
                 let mut state = state.clone();
-                let (answer, at) = match &asked.answer {
-                    Some((answer, at)) => (Some(answer), *at),
+                let (outcome, at) = match &asked.outcome {
+                    Some((outcome, at)) => (Some(outcome), *at),
                     None => (None, end),
                 };
-                match state.apply(&asked.ask, Span::new(asked.sent, at), answer) {
+                match state.apply(&asked.ask, asked.sent..=at, outcome) {
                     Ok(()) => {
                         let mut done = done.clone();
                         done[queue] += 1;
@@ -117,7 +116,7 @@ impl Shadow {
         Ok(())
     }
 
-    /// As [`take`](Self::take), of one request that was answered.
+    /// [`take`](Self::take) of one request that was answered.
     ///
     /// # Errors
     ///
