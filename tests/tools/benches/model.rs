@@ -1,5 +1,5 @@
-//! What the backend's parts cost that do no input or output: operations straight on the model of the
-//! VM's time, and a reading of the guest's clock.
+//! What the pure parts of the backend cost: operations on the model of the VM's time, and a
+//! reading of the guest's clock.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -13,11 +13,11 @@ use vhost_user_timer_protocol::{Abi, MAX_MESSAGE, Op, Register, VM_WIDE, wire};
 use vhost_user_timer_tools::bench::request;
 use zerocopy::{FromBytes, IntoBytes};
 
-/// How many vCPUs a VM has.
+/// Number of vCPUs.
 const SIZES: [u32; 3] = [1, 64, 4096];
 const MANY: u32 = 4096;
 
-/// A deadline that does not come.
+/// A deadline that never comes.
 const FAR: u64 = 1 << 60;
 
 fn bare(op: Op, vcpu: u32) -> Vec<u8> {
@@ -43,7 +43,7 @@ fn each(vcpus: u32, request: impl FnMut(u32) -> Vec<u8>) -> Vec<Vec<u8>> {
     (0..vcpus).map(request).collect()
 }
 
-/// A VM with what its shell keeps for it, and a host counter that goes on by itself.
+/// A VM with what its shell keeps for it, and a host counter that advances by itself.
 #[derive(Clone)]
 struct Bench {
     vm: Vm,
@@ -83,14 +83,14 @@ impl Bench {
         self.effects.notices.clear();
     }
 
-    /// The last request was not refused.
+    /// Asserts that the last request was not refused.
     fn done(&self) {
         let header = wire::ResponseHeader::read_from_prefix(&self.effects.response);
         assert_eq!(header.map(|(header, _)| header.status.get()), Ok(0));
     }
 }
 
-/// The requests of a guest that runs, one vCPU after the other.
+/// The requests of a running guest, one vCPU after the other.
 fn requests(criterion: &mut Criterion) {
     const VCPUS: u32 = 64;
     let timer = |vcpu| {
@@ -137,7 +137,7 @@ fn get_vm(bencher: &mut Bencher<'_>, vcpus: u32) {
     bench.done();
 }
 
-/// From PAUSE to the last vCPU's WAIT_RUN, each vCPU with all of its registers.
+/// From PAUSE to the last vCPU's WAIT_RUN, each vCPU with all its registers.
 fn restore(bencher: &mut Bencher<'_>, vcpus: u32) {
     let mut bench = Bench::running(vcpus);
     let begin = wire::RestoreBegin {
@@ -164,7 +164,7 @@ fn restore(bencher: &mut Bencher<'_>, vcpus: u32) {
     bench.done();
 }
 
-/// Time passes for a VM of which every vCPU has a timer armed.
+/// Time passes for a VM whose vCPUs all have a timer armed.
 fn advance(criterion: &mut Criterion) {
     const AHEAD: u64 = 10_000_000;
     let mut bench = Bench::running(MANY);

@@ -1,16 +1,17 @@
-//! The programs that are no tests: the mock frontend and the demos, the model check, the bench.
+//! Programs for developers: the mock frontend with its demo, the QEMU demo, the model check, and
+//! the bench.
 //!
-//! - [`mock`]: the program `mock-frontend`, which plays the VMM;
-//! - [`qemu_demo`]: a Linux guest with its clock from the backend;
-//! - [`model`]: the model check of the backend's time;
-//! - [`mod@bench`]: what the backend costs, beside its floors.
+//! - [`mock`]: the program `mock-frontend`, a VMM without a hypervisor;
+//! - [`qemu_demo`]: a Linux guest whose clock is the backend;
+//! - [`model`]: the model check of the VM's time;
+//! - [`mod@bench`]: what the backend costs, compared with its floors.
 
 pub mod bench;
 pub mod mock;
 pub mod model;
 pub mod qemu_demo;
 
-/// The README's example compiles.
+/// Compiles the README's example.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 pub struct Readme;

@@ -1,14 +1,14 @@
-//! The guest's clocks as one can watch them: `make demo-qemu`.
+//! Shows a real guest's clocks: `make demo-qemu`.
 
 use std::io::Write;
 use std::time::Instant;
 
 use vhost_user_timer_kit::qemu::{ClockVm, Environment, HostClock, Transport};
 
-/// How many readings are compared with the host's.
+/// Number of readings that are compared with the host's.
 const READINGS: usize = 1000;
 
-/// A time of day, UTC, of ns since 1970.
+/// The time of day in UTC, from ns since 1970.
 fn time_of_day(ns: i128) -> String {
     let (seconds, ns) = (ns.div_euclid(1_000_000_000), ns.rem_euclid(1_000_000_000));
     let day = seconds.rem_euclid(86_400);
@@ -16,11 +16,11 @@ fn time_of_day(ns: i128) -> String {
     format!("{hour:02}:{minute:02}:{second:02}.{ns:09}")
 }
 
-/// Boots the guest and shows its clocks, a reading beside the host's, and an alarm.
+/// Boots the guest, and shows its clocks, readings beside the host's, and an alarm.
 ///
 /// # Errors
 ///
-/// Where something is not as it should be, what.
+/// A text that says what is not as it should be.
 pub fn show(environment: &Environment) -> Result<(), String> {
     let step = |text: &str| {
         println!("{text}");
@@ -43,7 +43,7 @@ pub fn show(environment: &Environment) -> Result<(), String> {
 
     let brackets = vm.guest.exchange("ptp0", HostClock::Realtime, READINGS);
     let brackets = brackets.map_err(|error| error.to_string())?;
-    step("\nIts wall clock, between two readings of the host's:");
+    step("\nIts wall clock, between two readings of the host's clock:");
     step("  host before          guest                host after");
     for bracket in brackets.iter().take(3) {
         let times = [bracket.before, bracket.reading, bracket.after].map(time_of_day);
@@ -55,11 +55,11 @@ pub fn show(environment: &Environment) -> Result<(), String> {
         .filter(|pair| pair[0].reading > pair[1].reading);
     let backwards = backwards.count();
     step(&format!(
-        "  of {READINGS}: {outside} outside the host's two, {backwards} before the one before"
+        "  of {READINGS} readings: {outside} outside the host's two, {backwards} went backwards"
     ));
 
     let rtc = vm.rtc();
-    step(&format!("\nAn alarm 2 s ahead on the guest's {rtc}:"));
+    step(&format!("\nAn alarm on the guest's {rtc}, 2 s ahead:"));
     let alarm = ask(&mut vm, &format!("guest alarm {rtc} 2"))?;
     for line in alarm.lines() {
         step(&format!("  {line}"));
@@ -74,7 +74,7 @@ pub fn show(environment: &Environment) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn a_time_of_day_is_utcs() {
+    fn a_time_of_day_is_in_utc() {
         assert_eq!(super::time_of_day(0), "00:00:00.000000000");
         let ns = 86_400_000_000_000 + 3_723_000_000_042;
         assert_eq!(super::time_of_day(ns), "01:02:03.000000042");

@@ -70,7 +70,7 @@ fn moves(args: &[&str], via: &str, killed: bool) {
         let ok = format!("demo: OK vcpus={vcpus} early=0 backwards=0 offsets=1 lost=0");
         assert_eq!(text.lines().last(), Some(&*ok), "{text}");
         assert_eq!(text.contains("device state"), via == "device-state");
-        assert_eq!(text.contains("is shot in mid-restore"), killed);
+        assert_eq!(text.contains("is killed in mid-restore"), killed);
         assert_eq!(output.status.code(), Some(0));
         assert_eq!(output.stderr, b"");
 

@@ -1,4 +1,4 @@
-//! The model check of the backend's time, and the proof that it can fail.
+//! The model check of the VM's time, and the proof that it can fail.
 //!
 //! `model-check` explores more than these tests do; see its `--help`.
 
@@ -8,7 +8,7 @@ use vhost_user_timer_tools::model::limits::Limits;
 use vhost_user_timer_tools::model::mutant::{Fault, Mutant};
 use vhost_user_timer_tools::model::run::{Effort, Verdict, check};
 use vhost_user_timer_tools::model::{
-    FORWARD, GATE, IN_TIME, NOT_FALSELY, ONE_OFFSET, ONE_RUN, OPENS, RECORDED, SETTLED, TOLD,
+    FORWARD, GATE, IN_TIME, NOT_FALSELY, ONE_OFFSET, ONE_RUN, OPENS, RECORDED, REPORTED, SETTLED,
 };
 
 fn explore(limits: Limits, device: impl Device) -> Verdict {
@@ -24,7 +24,10 @@ fn the_real_vm_keeps_every_promise_with_three_vcpus() {
     let verdict = explore(Limits::SMALL, real(3));
     assert!(verdict.failures.is_empty(), "{:#?}", verdict.failures);
     assert!(verdict.exhaustive);
-    assert_eq!(verdict.never, [""; 0], "must be possible, and is never met");
+    assert_eq!(
+        verdict.never, [""; 0],
+        "must be possible, but is never reached"
+    );
 }
 
 #[test]
@@ -40,7 +43,7 @@ fn the_real_vm_keeps_every_promise_with_one_vcpu_and_more_of_everything() {
 }
 
 #[test]
-fn a_check_that_was_stopped_does_not_say_that_it_saw_everything() {
+fn a_check_that_was_stopped_does_not_claim_to_be_exhaustive() {
     let states = Effort {
         max_states: Some(1_000),
         ..Effort::WHOLE
@@ -55,7 +58,7 @@ fn a_check_that_was_stopped_does_not_say_that_it_saw_everything() {
     }
 }
 
-// What is enough for each fault to show.
+// Limits within which each fault shows.
 
 const ONE_TICK: Limits = Limits {
     ticks: 1,
@@ -67,11 +70,11 @@ const ONE_RESTORE: Limits = Limits {
     ..Limits::QUIET
 };
 
-/// Checks that a fault is found out within these limits, and by this property: no other fails in
-/// fewer steps.
-fn found_out(fault: Fault, limits: Limits, by: &str) {
+/// Checks that a fault is caught within these limits, and by this property: no other property
+/// fails in fewer steps.
+fn caught(fault: Fault, limits: Limits, by: &str) {
     let verdict = explore(limits, Mutant::new(limits.vcpus, fault));
-    let first = verdict.failures.first().expect("a fault that is found out");
+    let first = verdict.failures.first().expect("the fault is caught");
     let soonest = first.trace.len();
     let failures = verdict.failures.iter();
     let failing: Vec<_> = failures
@@ -81,94 +84,94 @@ fn found_out(fault: Fault, limits: Limits, by: &str) {
     let (states, trace) = (verdict.states, first.trace.join("\n"));
     println!("{fault:?} breaks {failing:?} after {states} states:\n{trace}");
     assert!(failing.contains(&by), "{fault:?} breaks {failing:?}");
-    // The limits are not the reason: the real one holds within them.
+    // The limits are not the reason: the real backend holds within them.
     let verdict = explore(limits, real(limits.vcpus));
     assert!(verdict.failures.is_empty(), "{:#?}", verdict.failures);
 }
 
 #[test]
-fn a_gate_that_opens_when_one_vcpu_is_missing_is_found_out() {
-    found_out(Fault::OpensOneEarly, ONE_RESTORE, GATE);
+fn a_gate_that_opens_when_one_vcpu_is_missing_is_caught() {
+    caught(Fault::OpensOneEarly, ONE_RESTORE, GATE);
 }
 
 #[test]
-fn old_dones_that_count_in_a_new_epoch_are_found_out() {
+fn old_dones_that_count_in_a_new_epoch_are_caught() {
     let two_restores = Limits {
         begins: 2,
         ..Limits::QUIET
     };
-    found_out(Fault::KeepsOldDones, two_restores, GATE);
+    caught(Fault::KeepsOldDones, two_restores, GATE);
 }
 
 #[test]
-fn a_last_count_that_wins_is_found_out() {
-    found_out(Fault::LastCountWins, ONE_RESTORE, FORWARD);
-    found_out(Fault::LastCountWins, ONE_RESTORE, SETTLED);
+fn a_last_count_that_wins_is_caught() {
+    caught(Fault::LastCountWins, ONE_RESTORE, FORWARD);
+    caught(Fault::LastCountWins, ONE_RESTORE, SETTLED);
 }
 
 #[test]
-fn an_offset_per_vcpu_is_found_out() {
-    found_out(Fault::OffsetPerVcpu, ONE_RESTORE, ONE_OFFSET);
+fn an_offset_per_vcpu_is_caught() {
+    caught(Fault::OffsetPerVcpu, ONE_RESTORE, ONE_OFFSET);
 }
 
 #[test]
-fn different_answers_to_those_who_are_let_run_together_are_found_out() {
-    found_out(Fault::AnswersDiffer, Limits::QUIET, ONE_RUN);
+fn different_answers_to_vcpus_released_together_are_caught() {
+    caught(Fault::AnswersDiffer, Limits::QUIET, ONE_RUN);
 }
 
 #[test]
-fn a_count_that_changes_under_running_vcpus_is_found_out() {
+fn a_count_that_changes_under_running_vcpus_is_caught() {
     let one_count = Limits {
         counts: 1,
         ..Limits::QUIET
     };
-    found_out(Fault::CountWhileRunning, one_count, ONE_OFFSET);
+    caught(Fault::CountWhileRunning, one_count, ONE_OFFSET);
 }
 
 #[test]
-fn a_masked_timer_that_fires_is_found_out() {
-    found_out(Fault::FiresMasked, ONE_TICK, NOT_FALSELY);
+fn a_masked_timer_that_fires_is_caught() {
+    caught(Fault::FiresMasked, ONE_TICK, NOT_FALSELY);
 }
 
 #[test]
-fn a_timer_that_is_told_twice_is_found_out() {
-    found_out(Fault::TellsTwice, ONE_TICK, TOLD);
+fn a_timer_that_is_reported_twice_is_caught() {
+    caught(Fault::TellsTwice, ONE_TICK, REPORTED);
 }
 
 #[test]
-fn a_timer_that_is_never_told_is_found_out() {
-    found_out(Fault::LosesEvent, ONE_TICK, TOLD);
+fn a_timer_that_is_never_reported_is_caught() {
+    caught(Fault::LosesEvent, ONE_TICK, REPORTED);
 }
 
 #[test]
-fn a_timer_that_is_forgotten_over_a_restart_is_found_out() {
+fn a_timer_that_is_forgotten_over_a_restart_is_caught() {
     let one_restart = Limits {
         restarts: 1,
         ..ONE_TICK
     };
-    found_out(Fault::ForgetsOverRestart, one_restart, IN_TIME);
+    caught(Fault::ForgetsOverRestart, one_restart, IN_TIME);
 }
 
 #[test]
-fn a_backend_that_oversleeps_is_found_out() {
-    found_out(Fault::Oversleeps, ONE_TICK, IN_TIME);
+fn a_backend_that_oversleeps_is_caught() {
+    caught(Fault::Oversleeps, ONE_TICK, IN_TIME);
 }
 
 #[test]
-fn a_restore_that_cannot_be_completed_after_its_time_out_is_found_out() {
+fn a_restore_that_cannot_be_completed_after_its_time_out_is_caught() {
     let one_long_restore = Limits {
         ticks: 1,
         ..ONE_RESTORE
     };
-    found_out(Fault::GivesUp, one_long_restore, OPENS);
+    caught(Fault::GivesUp, one_long_restore, OPENS);
 }
 
 #[test]
-fn a_waiter_that_is_forgotten_is_found_out() {
-    found_out(Fault::LosesWaiter, Limits::QUIET, OPENS);
+fn a_waiter_that_is_forgotten_is_caught() {
+    caught(Fault::LosesWaiter, Limits::QUIET, OPENS);
 }
 
 #[test]
-fn a_change_that_is_kept_from_the_state_file_is_found_out() {
-    found_out(Fault::KeepsFromStateFile, ONE_RESTORE, RECORDED);
+fn a_change_that_is_missing_in_the_state_file_is_caught() {
+    caught(Fault::KeepsFromStateFile, ONE_RESTORE, RECORDED);
 }

@@ -1,5 +1,5 @@
-//! A virtio driver that costs next to nothing, so that what is measured is the device: buffers and
-//! descriptors are laid out once, and a request is an index.
+//! A virtio driver that costs next to nothing, so that the bench measures the device. Buffers and
+//! descriptors are laid out once; a request is one index.
 
 use std::fs::File;
 use std::io;
@@ -21,7 +21,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use vhost_user_timer_kit::raw_driver::{Descriptor, NEXT, RING_EVENT_IDX, VERSION_1, WRITE};
 
-/// Where the region lies for the device.
+/// The region's address for the device.
 const BASE: u64 = 0x1000_0000;
 const SIZE: usize = 1 << 20;
 
@@ -58,7 +58,7 @@ impl Driver {
     ///
     /// # Errors
     ///
-    /// Where the device or the system refuses.
+    /// If the device or the system refuses.
     pub(super) fn connect(path: &Path, queue: usize) -> io::Result<Self> {
         let mut control = Frontend::from_stream(UnixStream::connect(path)?, 2);
         control.set_owner().map_err(other)?;
@@ -110,7 +110,7 @@ impl Driver {
         };
         let eventfd = |fd: &OwnedFd| -> io::Result<EventFd> {
             use std::os::fd::{FromRawFd, IntoRawFd};
-            // SAFETY: the descriptor is a duplicate that nobody else has.
+            // SAFETY: the descriptor is a duplicate that nothing else owns.
             Ok(unsafe { EventFd::from_raw_fd(fd.try_clone()?.into_raw_fd()) })
         };
         let (kick, call) = (eventfd(&self.kick)?, eventfd(&self.call)?);
@@ -180,7 +180,7 @@ impl Driver {
     ///
     /// # Errors
     ///
-    /// What the system says.
+    /// Errors of the system.
     pub(super) fn publish(&mut self) -> io::Result<()> {
         let (old, new) = (self.published, self.next_avail);
         self.published = new;
@@ -199,13 +199,13 @@ impl Driver {
         Ok(())
     }
 
-    /// How many answers there are that were not taken.
+    /// Number of answers that were not taken yet.
     pub(super) fn answered(&self) -> u16 {
         let used = u16::from_le(self.field(USED + 2).load(Ordering::Acquire));
         used.wrapping_sub(self.next_used)
     }
 
-    /// The slot of the next answer, of which there is one.
+    /// The slot of the next answer. There must be one.
     pub(super) fn pop(&mut self) -> u16 {
         let entry = USED + 4 + 8 * usize::from(self.next_used % RING);
         let head = u16::from_le(self.field(entry).load(Ordering::Relaxed));
@@ -213,14 +213,14 @@ impl Driver {
         head / 2
     }
 
-    /// Looks until there are so many answers.
+    /// Polls until there are this many answers.
     pub(super) fn spin(&self, count: u16) {
         while self.answered() < count {
             std::hint::spin_loop();
         }
     }
 
-    /// Wants no call before there are so many answers.
+    /// Asks for no call before there are this many answers.
     fn want_call_at(&self, count: u16) {
         if self.event_idx {
             let event = self.next_used.wrapping_add(count).wrapping_sub(1);
@@ -230,7 +230,7 @@ impl Driver {
         fence(Ordering::SeqCst);
     }
 
-    /// Asks for no call, as far as that goes.
+    /// Asks for no call, as far as virtio allows that.
     pub(super) fn want_no_call(&self) {
         self.want_call_at(0);
         if !self.event_idx {
@@ -238,11 +238,11 @@ impl Driver {
         }
     }
 
-    /// Sleeps until there are so many answers.
+    /// Sleeps until there are this many answers.
     ///
     /// # Errors
     ///
-    /// What the system says.
+    /// Errors of the system.
     pub(super) fn sleep(&self, count: u16) -> io::Result<()> {
         loop {
             self.want_call_at(count);

@@ -1,7 +1,7 @@
-//! What two processes cannot do better: a server that does nothing but answer.
+//! The floor, the best that two processes can do: a server that does nothing but answer.
 //!
-//! The server is this program again, in a process of its own, with the shared memory and the two
-//! eventfds as its descriptors 0, 1 and 2.
+//! The server is another process of this program. Its descriptors 0, 1 and 2 are the shared memory
+//! and the two eventfds.
 
 use std::fs::File;
 use std::io;
@@ -20,7 +20,7 @@ use vm_memory::mmap::MmapRegion;
 use vm_memory::{FileOffset, VolatileMemory};
 
 const SIZE: usize = 4096;
-/// A line each, so that the two sides do not share one.
+/// A cache line each, so that the two sides do not share one.
 const ASKED: usize = 0;
 const ANSWERED: usize = 64;
 const DEADLINE: usize = 128;
@@ -30,7 +30,7 @@ const DEADLINE: usize = 128;
 pub(super) enum Kind {
     /// By an eventfd in its epoll instance.
     Events,
-    /// By looking at shared memory all the time.
+    /// By polling shared memory without end.
     Spin,
 }
 
@@ -72,7 +72,7 @@ impl Floor {
     ///
     /// # Errors
     ///
-    /// What the system says.
+    /// Errors of the system.
     pub(super) fn launch(kind: Kind) -> io::Result<Self> {
         let file = File::from(memfd_create("floor", MemfdFlags::CLOEXEC)?);
         file.set_len(SIZE as u64)?;
@@ -106,13 +106,13 @@ impl Floor {
     ///
     /// # Errors
     ///
-    /// What the system says.
+    /// Errors of the system.
     pub(super) fn round_trip(&self) -> io::Result<()> {
         signal(self.kick.as_fd())?;
         take(self.call.as_fd())
     }
 
-    /// Asks a server that spins, and spins.
+    /// Asks a server that polls, and polls for its answer.
     pub(super) fn spin(&mut self) {
         self.asked += 1;
         self.shared.word(ASKED).store(self.asked, Ordering::Release);
@@ -121,11 +121,11 @@ impl Floor {
         }
     }
 
-    /// Has the server set its timer, and sleeps until it went off.
+    /// Has the server set its timer, and sleeps until the timer expires.
     ///
     /// # Errors
     ///
-    /// What the system says.
+    /// Errors of the system.
     pub(super) fn alarm(&self, deadline_ns: u64) -> io::Result<()> {
         self.shared
             .word(DEADLINE)
@@ -145,7 +145,7 @@ impl Drop for Floor {
 ///
 /// # Errors
 ///
-/// What the system says.
+/// Errors of the system.
 pub(super) fn serve(kind: Kind) -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     let memory = rustix::stdio::stdin().try_clone_to_owned()?;

@@ -1,10 +1,10 @@
-//! The bench: what a request, a restore, a timer and a reading cost, beside what two processes cannot do
-//! better.
+//! The bench: what a request, a restore, a timer and a reading cost, compared with a floor, which
+//! is the best that two processes can do.
 //!
-//! Each number that has a floor is measured in turns with it, in one run: what disturbs a machine
-//! disturbs both, so ratios hold where the numbers themselves do not. That is also why the parts
-//! within one process (the model's operations) go through this harness, and not through another
-//! that would run at another time; that other (`benches/model.rs`) compares them with themselves.
+//! Each number and its floor are measured alternately in one run. Whatever disturbs the machine
+//! disturbs both, so ratios are stable where the numbers are not. For that reason the operations
+//! of the model are measured here too, although they need no second process; `benches/model.rs`
+//! compares them with their own earlier runs.
 
 mod driver;
 mod floor;
@@ -25,17 +25,17 @@ use place::Cpus;
 use report::Report;
 use vhost_user_timer_kit::backend_process::{BackendProcess, find_program};
 
-/// Measures the backend beside its floors, in one run, and says how many times the floor it costs
+/// Measures the backend and its floors in one run, and prints their ratios
 ///
-/// The table goes to stdout; report.json and report.html to the folder of --out.
+/// Prints a table on stdout, and writes report.json and report.html to the folder of --out.
 #[derive(Clone, Debug, Parser)]
 #[command(version)]
 pub struct Args {
-    /// Under a minute, for a first impression: fewer rounds
+    /// Measure fewer rounds, for a first impression in under a minute
     #[arg(long)]
     quick: bool,
 
-    /// The rows to measure, as numbers [default: all]
+    /// Measure only these rows, given by number [default: all]
     #[arg(long, value_name = "N", value_delimiter = ',')]
     rows: Vec<u8>,
 
@@ -43,19 +43,19 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     backend: Option<PathBuf>,
 
-    /// Another backend with a virtio-rtc device, listening there, to be measured in turns with ours
+    /// Measure another virtio-rtc backend, listening on this socket, alternately with ours
     #[arg(long, value_name = "PATH")]
     peer_socket: Option<PathBuf>,
 
-    /// Its process id, for what it uses
+    /// Process id of the other backend, to measure its CPU time
     #[arg(long, value_name = "PID", requires = "peer_socket")]
     peer_pid: Option<u32>,
 
-    /// Where report.json and report.html go
+    /// Folder for report.json and report.html
     #[arg(long, value_name = "FOLDER", default_value = "target/bench")]
     out: PathBuf,
 
-    /// Be the floor's server
+    /// Run as the floor's server
     #[arg(long, hide = true, value_enum)]
     floor: Option<floor::Kind>,
 }
@@ -65,18 +65,18 @@ struct Bench {
     args: Args,
     program: PathBuf,
     cpus: Cpus,
-    /// Whether the backend knows of adaptive polling.
+    /// Whether the backend has the option `--poll-max-us`.
     polls: bool,
     report: Report,
 }
 
 impl Bench {
-    /// So many, or where it is to be quick, so many.
+    /// The first number, or with `--quick` the second.
     fn count(&self, thorough: usize, quick: usize) -> usize {
         if self.args.quick { quick } else { thorough }
     }
 
-    /// A backend; its worker polls as it does by default, or not at all.
+    /// A backend whose worker polls as by default, or not at all.
     fn backend(&self, polling: bool, args: &[&str]) -> io::Result<BackendProcess> {
         let mut all = vec!["--log-level=error"];
         if self.polls && !polling {

@@ -1,4 +1,4 @@
-//! Where threads run, and what they used.
+//! Where threads run, and what they use.
 
 use std::fs;
 use std::io;
@@ -11,7 +11,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 /// Where the two processes of a measurement run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// Both on one CPU: what a crowded machine is like.
+    /// Both on one CPU, as on a crowded machine.
     OneCpu,
     /// One on each of two CPUs.
     TwoCpus,
@@ -30,7 +30,7 @@ impl Place {
     }
 }
 
-/// The CPUs that this process may use, as it was started.
+/// The CPUs that this process was allowed to use when it started.
 #[derive(Clone, Debug)]
 pub(super) struct Cpus {
     all: CpuSet,
@@ -38,11 +38,11 @@ pub(super) struct Cpus {
 }
 
 impl Cpus {
-    /// Looks which there are.
+    /// Finds them.
     ///
     /// # Errors
     ///
-    /// What the system says.
+    /// Errors of the system.
     pub(super) fn find() -> io::Result<Self> {
         let all = sched_getaffinity(None)?;
         let usable = (0..CpuSet::MAX_CPU)
@@ -51,7 +51,7 @@ impl Cpus {
         Ok(Cpus { all, usable })
     }
 
-    /// Whether there are two.
+    /// Whether there are enough CPUs for `place`.
     pub(super) fn allows(&self, place: Place) -> bool {
         place == Place::OneCpu || self.usable.len() > 1
     }
@@ -60,7 +60,7 @@ impl Cpus {
     ///
     /// # Errors
     ///
-    /// What the system says.
+    /// Errors of the system.
     pub(super) fn split(&self, place: Place, pid: u32) -> io::Result<()> {
         let ours = self.usable.last().copied().unwrap_or(0);
         let theirs = match place {
@@ -74,11 +74,10 @@ impl Cpus {
         Ok(())
     }
 
-    /// Keeps the CPU busy where [`split`](Self::split) has the other process of two CPUs, until that is
-    /// done.
+    /// Keeps the CPU of [`split`](Self::split)'s other process busy until `done`.
     pub(super) fn occupy_theirs(&self, done: &AtomicBool) {
         let cpu = self.usable.first().copied().unwrap_or(0);
-        // Elsewhere it would disturb nobody, which the numbers show.
+        // If this fails, the wrong CPU is busy, and the numbers show it.
         let _ = sched_setaffinity(None, &only(cpu));
         while !done.load(Ordering::Relaxed) {
             std::hint::spin_loop();
@@ -89,7 +88,7 @@ impl Cpus {
     ///
     /// # Errors
     ///
-    /// What the system says.
+    /// Errors of the system.
     pub(super) fn free(&self) -> io::Result<()> {
         Ok(sched_setaffinity(None, &self.all)?)
     }
@@ -111,7 +110,7 @@ fn threads(pid: u32) -> io::Result<Vec<Pid>> {
     Ok(threads)
 }
 
-/// What a file says of each thread of a process. One that has ended meanwhile says nothing.
+/// A file's text for each thread of a process. A thread that has ended meanwhile is left out.
 fn of_threads(pid: u32, file: &str) -> io::Result<Vec<String>> {
     let mut texts = Vec::new();
     for thread in threads(pid)? {
@@ -126,21 +125,21 @@ fn of_threads(pid: u32, file: &str) -> io::Result<Vec<String>> {
     Ok(texts)
 }
 
-/// How long the threads of a process have run on a CPU so far, ns.
+/// CPU time of all threads of a process so far, ns.
 ///
 /// # Errors
 ///
-/// Where there is no such process.
+/// If there is no such process.
 pub(super) fn cpu_ns(pid: u32) -> io::Result<f64> {
     let texts = of_threads(pid, "schedstat")?;
     Ok(texts.iter().map(|text| first_number(text)).sum())
 }
 
-/// A number of kB in a file of a process's, by name.
+/// A number of KiB from one of a process's files in /proc, by name.
 ///
 /// # Errors
 ///
-/// Where there is no such process.
+/// If there is no such process.
 pub(super) fn kib(pid: u32, file: &str, name: &str) -> io::Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/{file}"))?;
     Ok(number_after(&text, name))
@@ -155,7 +154,7 @@ fn number_after(text: &str, name: &str) -> f64 {
 ///
 /// # Errors
 ///
-/// Where there is no such process.
+/// If there is no such process.
 pub(super) fn sleeps(pid: u32) -> io::Result<f64> {
     let texts = of_threads(pid, "status")?;
     let count = |text: &String| number_after(text, "voluntary_ctxt_switches:");

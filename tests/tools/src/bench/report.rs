@@ -1,4 +1,4 @@
-//! What the bench has to say: a table, `report.json` and `report.html`.
+//! The bench's output: a table, `report.json` and `report.html`.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -9,20 +9,20 @@ use serde::Serialize;
 
 use super::stats::{Pair, QUANTILES, quantile};
 
-/// One number beside its floor.
+/// One number and its floor.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Row {
     /// What was measured, and how.
     pub(super) name: String,
     /// Ours.
     pub(super) ours: f64,
-    /// What was measured beside it, where there is such a thing.
+    /// The floor, if there is one.
     pub(super) floor: Option<f64>,
-    /// Of both.
+    /// The unit of both.
     pub(super) unit: &'static str,
     /// Ours over the floor.
     pub(super) ratio: Option<f64>,
-    /// What is to be reached.
+    /// The target.
     pub(super) reach: Option<&'static str>,
 }
 
@@ -38,13 +38,13 @@ pub(super) struct Series {
 /// A plot over a logarithmic x axis.
 #[derive(Clone, Debug)]
 pub(super) struct Plot {
-    /// Over it.
+    /// The title.
     pub(super) title: String,
-    /// Below the x axis.
+    /// The x axis's label.
     pub(super) x: &'static str,
-    /// Beside the y axis.
+    /// The y axis's label.
     pub(super) y: &'static str,
-    /// Whether the y axis is logarithmic, too.
+    /// Whether the y axis is logarithmic as well.
     pub(super) log_y: bool,
     /// What is drawn.
     pub(super) series: Vec<Series>,
@@ -82,8 +82,8 @@ impl Report {
         });
     }
 
-    /// Adds a latency's quantiles, in µs of samples in ns, and its plot. What is to be reached goes
-    /// with p50 and p99.
+    /// Adds a latency's quantiles, in µs of samples in ns, and its plot. `reach` has the targets of
+    /// p50 and p99.
     pub(super) fn latency(&mut self, name: &str, pair: &Pair, reach: [Option<&'static str>; 2]) {
         let [ours, floor] = pair.pooled();
         let reach = reach.into_iter().chain([None]);
@@ -108,7 +108,7 @@ impl Report {
         self.plot(Plot {
             title: name.to_owned(),
             x: "µs",
-            y: "part of all that took no longer",
+            y: "part of the samples at or below x",
             log_y: false,
             series: vec![curve("ours", &ours), curve("floor", &floor)],
         });
@@ -119,7 +119,7 @@ impl Report {
         self.plots.push(plot);
     }
 
-    /// Says that a row is left out, and why.
+    /// Prints that a row is left out, and why.
     pub(super) fn skip(&self, name: &str, why: &str) {
         println!("{name:<72} -- left out: {why}");
     }
@@ -128,7 +128,7 @@ impl Report {
     ///
     /// # Errors
     ///
-    /// Where a number is none that JSON has.
+    /// If JSON cannot express a number.
     pub(super) fn json(&self) -> io::Result<String> {
         Ok(serde_json::to_string_pretty(&self.rows)?)
     }
@@ -137,7 +137,7 @@ impl Report {
     ///
     /// # Errors
     ///
-    /// What the system says.
+    /// Errors of the file system.
     pub(super) fn write(&self, folder: &Path) -> io::Result<()> {
         fs::create_dir_all(folder)?;
         fs::write(folder.join("report.json"), self.json()?)?;
@@ -151,8 +151,8 @@ impl Report {
              table{border-collapse:collapse}td,th{padding:.2em .7em;border-bottom:1px solid #ccc;\
              text-align:right}td:first-child,th:first-child,td:last-child{text-align:left}\
              figure{display:inline-block;margin:1em}figcaption{max-width:32em;font-weight:bold}\
-             </style><h1>vhost-user-timer: bench</h1><p>Ours beside its floor, both measured in this \
-             run, in turns.<table><tr><th>row<th>ours<th>floor<th>unit<th>ratio<th>to reach",
+             </style><h1>vhost-user-timer: bench</h1><p>Ours and its floor, measured alternately in \
+             this run.<table><tr><th>row<th>ours<th>floor<th>unit<th>ratio<th>target",
         );
         for row in &self.rows {
             let _ = write!(
@@ -178,7 +178,7 @@ impl Report {
 pub(super) fn head() -> String {
     format!(
         "{:<72} {:>10} {:>10} {:<8} {:>6}  {}",
-        "row", "ours", "floor", "unit", "ratio", "to reach"
+        "row", "ours", "floor", "unit", "ratio", "target"
     )
 }
 
@@ -212,7 +212,7 @@ fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;")
 }
 
-/// From values to the plot's own places.
+/// Maps values to positions in the plot.
 struct Axis {
     from: f64,
     to: f64,

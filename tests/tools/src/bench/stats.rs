@@ -1,9 +1,9 @@
 //! The harness's own arithmetic.
 
-/// What is quoted of a latency.
+/// The quantiles that are reported for a latency.
 pub(super) const QUANTILES: [(&str, f64); 3] = [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)];
 
-/// The value that this part of all samples does not exceed (nearest rank); 0 without samples.
+/// The value that this fraction of the samples does not exceed (nearest rank); 0 without samples.
 pub(super) fn quantile(sorted: &[f64], part: f64) -> f64 {
     let rank = (part * sorted.len() as f64).ceil() as usize;
     let index = rank.clamp(1, sorted.len().max(1)) - 1;
@@ -17,12 +17,12 @@ pub(super) fn sorted(samples: impl IntoIterator<Item = f64>) -> Vec<f64> {
     samples
 }
 
-/// The middle one.
+/// The median.
 pub(super) fn median(samples: impl IntoIterator<Item = f64>) -> f64 {
     quantile(&sorted(samples), 0.5)
 }
 
-/// Two things measured in turns, round by round.
+/// Two things measured alternately, round by round.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pair {
     ours: Vec<Vec<f64>>,
@@ -30,7 +30,7 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    /// Adds what one round brought.
+    /// Adds one round's samples.
     pub(super) fn add(&mut self, ours: Vec<f64>, floor: Vec<f64>) {
         self.ours.push(ours);
         self.floor.push(floor);
@@ -51,9 +51,9 @@ impl Pair {
         self.ours.is_empty()
     }
 
-    /// How many times the floor ours is at this quantile. Where rounds have enough samples for it,
-    /// it is the median of the rounds' ratios: what disturbs the machine disturbs both halves of a
-    /// round. Where not, it is that of all samples together.
+    /// Ours divided by the floor at this quantile. If the rounds have enough samples for the
+    /// quantile, this is the median of the rounds' ratios, because whatever disturbs the machine
+    /// disturbs both halves of a round. Otherwise it is the ratio over all samples together.
     pub(super) fn ratio(&self, part: f64) -> f64 {
         let enough = |rounds: &[Vec<f64>]| {
             rounds
@@ -70,7 +70,7 @@ impl Pair {
     }
 }
 
-/// The exponent k of y = c · x^k that fits best: the slope over logarithms, by least squares.
+/// The exponent k of the best fit of y = c · x^k: least squares over the logarithms.
 pub(super) fn exponent(points: &[(f64, f64)]) -> f64 {
     let logs: Vec<_> = points.iter().map(|(x, y)| (x.ln(), y.ln())).collect();
     let n = logs.len() as f64;
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_quantile_is_a_sample_that_so_many_do_not_exceed() {
+    fn a_quantile_is_the_sample_that_this_fraction_does_not_exceed() {
         let hundred: Vec<_> = (1..=100).map(f64::from).collect();
         assert_eq!(quantile(&hundred, 0.5), 50.0);
         assert_eq!(quantile(&hundred, 0.99), 99.0);
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_round_that_was_disturbed_does_not_move_the_ratio() {
+    fn a_disturbed_round_does_not_move_the_ratio() {
         let mut pair = Pair::default();
         for disturbance in [1.0, 1.0, 50.0, 1.0, 9.0] {
             let round = |base: f64| vec![base * disturbance; 1000];
@@ -106,7 +106,7 @@ mod tests {
         }
         assert_eq!(pair.ratio(0.5), 1.5);
         assert_eq!(pair.ratio(0.99), 1.5);
-        // Too few for a round's own p99.9: of all together.
+        // A round has too few samples for its own p99.9, so all rounds count together.
         assert_eq!(pair.ratio(0.999), 1.5);
     }
 

@@ -1,4 +1,4 @@
-//! What the backend costs: see `bench --help`.
+//! Measures what the backend costs: see `bench --help`.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! Boots a Linux guest under a stock QEMU with its clock from the backend, and shows it.
+//! Boots a Linux guest under a stock QEMU, with the backend as its clock, and shows the clock.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! A VMM that is none: see `mock-frontend --help`.
+//! A VMM without a hypervisor: see `mock-frontend --help`.
 
 use std::process::ExitCode;
 

@@ -11,21 +11,21 @@ use vhost_user_timer_tools::model::run::{Effort, Verdict, check};
 
 /// Checks the backend's model of a VM's time in every interleaving of a VMM and its vCPUs
 ///
-/// What can happen is limited in number, by the options below; all that can happen within
-/// these limits, in any order, is tried.
+/// The options limit how often each kind of event happens. Within these limits, every order of
+/// events is tried.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
-    /// Start from larger limits than these defaults: three steps of the host counter. It takes some
-    /// minutes and 5 GiB of memory; one more of anything takes several times that
+    /// Use larger defaults: three steps of the host counter. Takes some minutes and 5 GiB of
+    /// memory; each further step of anything takes several times that
     #[arg(long)]
     large: bool,
 
-    /// vCPUs [default: 3]
+    /// Number of vCPUs [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
     vcpus: Option<u32>,
 
-    /// Threads of the VMM that bring registers for vCPUs [default: 1]
+    /// Threads of the VMM that write registers for vCPUs [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=4))]
     vmm_threads: Option<u32>,
 
@@ -33,12 +33,11 @@ struct Args {
     #[arg(long, value_name = "N")]
     ticks: Option<u8>,
 
-    /// How often something out of the ordinary happens: all of the kinds below together
-    /// [default: 3]
+    /// How many disturbances happen, of all kinds below together [default: 3]
     #[arg(long, value_name = "N")]
     disturbances: Option<u8>,
 
-    /// RESTORE_BEGINs [default for this and the following: as many disturbances as there are]
+    /// RESTORE_BEGINs [default for this and the options below: no limit of its own]
     #[arg(long, value_name = "N")]
     begins: Option<u8>,
 
@@ -62,11 +61,11 @@ struct Args {
     #[arg(long, value_name = "N")]
     timers: Option<u8>,
 
-    /// Connections and queues that end
+    /// Ends of a connection or of a queue
     #[arg(long, value_name = "N")]
     disconnects: Option<u8>,
 
-    /// Backends that are killed
+    /// Kills of the backend
     #[arg(long, value_name = "N")]
     restarts: Option<u8>,
 
@@ -74,7 +73,7 @@ struct Args {
     #[arg(long, value_name = "N")]
     max_states: Option<usize>,
 
-    /// Go no further than this many steps
+    /// Stop each path after this many steps
     #[arg(long, value_name = "N")]
     depth: Option<usize>,
 
@@ -135,7 +134,7 @@ fn main() -> ExitCode {
     };
     let mut verdict = explore(effort);
     if !verdict.failures.is_empty() && effort.threads > 1 {
-        println!("model: something fails; looking for the shortest way there");
+        println!("model: a property fails; searching for the shortest path to it");
         verdict = explore(Effort {
             threads: 1,
             ..effort
@@ -153,26 +152,28 @@ fn report(limits: &Limits, verdict: &Verdict) -> ExitCode {
         limits.vcpus,
         verdict.took.as_secs_f64()
     );
-    let mut told: Option<&[String]> = None;
+    let mut printed: Option<&[String]> = None;
     for failure in &verdict.failures {
-        println!("\n{} -- not so:", failure.property);
-        if told.replace(&failure.trace) == Some(&failure.trace) {
+        println!("\n{} -- violated:", failure.property);
+        if printed.replace(&failure.trace) == Some(&failure.trace) {
             println!("    by the same steps");
         } else {
             failure.trace.iter().for_each(|line| println!("{line}"));
         }
     }
     for name in &verdict.never {
-        println!("model: never met: {name}");
+        println!("model: never reached: {name}");
     }
     if let Some(failure) = verdict.failures.first() {
         println!("model: FAILED property=\"{}\" {figures}", failure.property);
     } else if !verdict.exhaustive {
-        println!("model: OK as far as it went, which is not everything; {figures}");
+        println!("model: OK as far as it went, not exhaustive; {figures}");
     } else if verdict.ok() {
         println!("model: OK {figures}");
     } else {
-        println!("model: FAILED, since what must be possible was never met; {figures}");
+        println!(
+            "model: FAILED, because a case that must be possible was never reached; {figures}"
+        );
     }
     if verdict.ok() {
         ExitCode::SUCCESS

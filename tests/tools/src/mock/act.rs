@@ -1,5 +1,5 @@
-//! One restore on one backend, with what the vCPUs do after it: the threads, and how they are
-//! told to go and to stop.
+//! One restore on one backend, and what the vCPUs do after it: the threads, and how they are
+//! started and stopped.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -22,17 +22,17 @@ use vhost_user_timer_kit::watch::Watch;
 /// A vCPU thread's stack. Nothing on it is large, and there may be thousands of them.
 const STACK: usize = 256 * 1024;
 
-/// How often the vCPUs together read the count as soon as they are let go.
+/// Readings of the count by all vCPUs together, right after their release.
 const READINGS: u32 = 64_000;
 
-/// What a vCPU does once it is let go.
+/// What a vCPU does once it is released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Life {
     /// It reads the count and stops.
     Look,
     /// It boots: it starts its tick, and runs until it is stopped.
     Boot,
-    /// It goes on where it was.
+    /// It continues where it was.
     GoOn,
 }
 
@@ -47,17 +47,17 @@ pub(super) struct Act<'a> {
     pub(super) life: Life,
     /// The vCPU that keeps the others waiting, and for how long.
     pub(super) straggler: Option<(u32, Duration)>,
-    /// What brings the registers to the backend, if that is not done by the vCPUs.
+    /// The device state that carries the registers, unless the vCPUs write them.
     pub(super) device_state: Option<&'a [u8]>,
     /// The backend is killed while all but the straggler wait.
     pub(super) kill: bool,
 }
 
-/// An act that is over.
+/// A finished act.
 pub(super) struct Played {
     /// By vCPU.
     pub(super) releases: Vec<Release>,
-    /// By vCPU, what it was not woken by any more.
+    /// By vCPU, what arrived too late to wake it.
     pub(super) inboxes: Vec<Receiver<Wake>>,
     pub(super) record: Restore,
 }
@@ -67,7 +67,7 @@ struct Stage<'a> {
     act: Act<'a>,
     race: Race,
     console: &'a Console,
-    /// What went wrong for the VMM.
+    /// The VMM's own error, if any.
     failed: Mutex<Option<Error>>,
 }
 
@@ -84,8 +84,8 @@ struct Role<'a> {
 type VcpuThread<'scope> = ScopedJoinHandle<'scope, Result<(u32, Receiver<Wake>), Error>>;
 
 impl Act<'_> {
-    /// Plays it, with one thread for each vCPU. Once all were let go, `conduct` gets the
-    /// interrupts as they are taken; it sees to it that the vCPUs stop.
+    /// Plays the act, with one thread for each vCPU. Once all are released, `conduct` gets the
+    /// interrupts as they are taken; `conduct` must make the vCPUs stop.
     pub(super) fn play(
         self,
         guests: &mut [Guest],
@@ -170,7 +170,7 @@ impl Act<'_> {
         })
     }
 
-    /// Gives each vCPU's thread what it needs, its inbox for the VMM's interrupts included.
+    /// Gives each vCPU's thread what it needs, including its inbox for the VMM's interrupts.
     fn cast<'g>(
         &self,
         guests: &'g mut [Guest],
@@ -260,7 +260,7 @@ impl Stage<'_> {
             .map_err(|source| Error::Restore { vcpu, side, source })?;
         let readings = (READINGS / self.act.vcpus()).clamp(20, 1_000);
         guest.watch_count(watch, &release.run, readings);
-        // The VMM waits for this one.
+        // The VMM waits for this.
         let _ = released.send((vcpu, release));
 
         let machine = Machine {
@@ -282,7 +282,7 @@ impl Stage<'_> {
         Ok(machine.inbox)
     }
 
-    /// What the straggler does when all the others wait for it.
+    /// What the straggler does while all the others wait for it.
     fn hold(&self) {
         let Some((vcpu, hold)) = self.act.straggler else {
             return;
@@ -292,10 +292,10 @@ impl Stage<'_> {
             "{others} restored and waiting; vCPU {vcpu}, the straggler, is {} ms late",
             hold.as_millis()
         ));
-        // Not to wait for anything: this is the delay that is to be seen.
+        // This waits for nothing: it is the delay that the demo shows.
         thread::sleep(hold);
         if self.act.kill
-            && let Err(error) = self.shoot()
+            && let Err(error) = self.kill_backend()
         {
             return self.fail(error);
         }
@@ -305,23 +305,23 @@ impl Stage<'_> {
         ));
     }
 
-    /// Shoots the backend, and has another one take its place.
-    fn shoot(&self) -> Result<(), Error> {
+    /// Kills the backend, and starts another in its place.
+    fn kill_backend(&self) -> Result<(), Error> {
         let (vmm, console) = (self.act.vmm, self.console);
         let restored = vmm.ask("ask who is missing", |queue| queue.info(PATIENCE))?;
         console.say(format_args!(
-            "the {} is shot in mid-restore: {} had restored",
+            "the {} is killed in mid-restore: {} had restored",
             vmm.side,
             counted(restored.restored, "vCPU")
         ));
-        let shot = Instant::now();
+        let killed = Instant::now();
         vmm.kill();
         let info = vmm.replace()?;
         console.say(format_args!(
-            "backend process {} goes on with the state file, {:.1} ms later: {}, {} had \
+            "backend process {} resumes from the state file, {:.1} ms later: {}, {} had \
              restored",
             vmm.pid(),
-            shot.elapsed().as_secs_f64() * 1e3,
+            killed.elapsed().as_secs_f64() * 1e3,
             info.phase,
             counted(info.restored, "vCPU")
         ));
@@ -332,7 +332,7 @@ impl Stage<'_> {
     fn resume(&self) -> Result<(), Error> {
         let vmm = self.act.vmm;
         let info = vmm.ask("ask for the epoch", |queue| queue.info(PATIENCE))?;
-        // If it does not come, the vCPUs that wait for it say why.
+        // If the phase is not reached, the waiting vCPUs report why.
         if vmm.lines.until_phase(Phase::Paused, info.epoch) {
             self.console.say(format_args!(
                 "all vCPUs are restored, and the VM is paused; {}; the VMM resumes it",
@@ -358,7 +358,7 @@ impl Stage<'_> {
         self.give_up();
     }
 
-    /// Nobody shall wait for a vCPU that has failed.
+    /// Ends every wait: a vCPU has failed.
     fn give_up(&self) {
         self.race.abandon();
         self.act.vmm.shutdown_handle().shut_down();
@@ -366,7 +366,7 @@ impl Stage<'_> {
     }
 }
 
-/// Waits for all threads. Of several errors, gives one that is not another's consequence.
+/// Waits for all threads. Of several errors, returns one that is not a consequence of another.
 fn join(
     threads: Vec<VcpuThread<'_>>,
     failed: &Mutex<Option<Error>>,

@@ -1,13 +1,13 @@
-//! The demonstration: a VM with real threads as vCPUs, moved from one backend to another.
+//! The demo: a VM with real threads as vCPUs, moved from one backend to another.
 //!
-//! 1. The experiment that KVM fails: the vCPUs bring counts seconds apart.
-//! 2. The registers of a real VM are loaded, it runs, and its timers fire.
-//! 3. It is paused, saved, and restored by a second backend, the vCPUs racing and one of them
-//!    straggling; timers that were due at the save fire there, and the rest when they are due.
-//!    The VM goes by requests or as the backend's device state, and the second backend may be
-//!    killed before the restore is complete.
+//! 1. The experiment that KVM fails: the vCPUs bring counts that are seconds apart.
+//! 2. The registers of a real VM are loaded. The VM runs, and its timers fire.
+//! 3. The VM is paused, saved, and restored by a second backend. The vCPUs race, and one
+//!    straggles. Timers that were due at the save fire there at once, the rest when due. The VM
+//!    moves by requests or as the backend's device state, and the second backend may be killed
+//!    before the restore is complete.
 //!
-//! What the backend promises is measured inside the vCPU threads.
+//! The vCPU threads themselves measure whether the backends keep their promises.
 
 use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
@@ -27,7 +27,7 @@ use vhost_user_timer_kit::kvm_data::KvmData;
 use vhost_user_timer_kit::race::Release;
 use vhost_user_timer_kit::watch::{HOST_FREQUENCY, Watch};
 
-/// Up to so many vCPUs, each recorded timer's expiry is worth a line.
+/// With at most this many vCPUs, each recorded timer's expiry gets a line.
 const FEW: u32 = 16;
 
 /// Ticks that each vCPU must see on the destination.
@@ -35,7 +35,7 @@ const TICKS_AFTER: u32 = 2;
 
 const TICKS_PER_MS: u64 = HOST_FREQUENCY / 1_000;
 
-/// What the demonstration is to do.
+/// What the demo is to do.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) vcpus: u32,
@@ -52,19 +52,19 @@ pub(super) struct Plan {
 pub(super) enum Via {
     /// The VMM reads the vCPUs' registers, and each vCPU's thread writes its own
     Requests,
-    /// The VMM hands on the backend's own stream, as a vhost-user migration does, and each
+    /// The VMM passes on the backend's own stream, as a vhost-user migration does, and each
     /// vCPU's thread checks its registers
     DeviceState,
 }
 
-/// What the VM was paused and saved as.
+/// The VM as it was paused and saved.
 struct Saved {
     paused: Run,
     vcpus: Vec<wire::Vcpu>,
     device_state: Option<Vec<u8>>,
 }
 
-/// Runs the demonstration.
+/// Runs the demo.
 pub(super) fn run(plan: &Plan, console: &Console) -> Result<Report, Error> {
     let data = KvmData::recorded();
     let mut demo = Demo {
@@ -92,17 +92,17 @@ pub(super) fn run(plan: &Plan, console: &Console) -> Result<Report, Error> {
     source.finish()?;
     let straggler = demo.rng.u32(..plan.vcpus);
     let restored = demo.move_to(&destination, &saved, &watch, &mut guests, straggler)?;
-    // Both backends take the same host counter, at nanoseconds.
+    // Both backends have the same host counter, in nanoseconds.
     let offset = restored.releases.first().map_or(0, |r| r.run.cntvoff);
     let away = Duration::from_nanos(offset.wrapping_sub(saved.paused.cntvoff));
     console.say(format_args!(
-        "the move took {:.1} ms: the offset grew by just that, and the guests saw none of it",
+        "the move took {:.1} ms: the offset grew by exactly that, and the guests saw none of it",
         away.as_secs_f64() * 1e3
     ));
     demo.await_the_end(&destination, &mut guests, &restored.inboxes)?;
     destination.finish()?;
     console.say(format_args!(
-        "both backends ended on SIGTERM, with status 0"
+        "both backends exited with status 0 on SIGTERM"
     ));
 
     let rows = (guests.iter().zip(&saved.vcpus).zip(&restored.releases))
@@ -162,7 +162,7 @@ impl Demo<'_> {
         vmm.configure(self.vcpus, self.frequency)
     }
 
-    /// Act 1. Returns how often the count went back.
+    /// Act 1. Returns how often the count decreased.
     fn skewed(&mut self, vmm: &Vmm, data: &KvmData) -> Result<u64, Error> {
         let brought = KvmData::for_vcpus(&data.skewed, self.vcpus);
         self.headline("1. The vCPUs bring counts that are seconds apart, in random order");
@@ -187,7 +187,7 @@ impl Demo<'_> {
         Ok(guests.iter().map(|guest| guest.backwards).sum())
     }
 
-    /// Act 2. Returns the guests, and the VM as it was paused and saved then.
+    /// Act 2. Returns the guests, and the VM as it was paused and saved.
     fn run_on_source(
         &mut self,
         vmm: &Vmm,
@@ -200,7 +200,7 @@ impl Demo<'_> {
         for (guest, registers) in guests.iter_mut().zip(&brought) {
             guest.adopt(registers);
         }
-        // The ones to be seen before the move; the rest are due about a second later.
+        // The timers that fire before the move; the rest are due about a second later.
         let first = brought.iter().map(|v| v.cval.get()).min();
         let due_first = brought
             .iter()
@@ -221,12 +221,12 @@ impl Demo<'_> {
         };
         self.play(act, &mut guests, |interrupts| {
             console.say(format_args!(
-                "each guest starts a tick on its physical timer; the virtual timers are as KVM \
-                 had them"
+                "each guest starts a tick on its physical timer; the virtual timers are set as \
+                 KVM had them"
             ));
             let virtual_timers = interrupts
                 .filter(|taken| taken.timer == Timer::Virtual)
-                .inspect(|taken| tell(console, few, taken));
+                .inspect(|taken| print_taken(console, few, taken));
             let taken = virtual_timers.take(due_first).count();
             console.say(format_args!(
                 "{taken} of the {} virtual timers fired here",
@@ -243,11 +243,11 @@ impl Demo<'_> {
             .collect();
         let unasserted = vmm.lines.until_asserted(&ticks);
         console.say(format_args!(
-            "the vCPUs are stopped; {} then came due with nobody to take the interrupt",
+            "the vCPUs are stopped; {} came due afterwards, with no vCPU to take the interrupt",
             counted((ticks.len() - unasserted) as u64, "tick")
         ));
         let paused = vmm.ask("pause the VM", |queue| queue.pause(false, PATIENCE))?;
-        // With a device state these are what the vCPUs check it by.
+        // With a device state, the vCPUs check it against these.
         let vcpus = vmm.ask("save the VM", |queue| queue.save(PATIENCE))?.vcpus;
         let device_state = match self.plan.via {
             Via::Requests => None,
@@ -302,7 +302,7 @@ impl Demo<'_> {
             for taken in interrupts {
                 match taken.timer {
                     Timer::Virtual => {
-                        tell(console, few, &taken);
+                        print_taken(console, few, &taken);
                         virtual_to_come = virtual_to_come.saturating_sub(1);
                     }
                     Timer::Physical => {
@@ -312,7 +312,7 @@ impl Demo<'_> {
                         due_at_save = due_at_save.saturating_sub(usize::from(*ticks == 1));
                         if *ticks == 1 && due_at_save == 0 {
                             console.say(format_args!(
-                                "all {ticks_due} that were due at the save have been taken now"
+                                "all {ticks_due} that were due at the save have now been taken"
                             ));
                         }
                     }
@@ -322,13 +322,13 @@ impl Demo<'_> {
                 }
             }
             console.say(format_args!(
-                "the guests shut down: each takes what is due and programs nothing more"
+                "the guests shut down: each takes what is due, and programs nothing more"
             ));
             vmm.lines.wake_all(Wake::ShutDown);
         })
     }
 
-    /// Makes sure that nothing comes after the last deadline was taken.
+    /// Checks that no interrupt arrives after the last deadline was taken.
     fn await_the_end(
         &self,
         vmm: &Vmm,
@@ -337,7 +337,7 @@ impl Demo<'_> {
     ) -> Result<(), Error> {
         vmm.ask("pause the VM", |queue| queue.pause(false, PATIENCE))?;
         let info = vmm.ask("ask for the phase", |queue| queue.info(PATIENCE))?;
-        // Events come in order, so whatever was asserted before is in the inboxes then.
+        // Events arrive in order, so everything asserted before is in the inboxes by then.
         vmm.lines.until_phase(Phase::Paused, info.epoch);
         for (guest, inbox) in guests.iter_mut().zip(inboxes) {
             let interrupts = inbox
@@ -348,7 +348,7 @@ impl Demo<'_> {
         Ok(())
     }
 
-    /// New guests. The more there are, the slower they tick: the machine is not to be flooded.
+    /// New guests. The more there are, the slower they tick, so as not to flood the machine.
     fn guests(&mut self) -> Vec<Guest> {
         let least = (u64::from(self.vcpus) * 2 / 5).clamp(20, 400);
         (0..self.vcpus)
@@ -375,7 +375,7 @@ impl Demo<'_> {
     }
 }
 
-fn tell(console: &Console, few: bool, taken: &Taken) {
+fn print_taken(console: &Console, few: bool, taken: &Taken) {
     if few {
         console.say(format_args!(
             "vCPU {} takes its virtual timer's interrupt, due at {}, {:.2} ms later",

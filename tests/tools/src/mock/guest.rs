@@ -1,7 +1,7 @@
-//! The guest on a vCPU: it reads the count, and handles its timers' interrupts as a kernel does.
+//! The guest on a vCPU. It reads the count, and handles its timers' interrupts as a kernel does.
 //!
-//! A [`Guest`] is what is in the guest's memory, so it moves with the VM. It keeps a ledger of
-//! every deadline it programmed and of how often the interrupt came, which must be once.
+//! A [`Guest`] stands for the guest's memory, so it moves with the VM. It keeps a ledger of every
+//! deadline it programmed, and of how often the interrupt came, which must be exactly once.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::Instant;
@@ -40,15 +40,15 @@ pub(super) struct Guest {
     period: u64,
     ledger: Vec<Entry>,
     fired: [Fired; 2],
-    /// How often the count went back.
+    /// How often the count decreased.
     pub(super) backwards: u64,
     /// Interrupts that came before their deadline.
     pub(super) premature: u64,
-    /// Interrupts for no deadline that was still to come.
+    /// Interrupts without an outstanding deadline.
     pub(super) stray: u64,
 }
 
-/// What a running guest needs of the VMM.
+/// What a running guest needs from the VMM.
 pub(super) struct Machine<'a> {
     pub(super) side: Side,
     pub(super) queue: &'a RequestQueue,
@@ -81,7 +81,7 @@ impl Guest {
         }
     }
 
-    /// Notes the deadlines that these registers have: those of timers that are on and not masked.
+    /// Enters the deadlines of these registers: of timers that are enabled and not masked.
     pub(super) fn adopt(&mut self, registers: &wire::Vcpu) {
         use Register::{PtimerCtl, PtimerCval, TimerCtl, TimerCval};
         for (timer, control, compare) in [
@@ -94,7 +94,7 @@ impl Guest {
         }
     }
 
-    /// Reads the count over and over.
+    /// Reads the count repeatedly.
     pub(super) fn watch_count(&mut self, watch: &Watch, run: &Run, times: u32) {
         for _ in 0..times {
             self.backwards += u64::from(watch.read(run.cntvoff).went_back);
@@ -107,7 +107,7 @@ impl Guest {
         self.arm_tick(machine, due)
     }
 
-    /// Runs, waiting for interrupts, until the VMM stops it or, once told to shut down, it has
+    /// Runs and waits for interrupts until the VMM stops it, or until it shall shut down and has
     /// nothing left to wait for.
     pub(super) fn serve(&mut self, machine: &Machine<'_>) -> Result<(), frontend::Error> {
         let mut last_moment = None;
@@ -123,7 +123,7 @@ impl Guest {
                     self.handle(machine, timer, cval, last_moment.is_some())?;
                 }
                 Ok(Wake::ShutDown) => last_moment = Some(Instant::now() + PATIENCE),
-                // What did not come by now is lost, as the ledger says.
+                // Whatever has not arrived by now is lost, and the ledger shows it.
                 Ok(Wake::Stop)
                 | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                     return Ok(());
@@ -154,7 +154,7 @@ impl Guest {
         self.stray + self.ledger.iter().map(again).sum::<u64>()
     }
 
-    /// The interrupt handler. It leaves the line low, or the interrupt would come again.
+    /// The interrupt handler. It leaves the line low; otherwise the interrupt would come again.
     fn handle(
         &mut self,
         machine: &Machine<'_>,
@@ -185,7 +185,7 @@ impl Guest {
             if !machine.set(self.vcpu, &tick)?.physical_line {
                 return Ok(());
             }
-            // Due before it was even set: the line stands high, and no event will say so.
+            // Already due when it was set: the line is high, and no event reports that.
             self.note(machine, Timer::Physical, due);
             due = self.next_tick(machine);
         }
@@ -217,7 +217,7 @@ impl Guest {
             Timer::Virtual => fired.virt += 1,
             Timer::Physical => fired.phys += 1,
         }
-        // The VMM may have heard enough.
+        // The VMM may have stopped listening.
         let _ = machine.taken.send(Taken {
             vcpu: self.vcpu,
             timer,

@@ -1,4 +1,4 @@
-//! What the demonstration says while it goes on, and what it has to say in the end.
+//! What the demo prints while it runs, and its result.
 
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
@@ -8,10 +8,10 @@ use serde::{Serialize, Serializer};
 
 use super::guest::Fired;
 
-/// Rows of the table that are always shown. Of more vCPUs, only rows of note are.
+/// Most rows of the table. With more vCPUs, only the notable ones of the rest are shown.
 const ROWS: usize = 32;
 
-/// Where the demonstration's story is told: on stdout, or with `--json` nowhere.
+/// Where the demo's progress goes: to stdout, or with `--json` nowhere.
 #[derive(Debug)]
 pub(super) struct Console {
     silent: bool,
@@ -28,7 +28,7 @@ impl Console {
         self.start.elapsed()
     }
 
-    /// A line with the time at which it is said.
+    /// A line with the time.
     pub(super) fn say(&self, text: fmt::Arguments<'_>) {
         self.print(format_args!("{:>6} ms  {text}", self.elapsed().as_millis()));
     }
@@ -41,7 +41,7 @@ impl Console {
     }
 }
 
-/// Prints a line on stdout. A reader who has left, as `head` does, is no failure.
+/// Prints a line on stdout. A reader that closes the pipe, as `head` does, is not a failure.
 pub(super) fn print_line(text: impl fmt::Display) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
@@ -53,13 +53,13 @@ pub(super) struct Restore {
     pub(super) name: &'static str,
     /// The largest count that a vCPU brought.
     pub(super) largest_brought: u64,
-    /// The count at which they were let go; the smallest, if there are several.
+    /// The count at which they were released; the smallest, if there are several.
     pub(super) released_at: u64,
-    /// Different pairs of offsets that they got.
+    /// Number of different pairs of offsets that they got.
     pub(super) offsets: usize,
-    /// Different counts, offsets or instants of release.
+    /// Number of different counts, offsets or instants of release.
     pub(super) releases: usize,
-    /// vCPUs that were let go before the last RESTORE_DONE was sent.
+    /// vCPUs that were released before the last RESTORE_DONE was sent.
     pub(super) early: usize,
 }
 
@@ -78,7 +78,7 @@ pub(super) struct Row {
     pub(super) waited_ms: Duration,
     pub(super) fired_on_source: Fired,
     pub(super) fired_on_destination: Fired,
-    /// Deadlines that the guest programmed, and that were due by the end.
+    /// Deadlines that the guest programmed and that were due by the end.
     pub(super) programmed: usize,
     pub(super) lost: u64,
     pub(super) doubled: u64,
@@ -87,7 +87,7 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// What went wrong for this vCPU, to be put behind its row.
+    /// What went wrong for this vCPU, for the end of its row.
     fn faults(&self) -> String {
         let mut text = String::new();
         for (name, count) in [
@@ -112,7 +112,7 @@ pub(super) struct Report {
     /// From PAUSE on the source to the release on the destination.
     #[serde(serialize_with = "milliseconds")]
     pub(super) away_ms: Duration,
-    /// How often the count went back, over all restores.
+    /// How often the count decreased, over all restores.
     pub(super) backwards: u64,
     /// Interrupts that came before their deadline.
     pub(super) premature: u64,
@@ -136,7 +136,7 @@ impl Report {
         }
     }
 
-    /// The table, one row for each vCPU, if there are not too many.
+    /// The table: one row for each vCPU, if there are not too many.
     pub(super) fn table(&self) -> String {
         let mut text = String::from(
             "  vCPU    saved count  released count             cntvoff    waited  \
@@ -166,9 +166,9 @@ impl Report {
             );
         }
         if left_out > 0 {
-            let _ = writeln!(text, "   ({left_out} more like these; --json has them all)");
+            let _ = writeln!(text, "   ({left_out} more like these; --json shows all)");
         }
-        text + "  deadlines: as programmed by the guest; fired: virtual timer + physical timer"
+        text + "  deadlines: programmed by the guest; fired: virtual timer + physical timer"
     }
 }
 
@@ -179,14 +179,14 @@ pub(super) struct Verdict {
     /// vCPUs that ran before the last RESTORE_DONE was sent.
     pub(super) early: usize,
     pub(super) backwards: u64,
-    /// The most different offsets that the vCPUs of one restore got.
+    /// Most different pairs of offsets within one restore.
     pub(super) offsets: usize,
     /// Due deadlines whose interrupt never came.
     pub(super) lost: u64,
-    /// Interrupts that came again, or for a timer that was off.
+    /// Interrupts that came twice, or for a timer that was off.
     pub(super) doubled: u64,
     pub(super) premature: u64,
-    /// Restores whose vCPUs were not all let go at the largest count that one of them brought.
+    /// Restores whose vCPUs were not all released at the largest count that one of them brought.
     pub(super) unsettled: usize,
 }
 
@@ -229,7 +229,7 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// A number with its thousands apart: 4,298,104,435.
+/// A number with its thousands separated: 4,298,104,435.
 pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -250,7 +250,7 @@ pub(super) fn counted(number: impl Into<u64>, noun: &str) -> String {
     }
 }
 
-/// Values that use all of 64 bits, which not every JSON reader keeps.
+/// Values that use all 64 bits, which not every JSON reader keeps as numbers.
 pub(super) fn hex<S: Serializer>(value: &u64, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(&format_args!("{value:#x}"))
 }
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn thousands_are_kept_apart() {
+    fn thousands_are_separated() {
         let texts = [0, 999, 1_000, 4_298_104_435].map(grouped);
         assert_eq!(texts, ["0", "999", "1,000", "4,298,104,435"]);
     }

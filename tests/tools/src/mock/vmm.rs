@@ -31,9 +31,9 @@ pub(super) type Programmed = (u32, Timer, u64);
 pub(super) enum Wake {
     /// A timer's line went high; its CVAL.
     Interrupt(Timer, u64),
-    /// The VMM takes the vCPU out of the guest, at once.
+    /// The VMM takes the vCPU out of the guest at once.
     Stop,
-    /// The guest is to shut down: to take what is due and to program nothing more.
+    /// The guest shall shut down: take what is due, and program nothing more.
     ShutDown,
 }
 
@@ -49,8 +49,8 @@ pub(super) struct Vmm {
 }
 
 impl Vmm {
-    /// Starts a backend for a VM of that many vCPUs and connects to it. One that is `mortal`
-    /// can be [replaced](Self::replace), and the connection is brought back then.
+    /// Starts a backend for a VM of that many vCPUs, and connects to it. A `mortal` backend has
+    /// a state file, can be [replaced](Self::replace), and is reconnected to.
     pub(super) fn start(
         side: Side,
         program: &Path,
@@ -78,7 +78,7 @@ impl Vmm {
         let mut frontend = match connected {
             Ok(frontend) => frontend,
             Err(source) => {
-                // One that fails as soon as it starts tells more than its closed socket.
+                // A backend that failed to start has logged more than its closed socket shows.
                 return Err(match backend.exit_within(Duration::from_secs(1)) {
                     Some(status) => Error::BackendEnded {
                         side,
@@ -116,14 +116,14 @@ impl Vmm {
         self.backend().kill();
     }
 
-    /// Starts another backend in the place of the one that was killed, with its state file.
-    /// Returns how that one tells of the VM, once it has every request that was in flight.
+    /// Starts another backend on the state file of the one that was killed. Returns the VM's
+    /// state there, once every request that was in flight has arrived.
     pub(super) fn replace(&self) -> Result<Info, Error> {
         let relaunched = self
             .backend()
             .relaunch_with_state(&self.program, &self.args);
         relaunched.map_err(Error::Launch)?;
-        // Requests of one queue are taken in order, those of before the outage first.
+        // Requests of one queue are served in order, those from before the outage first.
         for queue in self.frontend.queues() {
             let info = queue.info(PATIENCE);
             info.map_err(self.failed_to("reach the new backend"))?;
@@ -150,7 +150,7 @@ impl Vmm {
         })
     }
 
-    /// A request of the VMM's own, by the first queue.
+    /// A request of the VMM's own, on the first queue.
     pub(super) fn ask<T>(
         &self,
         what: &'static str,
@@ -191,12 +191,12 @@ impl Vmm {
         self.frontend.shutdown_handle()
     }
 
-    /// Disconnects, and ends the backend as a manager does, by SIGTERM; it must end well.
+    /// Disconnects, and ends the backend by SIGTERM, as a manager does. Its status must be 0.
     pub(super) fn finish(mut self) -> Result<(), Error> {
         let side = self.side;
         self.shutdown_handle().shut_down();
         if let Some(listener) = self.listener.take() {
-            // It has ended with the shutdown, and says nothing by that.
+            // It ended with the shutdown; its result says nothing more.
             let _ = listener.join();
         }
         drop(self.frontend);
@@ -217,7 +217,7 @@ fn options(vcpus: u32, queues: u32) -> Options {
     Options::default().queue_size(size as u16)
 }
 
-/// The timers' interrupt lines, and whatever else the backend tells by events.
+/// The timers' interrupt lines, and whatever else the backend reports by events.
 #[derive(Default)]
 pub(super) struct Lines {
     state: Mutex<LineState>,
@@ -234,7 +234,7 @@ struct LineState {
 }
 
 impl Lines {
-    /// Leads the lines to these vCPU threads from now on.
+    /// Connects the lines to these vCPU threads from now on.
     pub(super) fn lead_to(&self, inboxes: Vec<Sender<Wake>>) {
         let mut state = self.state();
         state.inboxes = inboxes;
@@ -244,13 +244,13 @@ impl Lines {
     /// Wakes every vCPU thread.
     pub(super) fn wake_all(&self, wake: Wake) {
         for inbox in &self.state().inboxes {
-            // A thread that has ended already needs no waking.
+            // A thread that has already ended needs no waking.
             let _ = inbox.send(wake);
         }
     }
 
     /// Waits until the backend has asserted the lines of all these deadlines. Returns how many
-    /// it has not, if patience or the connection ends before.
+    /// are missing if [`PATIENCE`] or the connection ends first.
     pub(super) fn until_asserted(&self, deadlines: &[Programmed]) -> usize {
         let missing = |state: &LineState| {
             let asserted = |programmed: &&Programmed| state.asserted.contains(*programmed);
@@ -259,10 +259,10 @@ impl Lines {
         missing(&self.until(|state| missing(state) == 0))
     }
 
-    /// Waits until the backend has told of this phase, and so of all that was before it.
+    /// Waits until the backend has reported this phase, and so everything before it.
     pub(super) fn until_phase(&self, phase: Phase, epoch: u64) -> bool {
-        let told = |state: &LineState| state.phase == Some((phase, epoch));
-        told(&self.until(told))
+        let reported = |state: &LineState| state.phase == Some((phase, epoch));
+        reported(&self.until(reported))
     }
 
     fn until(&self, condition: impl Fn(&LineState) -> bool) -> MutexGuard<'_, LineState> {
@@ -278,14 +278,14 @@ impl Lines {
         }
     }
 
-    /// Takes the events in until the frontend is shut down or the backend is gone.
+    /// Takes events until the frontend is shut down or the backend is gone.
     fn follow(&self, mut events: EventStream) {
         while let Ok(event) = events.next(Deadline::NEVER) {
             self.take(event);
         }
         self.state().ended = true;
         self.changed.notify_all();
-        // Without a backend no vCPU can go on.
+        // Without a backend no vCPU can continue.
         self.wake_all(Wake::Stop);
     }
 
@@ -297,7 +297,7 @@ impl Lines {
             } => {
                 state.asserted.insert((vcpu, timer, cval));
                 if let Some(inbox) = state.inboxes.get(vcpu as usize) {
-                    // A vCPU that is stopped takes no interrupt. The line stays high.
+                    // A stopped vCPU takes no interrupt. The line stays high.
                     let _ = inbox.send(Wake::Interrupt(timer, cval));
                 }
             }

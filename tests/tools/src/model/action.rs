@@ -4,14 +4,14 @@ use std::fmt;
 
 /// One step of the world.
 ///
-/// A request that says the same whenever it is made does not lie in a queue here: that it is
-/// delayed, and that it is made later, are the same. What does lie there are requests that follow
-/// from what their thread knew when it made them: the epoch it names, or the registers it brings.
+/// A request whose content does not depend on when it is made is never queued here: delaying it
+/// and making it later are the same. Queued are requests that depend on what their thread knew
+/// when it made them: the epoch that they name, or the registers that they bring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// The host counter goes on.
+    /// The host counter advances.
     Tick,
-    /// A vCPU's thread wants to run. Where its registers are missing, it brings them first.
+    /// A vCPU's thread wants to run. If its registers are missing, it brings them first.
     Enter(u32),
     /// A thread of the VMM brings the registers of a vCPU whose own thread waits.
     BringFor {
@@ -22,31 +22,31 @@ pub enum Action {
     },
     /// The backend serves the next request of a queue.
     Serve(usize),
-    /// The backend serves it and is killed before anyone sees an answer. Another goes on, and what
-    /// was not answered is submitted again.
+    /// The backend serves the request and is killed before anyone sees an answer. Another backend
+    /// takes over, and what was not answered is submitted again.
     ServeAndDie(usize),
     /// The VMM does something, and the backend serves it.
     Vmm(Deed),
     /// The same, and the backend is killed before anyone sees an answer.
     VmmAndDie(Deed),
-    /// The alarm goes off, and the frontend takes all events.
+    /// The alarm expires, and the frontend takes all events.
     TakeEvents,
     /// The frontend stops the queue of a vCPU that waits, and starts it again.
     StopQueue(u32),
-    /// The connection ends and is made anew. What was not answered is lost with it, or submitted
-    /// again.
+    /// The connection ends, and another is made. What was not answered is lost with it, or
+    /// submitted again.
     Reconnect {
         /// Nothing is submitted again.
         lost: bool,
     },
-    /// So does the backend, and goes on from its state file.
+    /// The backend ends as well, and another resumes from its state file.
     Restart {
         /// Nothing is submitted again.
         lost: bool,
     },
 }
 
-/// What the VMM does, in any phase: it cannot know which it is.
+/// What the VMM does, in any phase, because it cannot know the phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Deed {
     /// PAUSE.
@@ -87,9 +87,9 @@ impl fmt::Display for Action {
                 write!(f, "VMM thread {thread} brings the registers of vCPU {vcpu}")
             }
             Action::Serve(queue) => write!(f, "queue {queue} is served"),
-            Action::ServeAndDie(queue) => write!(f, "queue {queue} is served by its last"),
+            Action::ServeAndDie(queue) => write!(f, "queue {queue} is served, then a kill"),
             Action::Vmm(deed) => write!(f, "{deed:?}"),
-            Action::VmmAndDie(deed) => write!(f, "{deed:?} is served by its last"),
+            Action::VmmAndDie(deed) => write!(f, "{deed:?} is served, then a kill"),
             Action::TakeEvents => write!(f, "the frontend takes all events"),
             Action::StopQueue(vcpu) => write!(f, "the queue of vCPU {vcpu} is stopped"),
             Action::Reconnect { lost } => write!(f, "the frontend reconnects; {}", kept(lost)),

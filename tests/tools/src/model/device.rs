@@ -1,4 +1,4 @@
-//! The backend as the checker drives it: the model `Vm` and the little that its shell adds.
+//! The backend as the checker drives it: the model's `Vm`, and the little that its shell adds.
 
 use std::fmt::Debug;
 use std::hash::Hash;
@@ -53,9 +53,9 @@ impl Answer {
 pub struct Served {
     /// `None` where the request waits.
     pub answer: Option<Answer>,
-    /// Who waited and is answered, in this order.
+    /// The waiters that are answered, in this order.
     pub replies: Vec<Reply>,
-    /// What the state file is told to take in.
+    /// What the state file shall store.
     pub changed: Changed,
 }
 
@@ -71,13 +71,13 @@ pub fn profile(vcpus: u32) -> Profile {
 
 /// A backend with one VM.
 ///
-/// Its methods are what the real one does with the real [`Vm`]; a [mutant](super::mutant) does
-/// something else in one of them.
+/// Its methods do what the real backend does with the real [`Vm`]; a [mutant](super::mutant) gets
+/// one of them wrong.
 pub trait Device: Clone + Debug + Eq + Hash + Send + Sync + 'static {
     /// The VM.
     fn vm(&self) -> &Vm;
 
-    /// The VM, to be changed.
+    /// The VM, mutable.
     fn vm_mut(&mut self) -> &mut Vm;
 
     /// Serves a request from a queue.
@@ -85,7 +85,7 @@ pub trait Device: Clone + Debug + Eq + Hash + Send + Sync + 'static {
         handle(self.vm_mut(), now, queue, request)
     }
 
-    /// The alarm goes off.
+    /// The alarm expires.
     fn advance(&mut self, now: Now) -> Served {
         advance(self.vm_mut(), now)
     }
@@ -95,7 +95,7 @@ pub trait Device: Clone + Debug + Eq + Hash + Send + Sync + 'static {
         self.vm_mut().next_event(now)
     }
 
-    /// Ticks until the backend has to look at the time again, if ever.
+    /// Ticks until the backend wants to be woken, if ever.
     fn ticks_to_next(&self, now: Now) -> Option<u64> {
         self.vm().ticks_to_next(now)
     }
@@ -112,7 +112,7 @@ pub trait Device: Clone + Debug + Eq + Hash + Send + Sync + 'static {
         self.vm_mut().disconnect(now);
     }
 
-    /// The process is killed, and another goes on from the state file.
+    /// The process is killed, and another resumes from the state file.
     fn restart(&mut self, now: Now) {
         restart(self.vm_mut(), now);
     }
@@ -132,7 +132,7 @@ impl Device for Vm {
 ///
 /// # Panics
 ///
-/// When an answer has no header.
+/// If an answer has no header.
 pub fn handle(vm: &mut Vm, now: Now, queue: u16, request: &[u8]) -> Served {
     let mut effects = Effects::default();
     let call = Incoming::parse(request, ROOM, Token { queue, head: 0 });
@@ -152,7 +152,7 @@ pub fn handle(vm: &mut Vm, now: Now, queue: u16, request: &[u8]) -> Served {
     }
 }
 
-/// Looks at the time as the real backend does.
+/// Lets time pass as the real backend does.
 pub fn advance(vm: &mut Vm, now: Now) -> Served {
     let mut effects = Effects::default();
     vm.advance(now, &mut effects);
@@ -163,11 +163,11 @@ pub fn advance(vm: &mut Vm, now: Now) -> Served {
     }
 }
 
-/// Goes on from the records of the VM, as the real backend does.
+/// Resumes from the VM's records, as the real backend does.
 ///
 /// # Panics
 ///
-/// When they are no VM.
+/// If the records are not those of a VM.
 pub fn restart(vm: &mut Vm, now: Now) {
     let restarted = Records::of(vm).vm(now);
     *vm = restarted.expect("the records of a VM");
@@ -194,7 +194,7 @@ pub struct Records {
 }
 
 impl Records {
-    /// Of a VM that is recorded as it is.
+    /// The records of a VM as it is.
     pub fn of(vm: &Vm) -> Self {
         Records {
             vm: vm.vm_record(),
@@ -204,8 +204,8 @@ impl Records {
         }
     }
 
-    /// Whether a state file with these records, told of these changes, leads to the same VM as one
-    /// that takes in everything.
+    /// Whether a state file with these records, updated by these changes, gives the same VM as one
+    /// that stores everything.
     pub fn lead_to(mut self, vm: &Vm, now: Now, changed: &Changed) -> bool {
         let is = Records::of(vm);
         if changed.all {
@@ -218,7 +218,7 @@ impl Records {
         for &vcpu in &changed.vcpus {
             self.vcpus[vcpu as usize] = is.vcpus[vcpu as usize];
         }
-        // Records can differ in what no longer counts.
+        // Records may differ in parts that no longer matter.
         self.same(&is) || self.vm(now) == is.vm(now)
     }
 

@@ -10,7 +10,7 @@ use zerocopy::FromBytes;
 
 use super::device::Answer;
 use super::request::{Ask, Request, Timer};
-use super::{FORWARD, NOT_FALSELY, ONE_OFFSET, SETTLED, TOLD};
+use super::{FORWARD, NOT_FALSELY, ONE_OFFSET, REPORTED, SETTLED};
 
 /// cntvoff and cntpoff, or the counts of the two clocks.
 pub type Pair = [u64; 2];
@@ -197,7 +197,7 @@ impl Ghost {
         let high = self.facts.timers[vcpu].line(count);
         let said = SetRegsResult::read_from_bytes(&answer.body)
             .is_ok_and(|result| result.lines.get() & LINE_VIRTUAL != 0);
-        self.expect(TOLD, said || !high);
+        self.expect(REPORTED, said || !high);
         self.expect(NOT_FALSELY, high || !said);
         if self.ran.is_some() {
             self.lines[vcpu] = match self.lines[vcpu] {
@@ -281,7 +281,7 @@ impl Ghost {
                 .is_some_and(|timer| timer.line(count));
         self.expect(NOT_FALSELY, high);
         if high {
-            self.expect(TOLD, self.lines[vcpu] == Line::Owed);
+            self.expect(REPORTED, self.lines[vcpu] == Line::Owed);
             self.lines[vcpu] = Line::Told;
         }
     }
@@ -289,7 +289,7 @@ impl Ghost {
     /// Takes in that there are no more events.
     pub fn all_told(&mut self) {
         let owes = self.owes();
-        self.expect(TOLD, !owes);
+        self.expect(REPORTED, !owes);
     }
 
     /// Takes in that nobody knows what the frontend was told.

@@ -1,4 +1,4 @@
-//! What can be said of any one state.
+//! What can be checked in a single state.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use super::request::{Ask, Request};
 use super::system::{System, Thread};
 
 impl<D: Device> System<D> {
-    /// Whether the device asks to be woken before something happens by time alone.
+    /// Whether the device asks to be woken before anything happens by time alone.
     pub fn wakes_in_time(&self) -> bool {
         let wakes = self.device.ticks_to_next(self.now()).unwrap_or(u64::MAX);
         let owed_is_known = !self.ghost.owes() || self.device.vm().has_event() || wakes == 0;
@@ -22,8 +22,8 @@ impl<D: Device> System<D> {
                 .is_none_or(|ticks| wakes <= ticks)
     }
 
-    /// Whether the vCPUs that are missing can be brought in, the VM resumed, and all who wait are
-    /// then let run.
+    /// Whether the missing vCPUs can be restored and the VM resumed, and then all waiters are
+    /// released.
     pub fn gate_can_be_opened(&self) -> bool {
         if !self.holds(OPENS) {
             return false;
@@ -79,7 +79,7 @@ impl<D: Device> fmt::Display for System<D> {
 }
 
 impl<D: Device> System<D> {
-    /// Who asks for what in an action in which the device serves a request.
+    /// Which thread asks for what, in an action in which the device serves a request.
     pub fn request_of(&self, action: Action) -> Option<(String, Request)> {
         match action {
             Action::Serve(queue) | Action::ServeAndDie(queue) => {

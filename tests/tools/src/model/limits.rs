@@ -1,8 +1,8 @@
-//! How large a world the checker explores.
+//! The size of the world that the checker explores.
 
 use std::fmt;
 
-/// How often what may happen. Everything else, such as a request's being served or a thread's
+/// How often each event may happen. Everything else, such as serving a request, or a thread
 /// waiting, happens whenever it can.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Limits {
@@ -28,12 +28,12 @@ pub struct Limits {
     pub disconnects: u8,
     /// Ends of the backend.
     pub restarts: u8,
-    /// All of the above, ticks apart, together.
+    /// All of the above together, except ticks.
     pub disturbances: u8,
 }
 
 impl Limits {
-    /// A size that takes a minute or so, and 3 GiB of memory.
+    /// Takes about a minute and 3 GiB of memory.
     pub const DEFAULT: Limits = Limits {
         vcpus: 3,
         vmm_threads: 1,
@@ -42,20 +42,20 @@ impl Limits {
         ..Limits::UNLIMITED
     };
 
-    /// A size for a quick test.
+    /// For a quick test.
     pub const SMALL: Limits = Limits {
         ticks: 1,
         disturbances: 2,
         ..Limits::DEFAULT
     };
 
-    /// A size that takes some minutes, and 5 GiB of memory.
+    /// Takes some minutes and 5 GiB of memory.
     pub const LARGE: Limits = Limits {
         ticks: 3,
         ..Limits::DEFAULT
     };
 
-    /// Nothing happens but that vCPUs run, with a VM of three.
+    /// Three vCPUs run, and nothing else happens.
     pub const QUIET: Limits = Limits {
         vcpus: 3,
         vmm_threads: 1,
@@ -86,7 +86,7 @@ impl Limits {
         disturbances: u8::MAX,
     };
 
-    /// The same, said in one way only: nothing happens more often than all together.
+    /// The same limits in their one normal form: none is above the limit of all together.
     #[must_use]
     pub fn clamped(self) -> Self {
         let kinds = [

@@ -1,30 +1,31 @@
 //! A model check of the backend's time: every interleaving of a VMM and its vCPUs, within limits,
 //! against the real [`vhost_user_timer_model::vm::Vm`].
 //!
-//! A thread per vCPU and threads of the VMM, each with a request queue of its own, work on one
-//! [`Device`]. What they send is real bytes, and lies in its queue for as long as the
-//! checker likes: other queues overtake it, time passes it by, connections and backends come to an
-//! end around it ([`Action`]). How much of that can happen is [limited](limits), and all that can
-//! happen within the limits is tried. What must hold is tracked beside the device by
-//! [`Ghost`](ghost::Ghost), which believes nothing but the answers, and is checked in every state:
+//! One thread for each vCPU, and threads of the VMM, each with a request queue of its own, work on
+//! one [`Device`]. What they send is real bytes, and stays in its queue for as long as the checker
+//! likes: other queues overtake it, time passes, connections and backends end ([`Action`]). How
+//! often each of these happens is [limited](limits), and within the limits every order is tried.
+//! [`Ghost`](ghost::Ghost) tracks what must hold beside the device. It knows only requests and
+//! answers, and is checked in every state:
 //!
-//! - [`ONE_OFFSET`]: one pair of offsets, constant while RUNNING, and whoever runs has it (I1);
-//! - [`GATE`]: nobody is let run, and the VM is not RUNNING, while a vCPU is missing in the open
-//!   restore; who waited in one epoch is not let run in another (I2);
-//! - [`ONE_RUN`]: all who are let run together are told one and the same instant (I2);
-//! - [`FORWARD`]: no count is below one that a vCPU has seen, or brought to the restore that ended
-//!   last, unless the VMM wrote it (I3);
-//! - [`SETTLED`]: a restore goes on from the largest count that was brought in its epoch;
-//! - [`TOLD`]: once the frontend takes events, every line that rose has been told, once a rise (I7);
-//! - [`NOT_FALSELY`]: a timer that is masked, or not due, is never told (I7);
-//! - [`IN_TIME`]: the backend asks to be woken before the next line rises, and before the restore's
-//!   patience ends (I7);
-//! - [`RECORDED`]: what changed is what the state file is told to take in, so that a backend that
-//!   is started again goes on from the VM as it was (I5);
-//! - [`OPENS`]: from every state, an open restore can be completed and the VM resumed, and then all
-//!   who waited are let run, once each: no deadlock.
+//! - [`ONE_OFFSET`]: one pair of offsets, constant while RUNNING, and every running vCPU has it (I1);
+//! - [`GATE`]: no vCPU is released, and the VM is not RUNNING, while a vCPU is missing in the open
+//!   restore; a waiter of one epoch is not released in another (I2);
+//! - [`ONE_RUN`]: all vCPUs that are released together get the same instant (I2);
+//! - [`FORWARD`]: no count is below one that a vCPU has seen, or brought to the last completed
+//!   restore, unless the VMM wrote it (I3);
+//! - [`SETTLED`]: a restore continues from the largest count that was brought in its epoch (I3);
+//! - [`REPORTED`]: once the frontend takes events, every line that rose has been reported, exactly
+//!   once for each rise (I7);
+//! - [`NOT_FALSELY`]: a timer that is masked, or not due, is never reported (I7);
+//! - [`IN_TIME`]: the backend asks to be woken before the next line rises, and before the restore
+//!   times out (I7);
+//! - [`RECORDED`]: the state file is given every change, so that a backend that is started again
+//!   continues from the VM as it was (I5);
+//! - [`OPENS`]: from every state, an open restore can be completed and the VM resumed, and then
+//!   every waiter is released, once: no deadlock.
 //!
-//! That the check can fail is shown by [`mutant`]: backends that get one thing wrong each.
+//! [`mutant`] shows that the check can fail: backends that get one thing wrong each.
 
 pub mod action;
 pub mod device;
@@ -48,31 +49,31 @@ use system::System;
 pub const ONE_OFFSET: &str = "I1: one pair of offsets, constant while RUNNING";
 /// I2: nobody runs before every vCPU is done.
 pub const GATE: &str = "I2: nobody runs before every vCPU is done";
-/// I2: all who are let run together get the same instant.
-pub const ONE_RUN: &str = "I2: all who are let run together get one instant";
-/// I3: no count goes back.
-pub const FORWARD: &str = "I3: no count goes back";
+/// I2: all vCPUs that are released together get the same instant.
+pub const ONE_RUN: &str = "I2: all vCPUs that are released together get one instant";
+/// I3: no count decreases.
+pub const FORWARD: &str = "I3: no count decreases";
 /// I3, for a restore, exactly.
-pub const SETTLED: &str = "I3: a restore goes on from the largest count";
-/// I7: a line that rose is told, once.
-pub const TOLD: &str = "I7: a timer that is due is told, once";
-/// I7: only such a line is told.
-pub const NOT_FALSELY: &str = "I7: a masked timer is never told";
-/// I7: the backend wakes up for it.
+pub const SETTLED: &str = "I3: a restore continues from the largest count";
+/// I7: a line that rose is reported, once.
+pub const REPORTED: &str = "I7: a due timer is reported, once";
+/// I7: only such a line is reported.
+pub const NOT_FALSELY: &str = "I7: a masked timer is never reported";
+/// I7: the backend wakes up in time for it.
 pub const IN_TIME: &str = "I7: the backend wakes in time";
 /// I5: every change reaches the state file.
 pub const RECORDED: &str = "I5: every change reaches the state file";
 /// No deadlock.
 pub const OPENS: &str = "The gate can always be opened";
 
-/// The properties that are watched step by step.
+/// The properties that are checked at every step.
 const HELD: [&str; 8] = [
     ONE_OFFSET,
     GATE,
     ONE_RUN,
     FORWARD,
     SETTLED,
-    TOLD,
+    REPORTED,
     NOT_FALSELY,
     RECORDED,
 ];
@@ -83,7 +84,7 @@ pub struct Timers<D> {
     limits: Limits,
     /// Configured, PAUSED, with a timer per vCPU.
     initial: System<D>,
-    /// Of which properties a counterexample was found.
+    /// The properties with a counterexample.
     failed: run::Failed,
 }
 
@@ -106,13 +107,13 @@ impl<D: Device> Timers<D> {
         &self.limits
     }
 
-    /// Whether one of [`HELD`] held up to here.
+    /// Whether one of [`HELD`] has held up to here.
     fn held<const INDEX: usize>(&self, state: &System<D>) -> bool {
         self.first_failure(HELD[INDEX], state.holds(HELD[INDEX]))
     }
 
-    /// Whether the property is to be taken to hold in a state in which it holds or not. The
-    /// checker keeps the last counterexample that it meets, and the first is the shortest.
+    /// Whether to treat the property as holding in this state. The checker keeps the last
+    /// counterexample that it meets, and the first is the shortest.
     fn first_failure(&self, name: &'static str, holds: bool) -> bool {
         holds || !self.failed.is_first(name)
     }
@@ -151,7 +152,7 @@ impl<D: Device> Model for Timers<D> {
                 model.first_failure(OPENS, state.gate_can_be_opened())
             }),
         ];
-        // What must be met somewhere, or the check says nothing.
+        // What must be reached somewhere; otherwise the check shows nothing.
         let limits = &self.limits;
         let mut sometimes = |possible: bool, name, condition: fn(&Self, &System<D>) -> bool| {
             if possible {
@@ -188,7 +189,7 @@ impl<D: Device> Model for Timers<D> {
         );
         sometimes(
             twice && limits.begins > 0 && limits.restarts > 0 && limits.vcpus > 1,
-            "the backend restarts in a restore that is under way",
+            "the backend restarts in the middle of a restore",
             |_, state| state.note.restarted_under_way,
         );
         properties

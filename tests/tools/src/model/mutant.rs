@@ -1,5 +1,5 @@
-//! Backends that get one thing wrong each, around the real `Vm`. The check must find every one of
-//! them out, or it proves nothing of the real one.
+//! Backends that get one thing wrong each, around the real `Vm`. The check must catch every one
+//! of them; otherwise it proves nothing about the real one.
 
 use vhost_user_timer_model::vm::{Now, Vm};
 use vhost_user_timer_protocol::request::Body;
@@ -17,31 +17,31 @@ use super::request::{Ask, Request, Timer};
 pub enum Fault {
     /// The gate opens when one vCPU is still missing.
     OpensOneEarly,
-    /// Of the counts that vCPUs bring, the one written last is taken, as KVM does.
+    /// The count that is written last wins, as in KVM.
     LastCountWins,
-    /// Each vCPU goes on from the count that it brought.
+    /// Each vCPU continues from the count that it brought.
     OffsetPerVcpu,
-    /// A vCPU that was done in a restore is done in the one that is begun over it.
+    /// A vCPU that was done in one restore counts as done in the next.
     KeepsOldDones,
-    /// A count written in RUNNING is taken, as KVM does.
+    /// A count that is written in RUNNING takes effect, as in KVM.
     CountWhileRunning,
-    /// With every timer that fires, another vCPU's is said to, masked or not.
+    /// With every timer that fires, another vCPU's timer is reported too, masked or not.
     FiresMasked,
     /// The frontend's first event of a timer is lost.
     LosesEvent,
-    /// What fell due around the end of the process is not told by the next one.
+    /// What became due around the end of the process is not reported by the next one.
     ForgetsOverRestart,
-    /// What the frontend takes, it is told again at once.
+    /// Every event is reported again at once.
     TellsTwice,
-    /// Nobody sets an alarm.
+    /// No alarm is ever set.
     Oversleeps,
-    /// A restore that has timed out cannot be completed any more.
+    /// A restore that has timed out can no longer be completed.
     GivesUp,
-    /// Of those who are let run together, the last one is forgotten.
+    /// Of the vCPUs that are released together, the last is forgotten.
     LosesWaiter,
-    /// Those who are let run together are each told another instant.
+    /// The vCPUs that are released together each get another instant.
     AnswersDiffer,
-    /// The state file is not told of a RESTORE_DONE.
+    /// A RESTORE_DONE is missing from the state file.
     KeepsFromStateFile,
 }
 
@@ -60,13 +60,13 @@ pub struct Mutant {
     brought: Vec<Option<Brought>>,
     done: Vec<bool>,
     last_count: Option<u64>,
-    /// An event to tell once more.
+    /// An event to report once more.
     again: Option<Event>,
     timed_out: bool,
 }
 
 impl Mutant {
-    /// A backend with this fault whose VM is NEW.
+    /// A backend with this fault, whose VM is NEW.
     pub fn new(vcpus: u32, fault: Fault) -> Self {
         Mutant {
             vm: Vm::new(device::profile(vcpus)),
@@ -79,12 +79,12 @@ impl Mutant {
         }
     }
 
-    /// Has the real VM do what nobody asked for.
+    /// Makes the real VM do what nobody asked for.
     fn forge(&mut self, now: Now, request: Request) -> Served {
         device::handle(&mut self.vm, now, u16::MAX, &request.bytes())
     }
 
-    /// Brings a vCPU's registers and says that it is done.
+    /// Brings a vCPU's registers, and reports the vCPU as done.
     fn forge_done(&mut self, now: Now, vcpu: usize, brought: Brought) -> Served {
         let Brought { timer, count } = brought;
         let of_vcpu = |ask| Request::of_vcpu(vcpu as u32, 0, ask);
@@ -216,7 +216,7 @@ impl Device for Mutant {
 
     fn handle(&mut self, now: Now, queue: u16, request: &[u8]) -> Served {
         let was = self.vm.phase();
-        let parsed = Parsed::parse(request).expect("a request that is well formed");
+        let parsed = Parsed::parse(request).expect("a well-formed request");
         self.before(now, &parsed);
         let is_done = parsed.body == Body::RestoreDone;
         if self.fault == Fault::GivesUp && self.timed_out && is_done {

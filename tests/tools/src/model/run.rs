@@ -1,4 +1,4 @@
-//! Runs a check and says what came of it.
+//! Runs a check, and reports its result.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,10 +14,10 @@ use super::device::Device;
 use super::limits::Limits;
 use super::system::System;
 
-/// How often progress is told.
+/// How often progress is reported.
 const PROGRESS_SECONDS: u64 = 5;
 
-/// The properties of which a counterexample is known.
+/// The properties with a known counterexample.
 #[derive(Debug, Default)]
 pub(super) struct Failed(Mutex<BTreeSet<&'static str>>);
 
@@ -32,11 +32,11 @@ impl Failed {
 /// How to explore.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
-    /// Checker threads. With one, the first counterexample is a shortest.
+    /// Checker threads. With one, the first counterexample is a shortest one.
     pub threads: usize,
     /// Stop after about this many states.
     pub max_states: Option<usize>,
-    /// Look no further than this many steps.
+    /// Explore no further than this many steps.
     pub max_depth: Option<usize>,
 }
 
@@ -58,37 +58,37 @@ pub struct Failure {
     pub trace: Vec<String>,
 }
 
-/// What came of a check.
+/// The result of a check.
 #[derive(Clone, Debug)]
 pub struct Verdict {
-    /// States met, again or for the first time.
+    /// States reached, counting repeats.
     pub states: usize,
     /// Different states.
     pub unique: usize,
-    /// Steps to the farthest.
+    /// Steps to the farthest state.
     pub depth: usize,
-    /// Whether there are no more states.
+    /// Whether every state was reached.
     pub exhaustive: bool,
     /// How long it took.
     pub took: Duration,
-    /// The properties that do not hold, the one that fails soonest first.
+    /// The properties that do not hold; the one that fails soonest is first.
     pub failures: Vec<Failure>,
-    /// What never happened, though it must be possible.
+    /// What was never reached, although it must be possible.
     pub never: Vec<&'static str>,
 }
 
 impl Verdict {
-    /// Whether everything holds, and what must be possible was met.
+    /// Whether every property holds, and everything that must be possible was reached.
     pub fn ok(&self) -> bool {
         self.failures.is_empty() && (self.never.is_empty() || !self.exhaustive)
     }
 }
 
-/// Explores the states of a device, with `progress` told of now and then.
+/// Explores the states of a device, and calls `progress` now and then.
 ///
 /// # Panics
 ///
-/// When the device does.
+/// If the device panics.
 pub fn check<D: Device>(
     limits: Limits,
     device: D,
@@ -145,7 +145,7 @@ pub fn check<D: Device>(
     }
 }
 
-/// A path in words: what happened, and how things then stood.
+/// A path in words: each step, and the state after it.
 fn trace<D: Device>(path: Vec<(System<D>, Option<Action>)>) -> Vec<String> {
     let mut lines = vec![format!("    {}", path[0].0)];
     for ((before, action), (after, _)) in path.iter().zip(&path[1..]) {

@@ -1,4 +1,4 @@
-//! The numbers of the world that is checked: small, and few.
+//! The numbers of the world that is checked: small and few.
 
 use super::action::Deed;
 use super::limits::Limits;
@@ -6,12 +6,12 @@ use super::request::{Ask, Request, Timer};
 
 /// The host counter at the beginning.
 pub(super) const HOST: u64 = 1_000;
-/// How far it goes in one step.
+/// How far the host counter advances in one step.
 pub(super) const TICK: u64 = 4;
 /// The count that the VM has at the beginning.
 pub(super) const COUNT: u64 = 20;
-/// The counts that vCPUs bring to a restore: which one brings which depends on the epoch. In the
-/// first restore it is neither the first vCPU nor the last that brings the largest.
+/// The counts that vCPUs bring to a restore; which vCPU brings which depends on the epoch. In the
+/// first restore, neither the first nor the last vCPU brings the largest.
 pub(super) const BROUGHT: [u64; 3] = [COUNT + 4, COUNT + 2, COUNT];
 /// A count that the VMM writes, and that sets time back.
 pub(super) const BACK: u64 = COUNT - 4;
@@ -19,7 +19,7 @@ pub(super) const BACK: u64 = COUNT - 4;
 pub(super) const AHEAD: u64 = COUNT + 8;
 /// A compare value: the largest count that is brought.
 const SOON: u64 = COUNT + 4;
-/// Another, after a tick from there.
+/// Another: one tick later.
 const LATER: u64 = SOON + 3;
 
 /// The timers that the vCPUs have at the beginning, and bring.
@@ -38,8 +38,8 @@ const TIMERS: [Timer; 3] = [
     },
 ];
 
-/// The timers that the VMM gives them: one that falls and rises again, one that is masked and one
-/// that is not any more.
+/// The timers that the VMM gives them: one whose line falls and rises again, one that becomes
+/// masked, and one that becomes unmasked.
 const OTHER_TIMERS: [Timer; 3] = [
     Timer {
         armed: true,
@@ -56,7 +56,7 @@ const OTHER_TIMERS: [Timer; 3] = [
 ];
 
 impl Deed {
-    /// What is asked for it.
+    /// The request for it.
     pub(super) fn request(self, vcpus: u32) -> Request {
         Request::of_vm(match self {
             Deed::Resume => Ask::Resume,
@@ -76,7 +76,7 @@ impl Deed {
         })
     }
 
-    /// Of what it is one, where that is limited.
+    /// The limit that it counts against, if any.
     pub(super) fn cost(self, left: &mut Limits) -> Option<&mut u8> {
         match self {
             Deed::Resume => None,

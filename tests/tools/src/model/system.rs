@@ -1,4 +1,4 @@
-//! A state of the world: the device, the threads around it and what is on its way between them.
+//! A state of the world: the device, the threads around it, and what is in flight between them.
 
 use vhost_user_timer_model::vm::Now;
 use vhost_user_timer_protocol::wire::{ResponseHeader, Run};
@@ -10,14 +10,14 @@ use super::ghost::{Ghost, Open, Pair};
 use super::limits::Limits;
 use super::request::{Ask, Request};
 use super::scenario::{AHEAD, BACK, BROUGHT, COUNT, HOST, TICK, timer_of};
-use super::{GATE, ONE_RUN, OPENS, RECORDED, TOLD};
+use super::{GATE, ONE_RUN, OPENS, RECORDED, REPORTED};
 
 /// What a vCPU's thread does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Thread {
     /// Nothing, or it has requests in its queue.
     Idle,
-    /// Its WAIT_RUN is with the backend.
+    /// The backend holds its WAIT_RUN.
     Waiting {
         /// The epoch it named.
         asked: u64,
@@ -28,7 +28,7 @@ pub enum Thread {
     Running(Pair),
 }
 
-/// What came of the last step, for a reader. It is no part of the state.
+/// What came of the last step, for a reader. Not part of the state.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Note {
     /// A restore was completed.
@@ -37,13 +37,13 @@ pub struct Note {
     pub begun_again: bool,
     /// A restore was aborted.
     pub aborted: bool,
-    /// Someone was told that the restore takes too long.
+    /// A waiter got ETIMEDOUT.
     pub timed_out: bool,
-    /// Someone was told that his epoch is over.
+    /// A request got ESTALE.
     pub stale: bool,
     /// A timer's event was taken.
     pub fired: bool,
-    /// The backend restarted in a restore to which some vCPU had been done.
+    /// The backend restarted in a restore in which some vCPU was done.
     pub restarted_under_way: bool,
     /// How the request that was served was answered.
     pub status: Option<Status>,
@@ -83,7 +83,7 @@ impl<D: Device> System<D> {
     ///
     /// # Panics
     ///
-    /// When the device refuses to be configured.
+    /// If the device refuses to be configured.
     pub fn new(limits: &Limits, mut device: D) -> Self {
         let vcpus = limits.vcpus;
         let timers: Vec<_> = (0..vcpus).map(timer_of).collect();
@@ -195,7 +195,7 @@ impl<D: Device> System<D> {
         }
     }
 
-    /// What the VMM can do.
+    /// What the VMM can do here.
     fn deeds(&self) -> Vec<Deed> {
         let all = [
             Deed::Resume,
@@ -220,7 +220,7 @@ impl<D: Device> System<D> {
         all.into_iter().chain(timers).filter(allowed).collect()
     }
 
-    /// The queues whose WAIT_RUN is with the backend.
+    /// The queues whose WAIT_RUN the backend holds.
     pub(super) fn waiting(&self) -> Vec<usize> {
         let waits = |vcpu: &usize| matches!(self.threads[*vcpu], Thread::Waiting { .. });
         (0..self.threads.len()).filter(waits).collect()
@@ -235,7 +235,7 @@ impl<D: Device> System<D> {
         next.act(limits, action);
         let is = next.phase();
         if is != Phase::Running {
-            // A VMM has stopped its vCPUs when it says PAUSE.
+            // A VMM has stopped its vCPUs when it sends PAUSE.
             for thread in &mut next.threads {
                 if matches!(thread, Thread::Running(_)) {
                     *thread = Thread::Idle;
@@ -284,7 +284,7 @@ impl<D: Device> System<D> {
                 self.disturb(|left| &mut left.disconnects);
                 let replies = self.device.stop_queue(vcpu as u16);
                 self.replied(&replies);
-                // Those who wait on other queues go on waiting.
+                // Waiters on other queues keep waiting.
                 let its_own = |reply: &Reply| u32::from(reply.queue) == vcpu;
                 self.ghost
                     .expect(OPENS, replies.len() == 1 && replies.iter().all(its_own));
@@ -305,8 +305,8 @@ impl<D: Device> System<D> {
         self.left = self.left.clamped();
     }
 
-    /// A vCPU's thread wants to run. Every other one names the epoch, and the last one leaves it to
-    /// the VMM to bring its registers.
+    /// A vCPU's thread wants to run. Every second one names the epoch; the last one leaves its
+    /// registers to the VMM.
     fn enter(&mut self, vcpu: u32) {
         let last = self.vcpus() > 1 && vcpu + 1 == self.vcpus();
         let names_epoch = vcpu % 2 == 1;
@@ -337,7 +337,7 @@ impl<D: Device> System<D> {
         [bring, Ask::Done].map(|ask| Request::of_vcpu(vcpu, epoch, ask))
     }
 
-    /// The VMM does something. It counts only if it was granted.
+    /// The VMM does something. It counts against the limits only if it was granted.
     fn do_deed(&mut self, deed: Deed) -> Served {
         let request = deed.request(self.vcpus());
         let served = self.handle(self.threads.len(), &request);
@@ -348,7 +348,7 @@ impl<D: Device> System<D> {
         served
     }
 
-    /// Has the device handle a request, and the ghost know.
+    /// Lets the device handle a request, and the ghost observe it.
     fn handle(&mut self, queue: usize, request: &Request) -> Served {
         let was = self.phase();
         let open = self.ghost.open().is_some();
@@ -384,7 +384,7 @@ impl<D: Device> System<D> {
                 self.answered(queue, &answer.header, answer.run());
             }
             Some(answer) => {
-                // Its thread sees that, and does not go on with what it was about.
+                // Its thread sees the refusal, and drops the rest of its plan.
                 if answer.status() != Status::Ok {
                     self.queues[queue].clear();
                 }
@@ -448,7 +448,7 @@ impl<D: Device> System<D> {
         let served = self.device.advance(now);
         self.check_record(records, &served);
         self.replied(&served.replies);
-        // A vCPU's timers, twice over, and the phase: more cannot be.
+        // Each vCPU's timers, twice, and the phase: there cannot be more events.
         for _ in 0..4 * self.threads.len() + 1 {
             match self.device.next_event(now) {
                 Some(event) => {
@@ -461,16 +461,16 @@ impl<D: Device> System<D> {
                 }
             }
         }
-        self.ghost.found_broken(TOLD);
+        self.ghost.found_broken(REPORTED);
     }
 
-    /// The backend is killed, and another goes on.
+    /// The backend is killed, and another takes over.
     fn die(&mut self, lost: bool) {
         self.disturb(|left| &mut left.restarts);
         let done = |open: &Open| open.parts.iter().any(|part| part.done);
         self.note.restarted_under_way = self.ghost.open().is_some_and(done);
         let info = self.device.vm().info(self.now());
-        // If the request before the end let the VM run, some lines are high since then.
+        // If the last request let the VM run, some lines have been high since then.
         self.ghost.stepped(self.phase(), &info);
         self.device.restart(self.now());
         self.ghost.forgotten();

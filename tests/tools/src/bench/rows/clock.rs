@@ -1,4 +1,4 @@
-//! Row 8: the guest's clock, virtio-rtc, by a driver that is the same for any backend.
+//! Row 8: the guest's clock, virtio-rtc, by a driver that is the same for every backend.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Row 9: what the process takes from the machine.
+//! Row 9: the resources that the process uses.
 
 use std::fs;
 use std::io;
@@ -14,7 +14,7 @@ use crate::bench::stats::median;
 use vhost_user_timer_kit::backend_process::BackendProcess;
 use vhost_user_timer_kit::raw_driver::Usage;
 
-/// Until nothing of what was asked is under way any more.
+/// Long enough for everything that was started to end.
 const SETTLE: Duration = Duration::from_millis(200);
 
 fn resident(backend: &BackendProcess) -> io::Result<f64> {
@@ -105,7 +105,7 @@ fn per_vcpu(bench: &mut Bench) -> io::Result<()> {
     Ok(())
 }
 
-/// What a backend at rest has.
+/// What an idle backend has.
 struct Holdings {
     usage: Usage,
     private: f64,
@@ -120,7 +120,7 @@ impl Holdings {
         })
     }
 
-    /// How much more that is than before.
+    /// Reports how much more it has than before.
     fn report(&self, before: &Holdings, what: &str, report: &mut Report) {
         let more = |now: usize, before: usize| now as f64 - before as f64;
         let fds = more(self.usage.fds, before.usage.fds);

@@ -1,4 +1,4 @@
-//! Row 5: how far apart the vCPUs are let go.
+//! Row 5: how far apart the vCPUs are released.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -26,19 +26,19 @@ fn by_page(queue: &RequestQueue, vcpu: u32) -> Result<(), Error> {
     queue.wait_run_by_page(vcpu, LIMIT).map(drop)
 }
 
-/// The vCPU threads, which live through all rounds: how long it takes to make threads, and to end them,
-/// is not what is measured.
+/// The vCPU threads. They live through all rounds, because starting and ending threads is not
+/// what is measured.
 struct Crew<'a> {
     queue: &'a RequestQueue,
     wait: Wait,
     start: Barrier,
     end: Barrier,
     over: AtomicBool,
-    /// In this round they wait at the futex, and at no restore.
+    /// In this round they wait on the futex instead of a restore.
     bare: AtomicBool,
     futex: AtomicU32,
     epoch: Instant,
-    /// By vCPU, when it was let go, ns.
+    /// By vCPU, when it was released, ns.
     released: Vec<AtomicU64>,
     failure: Mutex<Option<Error>>,
 }
@@ -80,13 +80,13 @@ impl<'a> Crew<'a> {
         }
     }
 
-    /// Has all of them wait, and lets them go. Returns the time between the first and the last, ns.
+    /// Makes all of them wait, and releases them. Returns the time from first to last, ns.
     fn round(&self, bare: bool, release: impl FnOnce() -> io::Result<()>) -> io::Result<f64> {
         self.bare.store(bare, Ordering::Release);
         self.futex.store(0, Ordering::Release);
         self.start.wait();
         std::thread::sleep(ASLEEP);
-        // Where that fails, they come back at their time-out.
+        // If that fails, they return at their time-out.
         let released = release();
         self.end.wait();
         released?;
@@ -99,7 +99,7 @@ impl<'a> Crew<'a> {
         Ok(last.unwrap_or(0).saturating_sub(first.unwrap_or(0)) as f64)
     }
 
-    /// By a restore, which ends when the last vCPU is done.
+    /// Releases them by a restore, which ends when the last vCPU is done.
     fn by_restore(&self) -> io::Result<f64> {
         let (queue, threads) = (self.queue, self.released.len() as u32);
         let options = RestoreOptions {
@@ -121,7 +121,7 @@ impl<'a> Crew<'a> {
         Ok(apart)
     }
 
-    /// By one futex.
+    /// Releases them by one futex.
     fn by_futex(&self) -> io::Result<f64> {
         self.round(true, || {
             self.futex.store(1, Ordering::Release);

@@ -1,4 +1,4 @@
-//! Row 4: what a VM costs that has many vCPUs.
+//! Row 4: what a VM with many vCPUs costs.
 
 use std::io;
 
@@ -11,7 +11,7 @@ use crate::bench::stats::{exponent, median};
 
 const SIZES: [u32; 5] = [1, 8, 64, 512, 4096];
 
-/// Makes one request for each vCPU, as many at a time as the queue takes.
+/// Makes one request for each vCPU, as many at a time as fit into the queue.
 fn each<T: Answer>(
     queue: &RequestQueue,
     vcpus: u32,
@@ -25,7 +25,7 @@ fn each<T: Answer>(
         let tickets: Result<Vec<_>, _> =
             (first..end).map(|vcpu| queue.submit(&call(vcpu))).collect();
         queue.kick();
-        // The last is answered last: then all of them are there.
+        // The last request is answered last, so all answers are there then.
         for ticket in tickets.map_err(other)?.into_iter().rev() {
             ticket.wait(LIMIT).map_err(other)?;
         }

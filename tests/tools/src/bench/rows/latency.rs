@@ -75,15 +75,15 @@ fn blocking(bench: &mut Bench) -> io::Result<()> {
     Ok(())
 }
 
-/// Between one request and the next, where a backend that looks for as long as it may is looking still.
+/// Pause between two requests, short enough for a backend to be still polling.
 const PAUSE: Duration = Duration::from_micros(100);
 
-/// Row 1, what polling brings and costs where requests come one by one: a backend that polls beside one
-/// that does not, and then the same on a CPU that somebody else wants, too.
+/// Row 1, what polling gains and costs where requests come one by one: a backend that polls, and
+/// one that does not; then the same on a CPU that another task wants as well.
 fn paced(bench: &mut Bench) -> io::Result<()> {
     if !bench.polls || !bench.cpus.allows(Place::TwoCpus) {
         let name = "1 a request each 100 µs, polling on to off";
-        bench.report.skip(name, "it takes two CPUs and polling");
+        bench.report.skip(name, "needs two CPUs and polling");
         return Ok(());
     }
     for busy in [false, true] {
@@ -146,7 +146,7 @@ fn pace(bench: &Bench, busy: bool) -> io::Result<(String, Pair, Pair)> {
     Ok((name, times, costs))
 }
 
-/// Row 2: both sides look at memory.
+/// Row 2: both sides poll memory.
 pub(super) fn polling(bench: &mut Bench) -> io::Result<()> {
     let name = "2 round trip, polling client, two CPUs";
     if !bench.cpus.allows(Place::TwoCpus) {
@@ -159,10 +159,10 @@ pub(super) fn polling(bench: &mut Bench) -> io::Result<()> {
     bench.cpus.split(Place::TwoCpus, backend.pid())?;
     let mut pair = Pair::default();
     for _ in 0..bench.count(40, 8) {
-        // Enough of them for the backend to find out that polling pays.
+        // Enough requests for the backend to learn that polling pays.
         samples(ROUND, || spin(queue))?;
         let ours = samples(4 * ROUND, || spin(queue))?;
-        // One that spins would disturb ours: it lives for its half of the round.
+        // A polling floor would disturb ours, so it lives only for its half of the round.
         let mut floor = Floor::launch(Kind::Spin)?;
         bench.cpus.split(Place::TwoCpus, floor.pid())?;
         let mut turn = || -> io::Result<()> {

@@ -34,14 +34,14 @@ pub(super) const ALL: [Row; 9] = [
     footprint::footprint,
 ];
 
-/// What takes longer hangs.
+/// Whatever takes longer has hung.
 const LIMIT: Duration = Duration::from_secs(30);
 
 fn other<E: std::error::Error + Send + Sync + 'static>(error: E) -> io::Error {
     io::Error::other(error)
 }
 
-/// A frontend of a VM with so many vCPUs.
+/// A frontend whose VM has this many vCPUs.
 fn configured(backend: &BackendProcess, vcpus: u32, options: Options) -> io::Result<Frontend> {
     let frontend = Frontend::connect(backend.socket_path(), options).map_err(other)?;
     let queue = frontend.queue();
@@ -51,14 +51,14 @@ fn configured(backend: &BackendProcess, vcpus: u32, options: Options) -> io::Res
     Ok(frontend)
 }
 
-/// How long something takes, ns.
+/// How long an action takes, ns.
 fn ns<E>(act: impl FnOnce() -> Result<(), E>) -> Result<f64, E> {
     let begin = Instant::now();
     act()?;
     Ok(begin.elapsed().as_nanos() as f64)
 }
 
-/// So many times.
+/// The same, this many times.
 fn samples<E>(count: usize, mut act: impl FnMut() -> Result<(), E>) -> Result<Vec<f64>, E> {
     (0..count).map(|_| ns(&mut act)).collect()
 }

@@ -16,7 +16,7 @@ use crate::bench::stats::median;
 const VCPUS: u32 = 64;
 const HEADER: usize = size_of::<wire::ResponseHeader>();
 
-/// SET_REGS of three registers, one of a guest that sets its timer.
+/// SET_REGS of three registers, as for a guest that sets its timer.
 fn set_regs(vcpu: u32, cval: u64) -> Vec<u8> {
     let values = [
         (Register::TimerCtl, wire::ctl::ENABLE),
@@ -30,16 +30,16 @@ fn set_regs(vcpu: u32, cval: u64) -> Vec<u8> {
     request(Op::SetRegs, vcpu, entries.as_slice())
 }
 
-/// Where TimerCval's value is in that.
+/// Offset of TimerCval's value in that request.
 const CVAL: usize = HEADER + 16 + 8;
-/// A deadline that does not come, and no two alike.
+/// A deadline that never comes, each a different one.
 const FAR: u64 = 1 << 60;
 
 fn answer_len() -> usize {
     HEADER + size_of::<wire::SetRegsResult>()
 }
 
-/// A driver of a VM that runs.
+/// A driver whose VM is RUNNING.
 fn running(path: &std::path::Path) -> io::Result<Driver> {
     let mut driver = Driver::connect(path, 1)?;
     let configure = wire::ConfigureVm {
@@ -67,7 +67,7 @@ fn running(path: &std::path::Path) -> io::Result<Driver> {
     Ok(driver)
 }
 
-/// Keeps `depth` requests in flight for a while. Returns how many were answered.
+/// Keeps `depth` requests in flight for `time`. Returns how many were answered.
 fn drive(driver: &mut Driver, depth: u16, place: Place, time: Duration) -> io::Result<f64> {
     let mut done = 0_u64;
     let mut cval = FAR;
@@ -84,7 +84,7 @@ fn drive(driver: &mut Driver, depth: u16, place: Place, time: Duration) -> io::R
     let end = Instant::now() + time;
     while Instant::now() < end {
         match place {
-            // It cannot run while this thread looks.
+            // The backend cannot run while this thread polls.
             Place::OneCpu => driver.sleep(depth)?,
             Place::TwoCpus => driver.spin(1),
         }
@@ -103,7 +103,7 @@ fn drive(driver: &mut Driver, depth: u16, place: Place, time: Duration) -> io::R
     Ok(done as f64 + f64::from(depth))
 }
 
-/// The same operations, straight on the model: ns of each.
+/// The same operations directly on the model: ns each.
 fn straight(time: Duration) -> f64 {
     let profile = Profile {
         max_vcpus: VCPUS,

@@ -1,4 +1,4 @@
-//! Row 7: the guest's count, read through the time page.
+//! Row 7: the guest's count, read by the time page.
 
 use std::hint::black_box;
 use std::io;
@@ -13,12 +13,12 @@ use crate::bench::report::Row;
 use crate::bench::stats::Pair;
 use vhost_user_timer_kit::backend_process::BackendProcess;
 
-/// Readings that are timed together: one is as short as a look at the clock.
+/// Readings that are timed together, because one is as short as a reading of the clock.
 const BATCH: usize = 1000;
 /// Batches of each kind in a round.
 const ROUND: usize = 10;
 
-/// Something to be read, which takes so many ns each time.
+/// Times something that is read, in ns each.
 fn readings(mut read: impl FnMut() -> io::Result<()>) -> io::Result<Vec<f64>> {
     let batch = || (0..BATCH).try_for_each(|_| read());
     let batches = samples(ROUND, batch)?;
@@ -30,7 +30,7 @@ fn gettime() -> io::Result<()> {
     Ok(())
 }
 
-/// A VM's own counter by the ioctl that a VMM reads it with.
+/// A VM's own counter, read by the ioctl that a VMM would use.
 #[cfg(target_arch = "x86_64")]
 fn kvm() -> Result<impl FnMut() -> io::Result<()>, Box<dyn std::error::Error>> {
     const IA32_TSC: u32 = 0x10;
@@ -42,7 +42,7 @@ fn kvm() -> Result<impl FnMut() -> io::Result<()>, Box<dyn std::error::Error>> {
     let mut msrs = kvm_bindings::Msrs::from_entries(&[entry])?;
     Ok(move || match vcpu.get_msrs(&mut msrs) {
         Ok(1) => Ok(()),
-        Ok(_) => Err(io::Error::other("KVM does not read the guest's counter")),
+        Ok(_) => Err(io::Error::other("KVM did not return the guest's counter")),
         Err(error) => Err(error.into()),
     })
 }
@@ -85,7 +85,7 @@ fn read(bench: &mut Bench, backend: &BackendProcess, source: &str, name: &str) -
     let clock = queue.guest_clock(host, LIMIT).map_err(other)?;
     let ours = || {
         let counts = black_box(clock.counts());
-        let unreadable = || io::Error::other("the time page is not to be read, though the VM runs");
+        let unreadable = || io::Error::other("the time page cannot be read although the VM runs");
         counts.map(|_| ()).ok_or_else(unreadable)
     };
     let mut kvm = kvm();
@@ -114,7 +114,7 @@ fn read(bench: &mut Bench, backend: &BackendProcess, source: &str, name: &str) -
     bench.report.row(row("clock_gettime", &to_gettime, reach));
     if to_kvm.is_empty() {
         let name = format!("{name}, to a KVM ioctl");
-        bench.report.skip(&name, "/dev/kvm is not to be used here");
+        bench.report.skip(&name, "/dev/kvm cannot be used here");
     } else {
         bench.report.row(row("KVM_GET_MSRS", &to_kvm, "ratio < 1"));
     }

@@ -1,4 +1,4 @@
-//! Row 6: from a timer's deadline to the client's knowing that it passed.
+//! Row 6: from a timer's deadline until the client knows that it has passed.
 
 use std::io;
 
@@ -20,7 +20,7 @@ fn late(deadline: u64) -> f64 {
     host_count().saturating_sub(deadline) as f64
 }
 
-/// Returns whether it was due by then, of which no event tells.
+/// Returns whether it was already due, which no event reports.
 fn arm(queue: &RequestQueue, vcpu: u32, cval: u64) -> io::Result<bool> {
     let values = [
         (Register::TimerCval.id(Abi::Arm64), cval),
@@ -32,7 +32,7 @@ fn arm(queue: &RequestQueue, vcpu: u32, cval: u64) -> io::Result<bool> {
         .map_err(other)
 }
 
-/// Has one timer expire. Returns how long after its deadline the event was there, ns.
+/// Lets one timer expire. Returns how long after its deadline the event arrived, ns.
 pub(super) fn expire(
     queue: &RequestQueue,
     events: &mut EventStream,
