@@ -12,5 +12,8 @@ pub mod device;
 pub mod failpoint;
 pub mod server;
 pub mod state;
+mod sys;
 mod vhost_user;
 mod virtio;
+
+pub use sys::with_causes;

@@ -10,6 +10,7 @@ use clap::Parser;
 use vhost_user_timer::args::{Args, CAPABILITIES};
 use vhost_user_timer::device::{ClockConfig, ClockDevice, TimerDevice};
 use vhost_user_timer::server::{self, Endpoint, Socket, SocketError};
+use vhost_user_timer::with_causes;
 use vhost_user_timer_counter::HostCounter;
 use vhost_user_timer_model::vm::Profile;
 
@@ -27,14 +28,8 @@ fn main() -> ExitCode {
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let mut text = error.to_string();
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                text += &format!(": {error}");
-                cause = error.source();
-            }
             // Also where logging is off: the launcher must learn why it failed.
-            eprintln!("vhost-user-timer: {text}");
+            eprintln!("vhost-user-timer: {}", with_causes(&*error));
             ExitCode::FAILURE
         }
     }

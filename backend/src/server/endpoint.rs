@@ -1,72 +1,24 @@
 //! A socket, the device behind it, and the frontend that is connected, one at a time.
-//!
-//! Each connection has a `VhostUserDaemon` of its own, which cannot be used twice; the device and the
-//! listening socket are handed from one to the next.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use vhost::vhost_user::Error as VhostUserError;
-use vhost_user_backend::{Error as DaemonError, ShutdownHandle, VhostUserDaemon};
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::socket::Socket;
-use super::{EndpointEvent, Poll, ServerError, Token};
-use crate::device::{ClockDevice, ClockSession, Session, TimerDevice, TimerSession};
+use crate::device::{ClockDevice, TimerDevice};
+use crate::server::poll::{EndpointEvent, Poll, Token};
+use crate::server::{ServerError, Socket};
+use crate::vhost_user::{ConnectError, Connection, Device, Ended, Listener};
 
-/// A frontend that is connected.
-struct Connection {
-    session: Arc<dyn Stoppable>,
-    shutdown: Option<ShutdownHandle>,
-    thread: JoinHandle<()>,
-}
-
-/// A session whose end can be seen to.
-trait Stoppable {
-    fn stop(&self);
-    fn stopping(&self) -> bool;
-}
-
-impl<S: Session> Stoppable for S {
-    fn stop(&self) {
-        Session::stop(self);
-    }
-
-    fn stopping(&self) -> bool {
-        Session::stopping(self)
-    }
-}
-
-impl Connection {
-    /// Stoppable it, whatever it is doing.
-    fn close(self) {
-        if let Some(shutdown) = &self.shutdown {
-            shutdown.shutdown();
-        }
-        self.session.stop();
-        if self.thread.join().is_err() {
-            log::error!("The connection's thread panicked");
-        }
-    }
-}
-
-type Connect = Box<dyn Fn(&mut Socket, &Ended, Duration) -> Result<Connection, ServerError>>;
-
-/// What a connection writes when it, or its worker, comes to an end.
-struct Ended {
-    connection: EventFd,
-    worker: EventFd,
-}
+type Accept = Box<dyn Fn(&mut Listener, &Ended, Duration) -> Result<Connection, ConnectError>>;
 
 /// See the module.
 pub struct Endpoint {
     name: &'static str,
     socket: Socket,
-    connect: Connect,
+    accept: Accept,
     poll_max: Duration,
     connection: Option<Connection>,
     ended: Option<Ended>,
@@ -75,20 +27,20 @@ pub struct Endpoint {
 impl Endpoint {
     /// The timer device's.
     pub fn timer(device: Arc<TimerDevice>, socket: Socket) -> Self {
-        Self::new::<TimerSession>("timer", device, socket)
+        Self::new(device, socket)
     }
 
     /// The clock device's.
     pub fn clock(device: Arc<ClockDevice>, socket: Socket) -> Self {
-        Self::new::<ClockSession>("clock", device, socket)
+        Self::new(device, socket)
     }
 
-    fn new<S: Session>(name: &'static str, device: Arc<S::Device>, socket: Socket) -> Self {
+    fn new<D: Device>(device: Arc<D>, socket: Socket) -> Self {
         Endpoint {
-            name,
+            name: D::NAME,
             socket,
-            connect: Box::new(move |socket, ended, poll_max| {
-                connect::<S>(name, &device, socket, ended, poll_max)
+            accept: Box::new(move |listener, ended, poll_max| {
+                Connection::accept(&device, listener, ended, poll_max)
             }),
             poll_max: Duration::ZERO,
             connection: None,
@@ -96,15 +48,15 @@ impl Endpoint {
         }
     }
 
-    /// Has the worker of a connection look for requests, after the last one, for so long at most before
-    /// it sleeps. Without this it does not.
+    /// Has a connection's worker poll its rings for up to this long before it sleeps. Without this it
+    /// does not poll.
     #[must_use]
     pub fn polling(mut self, max: Duration) -> Self {
         self.poll_max = max;
         self
     }
 
-    /// Lets the loop hear of whatever happens here.
+    /// Registers with the loop whatever may happen here.
     pub(super) fn register(&mut self, poll: &Poll, index: usize) -> io::Result<()> {
         let ended = Ended {
             connection: EventFd::new(EFD_NONBLOCK)?,
@@ -135,7 +87,7 @@ impl Endpoint {
         self.socket.is_for_one_frontend()
     }
 
-    /// Sees to what happened here. True where the port has served its last frontend.
+    /// Handles what happened here. True where the endpoint has served its last frontend.
     pub(super) fn handle(
         &mut self,
         event: EndpointEvent,
@@ -150,21 +102,20 @@ impl Endpoint {
                 // The next one waits in the listening socket's queue until this one is gone.
                 poll.remove(self.socket.listener().as_raw_fd())
                     .map_err(ServerError::Wait)?;
-                self.connection = Some((self.connect)(&mut self.socket, ended, self.poll_max)?);
+                let listener = self.socket.listener();
+                self.connection = Some((self.accept)(listener, ended, self.poll_max)?);
             }
             EndpointEvent::WorkerEnded => {
                 let _ = ended.worker.read();
                 if let Some(connection) = &self.connection
-                    && !connection.session.stopping()
+                    && !connection.stopping()
                 {
                     log::error!(
                         "The frontend of the {} device is disconnected: one of its kick \
-                         descriptors cannot be read, or is readable without end",
+                         descriptors cannot be read, or is always readable",
                         self.name
                     );
-                    if let Some(shutdown) = &connection.shutdown {
-                        shutdown.shutdown();
-                    }
+                    connection.disconnect();
                 }
             }
             EndpointEvent::ConnectionEnded => {
@@ -172,7 +123,7 @@ impl Endpoint {
                 if let Some(connection) = self.connection.take() {
                     connection.close();
                 }
-                // The worker's end belongs to the connection that is gone.
+                // The worker's end was the connection's.
                 let _ = ended.worker.read();
                 if self.is_for_one_frontend() {
                     return Ok(true);
@@ -186,54 +137,4 @@ impl Endpoint {
         }
         Ok(false)
     }
-}
-
-/// Takes the frontend that waits at the socket.
-fn connect<S: Session>(
-    name: &'static str,
-    device: &Arc<S::Device>,
-    socket: &mut Socket,
-    ended: &Ended,
-    poll_max: Duration,
-) -> Result<Connection, ServerError> {
-    let connection_ended = ended.connection.try_clone().map_err(ServerError::Prepare)?;
-    let worker_ended = ended.worker.try_clone().map_err(ServerError::Prepare)?;
-    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-    let session = S::new(device, memory.clone(), worker_ended, poll_max)
-        .map(Arc::new)
-        .map_err(ServerError::Prepare)?;
-    let thread_name = "vhost-user".to_owned();
-    let mut daemon = VhostUserDaemon::new(thread_name, Arc::clone(&session), memory)
-        .map_err(ServerError::Connect)?;
-    for worker in daemon.get_epoll_handlers() {
-        session.attach(&worker).map_err(ServerError::Prepare)?;
-    }
-    daemon
-        .start(socket.listener())
-        .map_err(ServerError::Connect)?;
-    log::info!("A frontend of the {name} device connected");
-    let shutdown = daemon.shutdown_handle();
-    let ending = Arc::clone(&session);
-    let thread = std::thread::Builder::new()
-        .name("connection".to_owned())
-        .spawn(move || {
-            match daemon.wait() {
-                Ok(()) | Err(DaemonError::HandleRequest(VhostUserError::Disconnected)) => {
-                    log::info!(
-                        "The frontend of the {name} device disconnected; the VM is left as it was"
-                    );
-                }
-                Err(error) => log::warn!("The connection to the {name} device ended: {error}"),
-            }
-            Session::stop(&*ending);
-            drop(daemon);
-            ending.disconnected();
-            let _ = connection_ended.write(1);
-        })
-        .map_err(ServerError::Prepare)?;
-    Ok(Connection {
-        session,
-        shutdown,
-        thread,
-    })
 }

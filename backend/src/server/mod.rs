@@ -11,11 +11,10 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
-use vhost_user_backend::Error as DaemonError;
-
+pub use crate::vhost_user::ConnectError;
 pub use endpoint::Endpoint;
-use poll::{EndpointEvent, Poll, Token};
+use poll::{Poll, Token};
+use signal_hook::consts::{SIGINT, SIGTERM};
 pub use socket::{Socket, SocketError};
 
 /// Why serving came to an end that nobody asked for.
@@ -25,21 +24,21 @@ pub enum ServerError {
     #[error("Preparing to serve failed")]
     Prepare(#[source] io::Error),
     /// A frontend's connection could not be taken.
-    #[error("Taking a frontend's connection failed: {0}")]
-    Connect(DaemonError),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// Waiting for frontends failed.
     #[error("Waiting for frontends failed")]
     Wait(#[source] io::Error),
 }
 
-/// Serves at the ports until SIGTERM or SIGINT; or, where sockets came connected, until the last
+/// Serves at the endpoints until SIGTERM or SIGINT; or, where sockets came connected, until the last
 /// of those has lost its frontend.
 ///
 /// # Errors
 ///
 /// [`ServerError`] where the system refuses what serving needs. What a frontend does is never
 /// an error here: its connection ends, and the next one is served.
-pub fn serve(mut ports: Vec<Endpoint>) -> Result<(), ServerError> {
+pub fn serve(mut endpoints: Vec<Endpoint>) -> Result<(), ServerError> {
     let prepare = ServerError::Prepare;
     let poll = Poll::new().map_err(prepare)?;
     let (signals, signals_in) = UnixStream::pair().map_err(prepare)?;
@@ -49,12 +48,12 @@ pub fn serve(mut ports: Vec<Endpoint>) -> Result<(), ServerError> {
     }
     poll.add(signals.as_raw_fd(), Token::Signal)
         .map_err(prepare)?;
-    for (index, port) in ports.iter_mut().enumerate() {
-        port.register(&poll, index).map_err(prepare)?;
+    for (index, endpoint) in endpoints.iter_mut().enumerate() {
+        endpoint.register(&poll, index).map_err(prepare)?;
     }
-    let mut connected = ports
+    let mut connected = endpoints
         .iter()
-        .filter(|port| port.is_for_one_frontend())
+        .filter(|endpoint| endpoint.is_for_one_frontend())
         .count();
     loop {
         match poll.wait().map_err(ServerError::Wait)? {
@@ -63,10 +62,10 @@ pub fn serve(mut ports: Vec<Endpoint>) -> Result<(), ServerError> {
                 break;
             }
             Token::Endpoint(event, index) => {
-                let Some(port) = ports.get_mut(index) else {
+                let Some(endpoint) = endpoints.get_mut(index) else {
                     continue;
                 };
-                if port.handle(event, &poll, index)? {
+                if endpoint.handle(event, &poll, index)? {
                     connected -= 1;
                     if connected == 0 {
                         log::info!("Ending, since the socket was for one frontend");

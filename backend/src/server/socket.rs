@@ -9,9 +9,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, SocketType, sockopt};
-use vhost::vhost_user::Listener;
 
-use crate::vhost_user::relay;
+use crate::vhost_user::Listener;
 
 /// Why there is no socket to serve on.
 #[derive(Debug, thiserror::Error)]
@@ -125,9 +124,9 @@ impl Socket {
                 origin: Origin::Listening(fd),
             })
         } else {
-            let listener = relay::listen_for(UnixStream::from(owned)).map_err(adopt)?;
+            let listener = Listener::for_peer_of(UnixStream::from(owned)).map_err(adopt)?;
             Ok(Socket {
-                listener: listener.into(),
+                listener,
                 origin: Origin::Connected(fd),
             })
         }

@@ -1,16 +1,17 @@
-//! DirtyLog of what is written to the guest's memory, in the log of a migration
-//! (VHOST_USER_SET_LOG_BASE).
+//! The log of what is written to the guest's memory, for a migration (VHOST_USER_SET_LOG_BASE).
 //!
-//! `vhost-user-backend` gives the log to the regions that there are when it comes. One that comes
-//! later, by SET_MEM_TABLE or ADD_MEM_REG, has none, and what is written there would be missing on
-//! the destination. So the connection's request thread, where all of these arrive, keeps the log, and
-//! [`keep_logging`] gives it to them; what is written to them before that is marked then.
+//! `vhost-user-backend` gives the log to the memory regions that exist when it arrives. A region
+//! that comes later, by SET_MEM_TABLE or ADD_MEM_REG, has none, and what is written there would be
+//! missing on the destination. So the connection's request thread, where all of these messages
+//! arrive, keeps the log, and [`DirtyBitmap::keep_logging`] gives it to new regions; what was written
+//! to them before that is logged then.
 
 use std::cell::RefCell;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::bitmap::{
     AtomicBitmapMmap, BitmapMmapRegion, BitmapReplace, MemRegionBitmap, MmapLogReg,
 };
@@ -18,21 +19,67 @@ use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 use vm_memory::mmap::NewBitmap;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
+use crate::sys::lock;
+
 thread_local! {
     /// The log that this thread's frontend shared.
     static LOG: RefCell<Option<Arc<MmapLogReg>>> = const { RefCell::new(None) };
 }
 
-/// What is written to one region, or to a part of it.
+/// Whether what a device writes is logged, and how: [`DirtyLog`], or `()` where it is not.
+pub(crate) trait DirtyBitmap: BitmapReplace + NewBitmap + Clone + Send + Sync {
+    /// The virtio features that this needs.
+    const FEATURES: u64;
+    /// The protocol features that this needs.
+    const PROTOCOL_FEATURES: VhostUserProtocolFeatures;
+
+    /// The memory has changed: gives its regions their part of the log, where this thread's frontend
+    /// shared one.
+    fn keep_logging(memory: &GuestMemoryMmap<Self>);
+}
+
+/// The frontend's own memory, which is not migrated.
+impl DirtyBitmap for () {
+    const FEATURES: u64 = 0;
+    const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::empty();
+
+    fn keep_logging(_memory: &GuestMemoryMmap) {}
+}
+
+impl DirtyBitmap for DirtyLog {
+    const FEATURES: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
+    const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::LOG_SHMFD;
+
+    fn keep_logging(memory: &GuestMemoryMmap<Self>) {
+        let Some(log) = LOG.with_borrow(Option::clone) else {
+            return;
+        };
+        for region in memory.iter() {
+            match RegionLog::new(region, Arc::clone(&log)) {
+                Ok(part) => (*region).bitmap().replace(part),
+                Err(error) => {
+                    log::error!(
+                        "Writes to the memory region at {:#x} are not logged for the migration, \
+                         since the frontend's log ends before it: {error}",
+                        region.start_addr().raw_value()
+                    );
+                    (*region).bitmap().settle(None);
+                }
+            }
+        }
+    }
+}
+
+/// The writes to one region, or to a slice of it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct DirtyLog {
     log: BitmapMmapRegion,
-    /// Where the part begins.
+    /// Where the slice begins in the region.
     start: usize,
-    early: Arc<UnloggedWrites>,
+    unlogged: Arc<UnloggedWrites>,
 }
 
-/// What is written while the region's place in the log is not known.
+/// Writes while the region's part of the log is not known.
 #[derive(Debug, Default)]
 struct UnloggedWrites {
     awaits_log: AtomicBool,
@@ -42,7 +89,7 @@ struct UnloggedWrites {
 
 impl UnloggedWrites {
     fn written(&self) -> MutexGuard<'_, Vec<(usize, usize)>> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.written)
     }
 
     fn awaits_log(&self) -> bool {
@@ -51,25 +98,25 @@ impl UnloggedWrites {
 }
 
 impl DirtyLog {
-    /// Nothing is kept for later any more. What was kept is marked, where there is a log.
+    /// Ends keeping writes for later. Those that were kept are logged, where there is a log.
     fn settle(&self, log: Option<AtomicBitmapMmap>) {
-        let mut written = self.early.written();
+        let mut written = self.unlogged.written();
         if let Some(log) = log {
             self.log.replace(log);
         }
         for (offset, len) in written.drain(..) {
             self.log.mark_dirty(offset, len);
         }
-        self.early.awaits_log.store(false, Ordering::Release);
+        self.unlogged.awaits_log.store(false, Ordering::Release);
     }
 }
 
 impl Bitmap for DirtyLog {
     fn mark_dirty(&self, offset: usize, len: usize) {
-        if self.early.awaits_log() {
-            let mut written = self.early.written();
-            // It may have come meanwhile.
-            if self.early.awaits_log() {
+        if self.unlogged.awaits_log() {
+            let mut written = self.unlogged.written();
+            // The log may have arrived since.
+            if self.unlogged.awaits_log() {
                 written.push((self.start.saturating_add(offset), len));
                 return;
             }
@@ -85,7 +132,7 @@ impl Bitmap for DirtyLog {
         DirtyLog {
             log: self.log.slice_at(offset),
             start: self.start.saturating_add(offset),
-            early: Arc::clone(&self.early),
+            unlogged: Arc::clone(&self.unlogged),
         }
     }
 }
@@ -100,7 +147,7 @@ impl NewBitmap for DirtyLog {
     fn with_len(_len: usize) -> Self {
         let marks = DirtyLog::default();
         let logging = LOG.with_borrow(Option::is_some);
-        marks.early.awaits_log.store(logging, Ordering::Release);
+        marks.unlogged.awaits_log.store(logging, Ordering::Release);
         marks
     }
 }
@@ -124,27 +171,6 @@ impl MemRegionBitmap for RegionLog {
     }
 }
 
-/// The memory has changed: gives its regions their part of the log, where this thread's frontend shared
-/// one.
-pub(crate) fn keep_logging(memory: &GuestMemoryMmap<DirtyLog>) {
-    let Some(log) = LOG.with_borrow(Option::clone) else {
-        return;
-    };
-    for region in memory.iter() {
-        match RegionLog::new(region, Arc::clone(&log)) {
-            Ok(part) => (*region).bitmap().replace(part),
-            Err(error) => {
-                log::error!(
-                    "What is written to the memory region at {:#x} is not marked for the migration, \
-                     since the log does not reach so far: {error}",
-                    region.start_addr().raw_value()
-                );
-                (*region).bitmap().settle(None);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,13 +179,13 @@ mod tests {
     fn what_is_written_before_the_log_is_there_is_kept_until_then_and_no_longer() {
         let marks = DirtyLog::default();
         marks.mark_dirty(1, 2);
-        assert!(marks.early.written().is_empty(), "nobody logs");
-        marks.early.awaits_log.store(true, Ordering::Release);
+        assert!(marks.unlogged.written().is_empty(), "nobody logs");
+        marks.unlogged.awaits_log.store(true, Ordering::Release);
         marks.mark_dirty(3, 4);
         marks.slice_at(100).slice_at(50).mark_dirty(7, 8);
-        assert_eq!(*marks.early.written(), [(3, 4), (157, 8)]);
+        assert_eq!(*marks.unlogged.written(), [(3, 4), (157, 8)]);
         marks.settle(None);
         marks.slice_at(9).mark_dirty(1, 1);
-        assert!(marks.early.written().is_empty());
+        assert!(marks.unlogged.written().is_empty());
     }
 }

@@ -1,48 +1,112 @@
-//! A VM on its way through a pipe: VHOST_USER_SET_DEVICE_STATE_FD.
+//! A device state on its way through a pipe: VHOST_USER_SET_DEVICE_STATE_FD.
 //!
-//! The pipe's other end is in no hurry: a thread waits for it, and the request thread never does. What is
-//! read is applied only by CHECK_DEVICE_STATE, when it is known to be whole.
+//! The pipe's other end may take its time: a thread waits for it, and the request thread never
+//! does. A state that was read is loaded only by CHECK_DEVICE_STATE, when it is known to be whole.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use vhost::vhost_user::message::VhostTransferStateDirection;
 
 use crate::state::stream::MAX_STREAM;
+use crate::sys::{lock, set_nonblocking};
+use crate::vhost_user::StateError;
+use crate::vhost_user::session::refuse;
 
-/// How long CHECK_DEVICE_STATE waits for a transfer whose other end should be done with it: QEMU has
-/// then read to the end, or closed what it wrote to.
+/// What failed, in the log.
+const SAVING: &str = "Saving the device state";
+const LOADING: &str = "Loading the device state";
+
+/// How long CHECK_DEVICE_STATE waits for a transfer whose other end should be done with it: QEMU
+/// has then read to the end, or closed what it wrote to.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a transfer failed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum TransferError {
-    #[error("The frontend has not read or written it all after {} s", PATIENCE.as_secs())]
+enum TransferError {
+    #[error("The frontend has not read or written the whole state after {} s", PATIENCE.as_secs())]
     Unfinished,
     #[error("The frontend's pipe failed")]
     Pipe(#[source] io::Error),
 }
 
+/// The transfers of one connection, one at a time.
+pub(super) struct Transfers {
+    current: Mutex<Option<Transfer>>,
+    stop: Arc<Cancel>,
+}
+
+impl Transfers {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Transfers {
+            current: Mutex::new(None),
+            stop: Arc::new(Cancel::new()?),
+        })
+    }
+
+    /// Ends every transfer, now and from now on.
+    pub(super) fn cancel(&self) {
+        self.stop.cancel();
+    }
+
+    /// SET_DEVICE_STATE_FD. A save sends the stream that `save` makes now; a load takes nothing in
+    /// before CHECK_DEVICE_STATE. Either replaces a transfer that is under way.
+    pub(super) fn start(
+        &self,
+        direction: VhostTransferStateDirection,
+        file: File,
+        save: impl FnOnce() -> Result<Vec<u8>, StateError>,
+    ) -> io::Result<()> {
+        let transfer = match direction {
+            VhostTransferStateDirection::SAVE => {
+                Transfer::save(file, save().map_err(refuse(SAVING))?, &self.stop)
+            }
+            VhostTransferStateDirection::LOAD => Transfer::load(file, &self.stop),
+        };
+        let started = transfer.map_err(refuse("Starting the device state's transfer"))?;
+        *lock(&self.current) = Some(started);
+        Ok(())
+    }
+
+    /// CHECK_DEVICE_STATE: waits for the end of the transfer. What was read goes to `load`.
+    pub(super) fn finish(
+        &self,
+        load: impl FnOnce(&[u8]) -> Result<(), StateError>,
+    ) -> io::Result<()> {
+        let Some(transfer) = lock(&self.current).take() else {
+            return Err(refuse("Checking the device state")(
+                "no transfer was started",
+            ));
+        };
+        if transfer.loads {
+            load(&transfer.finish().map_err(refuse(LOADING))?).map_err(refuse(LOADING))
+        } else {
+            let saved = transfer.finish();
+            saved.map(drop).map_err(refuse(SAVING))
+        }
+    }
+}
+
 /// A transfer that is under way. Dropping it ends it.
 #[derive(Debug)]
-pub(crate) struct Transfer {
-    /// What was read; nothing, for a save.
+struct Transfer {
+    /// What was read; nothing for a save.
     outcome: Receiver<io::Result<Vec<u8>>>,
     cancel: Arc<Cancel>,
-    pub(crate) loads: bool,
+    loads: bool,
 }
 
 /// Stoppable transfers from another thread.
 #[derive(Debug)]
-pub(crate) struct Cancel(OwnedFd);
+struct Cancel(OwnedFd);
 
 impl Cancel {
-    pub(crate) fn new() -> io::Result<Self> {
+    fn new() -> io::Result<Self> {
         Ok(Cancel(eventfd(
             0,
             EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
@@ -50,8 +114,8 @@ impl Cancel {
     }
 
     /// Every wait ends, now and from now on.
-    pub(crate) fn cancel(&self) {
-        // It fails only where the counter is full, and then it is readable as well.
+    fn cancel(&self) {
+        // Fails only where the counter is full, and then it is readable as well.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 }
@@ -64,14 +128,14 @@ impl Drop for Transfer {
 
 impl Transfer {
     /// Writes the stream.
-    pub(crate) fn save(file: File, stream: Vec<u8>, stop: &Arc<Cancel>) -> io::Result<Self> {
+    fn save(file: File, stream: Vec<u8>, stop: &Arc<Cancel>) -> io::Result<Self> {
         Self::start("device-state-save", false, stop, move |cancel| {
             write_all(&file, &stream, cancel).map(|()| Vec::new())
         })
     }
 
     /// Reads a stream, to its end.
-    pub(crate) fn load(file: File, stop: &Arc<Cancel>) -> io::Result<Self> {
+    fn load(file: File, stop: &Arc<Cancel>) -> io::Result<Self> {
         Self::start("device-state-load", true, stop, move |cancel| {
             read_all(&file, cancel)
         })
@@ -89,7 +153,7 @@ impl Transfer {
         std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                // Nobody asks any more where the transfer was dropped.
+                // Nobody receives where the transfer was dropped.
                 let _ = sender.send(work(&canceled));
             })?;
         Ok(Transfer {
@@ -100,7 +164,7 @@ impl Transfer {
     }
 
     /// What was read, once it is done.
-    pub(crate) fn finish(self) -> Result<Vec<u8>, TransferError> {
+    fn finish(self) -> Result<Vec<u8>, TransferError> {
         match self.outcome.recv_timeout(PATIENCE) {
             Ok(outcome) => outcome.map_err(TransferError::Pipe),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
@@ -110,7 +174,7 @@ impl Transfer {
     }
 }
 
-/// Waits until the file is ready, or the transfer is given up.
+/// Waits until the file is ready, or the transfer is canceled.
 fn wait(file: &File, ready: PollFlags, [cancel, stop]: &[Arc<Cancel>; 2]) -> io::Result<()> {
     let mut fds = [
         PollFd::new(file, ready),
@@ -124,7 +188,7 @@ fn wait(file: &File, ready: PollFlags, [cancel, stop]: &[Arc<Cancel>; 2]) -> io:
             Ok(_) if fds[1..].iter().any(|fd| !fd.revents().is_empty()) => {
                 return Err(io::Error::new(
                     ErrorKind::TimedOut,
-                    "the transfer was given up",
+                    "the transfer was canceled",
                 ));
             }
             Ok(_) => return Ok(()),
@@ -132,13 +196,8 @@ fn wait(file: &File, ready: PollFlags, [cancel, stop]: &[Arc<Cancel>; 2]) -> io:
     }
 }
 
-fn nonblocking(file: &File) -> io::Result<()> {
-    let flags = fcntl_getfl(file)?;
-    Ok(fcntl_setfl(file, flags | OFlags::NONBLOCK)?)
-}
-
 fn write_all(mut file: &File, mut bytes: &[u8], cancel: &[Arc<Cancel>; 2]) -> io::Result<()> {
-    nonblocking(file)?;
+    set_nonblocking(file)?;
     while !bytes.is_empty() {
         match file.write(bytes) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
@@ -155,12 +214,12 @@ fn write_all(mut file: &File, mut bytes: &[u8], cancel: &[Arc<Cancel>; 2]) -> io
 
 /// Reads to the end, and one byte past the longest stream at most.
 fn read_all(file: &File, cancel: &[Arc<Cancel>; 2]) -> io::Result<Vec<u8>> {
-    nonblocking(file)?;
+    set_nonblocking(file)?;
     let mut bytes = Vec::new();
     loop {
         let room = (MAX_STREAM + 1).saturating_sub(bytes.len()) as u64;
         match file.take(room).read_to_end(&mut bytes) {
-            // The end, or more than any stream has.
+            // The end, or more than any stream has: the decoder refuses that.
             Ok(_) => return Ok(bytes),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 wait(file, PollFlags::IN, cancel)?;

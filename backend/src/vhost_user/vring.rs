@@ -1,37 +1,44 @@
 //! A vring whose descriptors cannot block the worker.
 //!
-//! `vhost-user-backend` reads the kick descriptor and writes the call descriptor as they come.
-//! A frontend that sends blocking ones, or a full pipe, would hold the worker for good, and
-//! with it every other ring. Here they are made non-blocking when they arrive. The rest is the
-//! crate's [`VringMutex`].
+//! `vhost-user-backend` reads the kick descriptor and writes the call descriptor as they come. A
+//! frontend that sends blocking ones, or a full pipe, would block the worker permanently, and every
+//! other ring with it. Here they are made non-blocking when they arrive. The rest is the crate's
+//! [`VringMutex`].
 
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, OnceLock};
 
-use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
+use rustix::fs::{FileType, fstat};
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
-use virtio_queue::Error;
+use virtio_queue::{Error, Queue, QueueT};
+use vm_memory::GuestMemoryMmap;
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
-/// The memory that a frontend shares; `B` marks what is written to it, for a migration.
-pub(crate) type Memory<B> = GuestMemoryAtomic<GuestMemoryMmap<B>>;
+use crate::sys::set_nonblocking;
+use crate::virtio::Memory;
+use crate::virtio::ring::{DeviceRing, LockedQueue, RingScratch};
 
-/// What holds a ring back when it is to be enabled.
+/// Holds a ring back when it is about to be enabled.
 type Hold = Box<dyn Fn() + Send + Sync>;
 
+/// A ring that is locked.
+type State<'a, B> = MutexGuard<'a, VringState<Memory<B>>>;
+
+/// A ring that is being served.
+pub(crate) type ServedRing<'a, B> = DeviceRing<'a, B, State<'a, B>>;
+
 /// See the module.
-pub struct Vring<B: Bitmap + 'static = ()> {
+pub(crate) struct Vring<B: Bitmap + 'static = ()> {
     ring: VringMutex<Memory<B>>,
-    /// A kick descriptor was replaced while epoll watched it. The crate does not take it out, so
-    /// it may be readable for ever and is never read.
+    /// A kick descriptor was replaced while epoll watched it. The crate leaves it in the epoll set,
+    /// so it may stay readable and is never read.
     orphaned: Arc<AtomicBool>,
     hold: Arc<OnceLock<Hold>>,
-    /// It was set to index 0 since somebody looked.
-    anew: Arc<AtomicBool>,
-    /// It was served since it was stopped last.
+    /// The ring was set to start at index 0 since this was last asked.
+    new_driver: Arc<AtomicBool>,
+    /// The ring was served since it was last stopped.
     served: Arc<AtomicBool>,
 }
 
@@ -41,50 +48,90 @@ impl<B: Bitmap + 'static> Clone for Vring<B> {
             ring: self.ring.clone(),
             orphaned: Arc::clone(&self.orphaned),
             hold: Arc::clone(&self.hold),
-            anew: Arc::clone(&self.anew),
+            new_driver: Arc::clone(&self.new_driver),
             served: Arc::clone(&self.served),
         }
     }
 }
 
+impl<B: Bitmap + 'static> LockedQueue for State<'_, B> {
+    fn queue(&self) -> &Queue {
+        self.get_queue()
+    }
+
+    fn queue_mut(&mut self) -> &mut Queue {
+        self.get_queue_mut()
+    }
+
+    fn notify(&self) -> io::Result<()> {
+        self.signal_used_queue()
+    }
+}
+
 impl<B: Bitmap + 'static> Vring<B> {
-    /// Whenever the frontend enables the ring, `hold` is called first, on its request thread; the
+    /// Whenever the frontend enables the ring, `hold` is called first, on the request thread; the
     /// acknowledgement comes after.
-    pub(crate) fn hold_enabling(&self, hold: impl Fn() + Send + Sync + 'static) {
+    pub(super) fn hold_enabling(&self, hold: impl Fn() + Send + Sync + 'static) {
         let _ = self.hold.set(Box::new(hold));
     }
 
-    /// The ring is about to be served.
-    pub(crate) fn mark_served(&self) {
+    /// The ring, to be served, where it is started and enabled.
+    pub(crate) fn usable<'a>(
+        &'a self,
+        queue: u16,
+        mem: &'a GuestMemoryMmap<B>,
+        scratch: &'a mut RingScratch,
+    ) -> Option<ServedRing<'a, B>> {
+        let state = self.get_mut();
+        if !state.get_queue().ready() || !state.is_enabled() {
+            return None;
+        }
         self.served.store(true, Ordering::Relaxed);
+        DeviceRing::new(state, queue, mem, scratch).within_memory()
     }
 
-    /// Whether the ring was served since this was last asked. One that was not is the driver's alone:
-    /// the crate knows its addresses still when it is stopped for the second time.
-    pub(crate) fn was_served(&self) -> bool {
-        self.served.swap(false, Ordering::Relaxed)
+    /// The ring, though it is being stopped or is disabled: what was taken from it may be given
+    /// back. `None` where the ring was not served since it was last stopped: then it is the
+    /// driver's alone, though the crate still knows its addresses.
+    pub(crate) fn stopping<'a>(
+        &'a self,
+        queue: u16,
+        mem: &'a GuestMemoryMmap<B>,
+        scratch: &'a mut RingScratch,
+    ) -> Option<ServedRing<'a, B>> {
+        let state = self.get_mut();
+        let served = self.served.swap(false, Ordering::Relaxed);
+        served.then(|| DeviceRing::new(state, queue, mem, scratch))
     }
 
-    /// Whether the ring was set to begin at index 0 since this was last asked: a ring that is only
-    /// stopped for a while goes on where it was, one of a driver that begins begins there.
-    pub(crate) fn begins_anew(&self) -> bool {
-        self.anew.swap(false, Ordering::Relaxed)
+    /// Whether the ring was set to start at index 0 since this was last asked. A new driver starts
+    /// there; a ring that was only stopped for a while goes on where it was.
+    pub(crate) fn has_new_driver(&self) -> bool {
+        self.new_driver.swap(false, Ordering::Relaxed)
     }
 }
 
 fn nonblocking(file: Option<File>) -> Option<File> {
     file.filter(|file| {
-        let set = fcntl_getfl(file).and_then(|flags| fcntl_setfl(file, flags | OFlags::NONBLOCK));
         let kind = fstat(file).map(|stat| FileType::from_raw_mode(stat.st_mode));
-        match (set, kind) {
-            // An eventfd has no file type. A device may be readable for ever.
+        match (set_nonblocking(file), kind) {
+            // An eventfd has no file type. A device may be always readable.
             (Ok(()), Ok(FileType::Unknown | FileType::Fifo | FileType::Socket)) => true,
-            (Err(error), _) | (_, Err(error)) => {
-                log::error!("A kick or call descriptor that cannot be made non-blocking: {error}");
+            (Err(error), _) => {
+                log::error!(
+                    "Kick or call descriptor ignored: making it non-blocking failed: {error}"
+                );
+                false
+            }
+            (_, Err(error)) => {
+                log::error!("Kick or call descriptor ignored: examining it failed: {error}");
                 false
             }
             (_, Ok(kind)) => {
-                log::error!("A {kind:?} is no kick or call descriptor");
+                log::error!(
+                    "Kick or call descriptor ignored: it is a {kind:?}; send an eventfd, a pipe or \
+                     a socket"
+                );
                 false
             }
         }
@@ -105,7 +152,7 @@ impl<B: Bitmap + 'static> VringT<Memory<B>> for Vring<B> {
             ring: VringMutex::new(mem, max_queue_size)?,
             orphaned: Arc::default(),
             hold: Arc::default(),
-            anew: Arc::default(),
+            new_driver: Arc::default(),
             served: Arc::default(),
         })
     }
@@ -158,7 +205,7 @@ impl<B: Bitmap + 'static> VringT<Memory<B>> for Vring<B> {
     fn set_queue_next_avail(&self, base: u16) {
         self.ring.set_queue_next_avail(base);
         if base == 0 {
-            self.anew.store(true, Ordering::Relaxed);
+            self.new_driver.store(true, Ordering::Relaxed);
         }
     }
 
@@ -172,7 +219,7 @@ impl<B: Bitmap + 'static> VringT<Memory<B>> for Vring<B> {
 
     fn set_queue_size(&self, num: u16) {
         if !num.is_power_of_two() {
-            log::error!("A ring of {num} descriptors: a split ring's size is a power of two");
+            log::error!("Ring of {num} descriptors ignored: a split ring's size is a power of two");
         }
         self.ring.set_queue_size(num);
     }
@@ -195,8 +242,8 @@ impl<B: Bitmap + 'static> VringT<Memory<B>> for Vring<B> {
         self.ring.set_kick(nonblocking(file));
     }
 
-    /// A kick that is not there any more is none: the ring was stopped and started since epoll
-    /// saw it, or another reader took it.
+    /// A kick that is no longer there is no error: the ring was stopped and started since epoll saw
+    /// it, or another reader took it.
     fn read_kick(&self) -> io::Result<bool> {
         match self.ring.read_kick() {
             Err(error)

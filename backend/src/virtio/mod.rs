@@ -11,3 +11,8 @@ pub(crate) mod region_cache;
 pub(crate) mod ring;
 #[cfg(test)]
 mod tests;
+
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+
+/// The memory that a frontend shares; `B` marks what is written to it, for a migration.
+pub(crate) type Memory<B> = GuestMemoryAtomic<GuestMemoryMmap<B>>;

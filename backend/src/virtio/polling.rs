@@ -1,71 +1,116 @@
-//! How long a worker looks at its rings before it sleeps: for as long as that has paid of late.
+//! For how long to poll rings before sleeping: as long as it has paid off recently.
 //!
-//! To sleep and to be woken costs more than a request does, most of all where the driver's CPU has to
-//! wake this one. So after work the worker goes on looking for a while, as KVM does before it halts a
-//! vCPU: longer each time where work came soon after it had slept, shorter where it came late.
+//! Sleeping and being woken costs more than a request does, most of all where the driver's CPU has
+//! to wake this one. So after a request the worker keeps polling for a window of time, as KVM does
+//! before it halts a vCPU. The window grows when work arrives soon after the worker went to sleep,
+//! and shrinks when work arrives late.
 //!
-//! A driver that has no CPU but this one gets nowhere while the worker looks; so does whoever else wants
-//! it. Nobody can be asked who that is (a worker with a CPU of its own has no other either), but it
-//! shows: others have the CPU for a good part of the time in which the worker looks, or it looks in vain
-//! time and again and then work comes at once. Then it does not look for a while, and for longer each
-//! time. What else the worker waits for waits no longer than the longest such while.
+//! While the worker polls, nothing else runs on its CPU, possibly not even the driver. The kernel
+//! does not say who is waiting, so that is inferred: others had the CPU for a good part of the time
+//! spent polling, or polling was fruitless several times in a row and each time work arrived at
+//! once when it ended. Then polling backs off for a while, and for longer each time. The alarm and
+//! other descriptors wait for at most the longest window.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use rustix::time::ClockId;
 use vhost_user_timer_counter::clock_ticks;
 use vhost_user_timer_protocol::counter::NS_PER_SEC;
 
-/// Less than this is nothing, ns.
-const LEAST: u64 = 10_000;
+use crate::sys::lock;
 
-/// How often in a row to look in vain.
-const VAIN: u32 = 4;
+/// Shorter windows are treated as zero, ns.
+const MIN_WINDOW: u64 = 10_000;
 
-/// For how long not to look then, ns: at first, and at most.
-const HOLD: u64 = 10_000_000;
-const LONGEST_HOLD: u64 = 1_000_000_000;
+/// How often in a row polling may be fruitless before it backs off.
+const MAX_FRUITLESS: u32 = 4;
 
-/// Others may have the CPU for one part in so many of the time in which the worker looks. A kernel
-/// thread that runs now and then has less.
-const OTHERS: u64 = 4;
+/// For how long polling backs off, ns: at first, and at most.
+const BACK_OFF: u64 = 10_000_000;
+const MAX_BACK_OFF: u64 = 1_000_000_000;
 
-/// After how long a time of looking that is judged, ns: a scheduler's tick falls into it.
+/// Other tasks may have the CPU for one part in this many of the time spent polling. A kernel
+/// thread that runs now and then takes less.
+const CPU_SHARE: u64 = 4;
+
+/// After how much polling the share is judged, ns: long enough to include a scheduler tick.
 const TRIAL: u64 = 4_000_000;
 
-/// Nanoseconds of a clock that does not go back.
+/// How often the rings are read between two checks for interruption, each of which takes as long.
+const READS_PER_CHECK: usize = 4;
+
+/// Nanoseconds of CLOCK_MONOTONIC.
 pub(crate) fn now() -> u64 {
     clock_ticks(ClockId::Monotonic, NS_PER_SEC)
 }
 
-/// See the module. All times are ns.
+/// A ring that is polled.
+#[derive(Clone, Copy)]
+pub(crate) struct RingToPoll<'a> {
+    /// The available index, as it is in memory: little-endian.
+    pub(crate) index: &'a AtomicU16,
+    /// The index up to which its chains were taken.
+    pub(crate) taken: u16,
+}
+
+impl RingToPoll<'_> {
+    fn has_chains(&self) -> bool {
+        self.index.load(Ordering::Relaxed) != self.taken.to_le()
+    }
+}
+
+/// Polls rings until one of them has chains, and returns which, as bits; or until `interrupted`,
+/// and returns 0. At most 32 rings are polled.
+pub(crate) fn poll_rings(
+    rings: &[Option<RingToPoll<'_>>],
+    mut interrupted: impl FnMut() -> bool,
+) -> u32 {
+    loop {
+        for _ in 0..READS_PER_CHECK {
+            let available = rings.iter().zip(0..u32::BITS).fold(0, |bits, (ring, n)| {
+                let has_chains = ring.is_some_and(|ring| ring.has_chains());
+                bits | u32::from(has_chains) << n
+            });
+            if available != 0 {
+                return available;
+            }
+            std::hint::spin_loop();
+        }
+        if interrupted() {
+            return 0;
+        }
+    }
+}
+
+/// The policy; see the module. All times are ns.
 #[derive(Debug)]
 pub(crate) struct Polling {
     max: u64,
     window: Mutex<Window>,
 }
 
-/// A while of looking that has begun.
+/// A span of polling that has begun.
 #[derive(Debug)]
-pub(crate) struct Look {
+pub(crate) struct Span {
     /// When, ns of CLOCK_MONOTONIC.
     pub(crate) began: u64,
-    /// Where the one before ended, if the worker has not slept since.
-    since: Mark,
+    /// Where the previous span was paused, if the worker has not slept since.
+    since: Instant,
 }
 
-/// An instant of a thread's.
+/// An instant in a thread's life.
 #[derive(Clone, Copy, Debug)]
-struct Mark {
+struct Instant {
     /// ns of CLOCK_MONOTONIC.
     now: u64,
-    /// How long the thread had run, ns.
+    /// For how long the thread had run, ns.
     ran: u64,
 }
 
-impl Mark {
+impl Instant {
     fn here() -> Self {
-        Mark {
+        Instant {
             now: now(),
             ran: clock_ticks(ClockId::ThreadCPUTime, NS_PER_SEC),
         }
@@ -73,7 +118,7 @@ impl Mark {
 }
 
 impl Polling {
-    /// Looks for `max` ns at most; 0 is not to look at all.
+    /// Polls for `max` ns at most; 0 turns polling off.
     pub(crate) fn new(max: u64) -> Self {
         Polling {
             max,
@@ -81,85 +126,82 @@ impl Polling {
         }
     }
 
-    fn window(&self) -> MutexGuard<'_, Window> {
-        self.window.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The longest while.
+    /// The longest window.
     pub(crate) fn max(&self) -> u64 {
         self.max
     }
 
-    /// RingScratch came. Returns for how long to look for more when it is done.
+    /// Work came by a kick. Returns for how long to poll when it is done.
     pub(crate) fn kicked(&self) -> u64 {
         if self.max == 0 {
             return 0;
         }
         let now = now();
-        let mut window = self.window();
+        let mut window = lock(&self.window);
         window.woken(now);
         window.at(now)
     }
 
-    /// For how long to look, as things are.
-    pub(crate) fn length(&self) -> u64 {
+    /// For how long to poll at present.
+    pub(crate) fn window(&self) -> u64 {
         if self.max == 0 {
             return 0;
         }
-        self.window().at(now())
+        lock(&self.window).at(now())
     }
 
-    /// The worker begins to look, or goes on.
-    pub(crate) fn begin(&self) -> Look {
-        let here = Mark::here();
-        Look {
+    /// Polling begins, or goes on after a pause.
+    pub(crate) fn begin(&self) -> Span {
+        let here = Instant::here();
+        Span {
             began: here.now,
-            since: self.window().goes_on.take().unwrap_or(here),
+            since: lock(&self.window).paused.take().unwrap_or(here),
         }
     }
 
-    /// The worker stops looking: it `found` something or not, and has looked in vain for so long since.
-    pub(crate) fn over(&self, look: &Look, found: bool, in_vain: u64) {
-        let here = Mark::here();
-        let mut window = self.window();
-        window.looked(here.now, found);
-        window.sleeps(here.now, in_vain);
-        window.shared(look.since, here);
+    /// Polling ends and the worker sleeps. Whether anything was `found`, and for how long nothing
+    /// had been available.
+    pub(crate) fn ended(&self, span: &Span, found: bool, idle: u64) {
+        let here = Instant::here();
+        let mut window = lock(&self.window);
+        window.polled(here.now, found);
+        window.sleeps(here.now, idle);
+        window.judge_cpu_share(span.since, here);
     }
 
-    /// The worker looks again when others had their turn.
-    pub(crate) fn goes_on(&self, look: &Look) {
-        let here = Mark::here();
-        let mut window = self.window();
-        window.looked(here.now, true);
-        window.shared(look.since, here);
-        window.goes_on = Some(here);
+    /// Polling pauses until others had their turn.
+    pub(crate) fn paused(&self, span: &Span) {
+        let here = Instant::here();
+        let mut window = lock(&self.window);
+        window.polled(here.now, true);
+        window.judge_cpu_share(span.since, here);
+        window.paused = Some(here);
     }
 
-    /// The worker sleeps without having looked.
+    /// The worker sleeps without having polled.
     pub(crate) fn sleeps(&self) {
         if self.max != 0 {
-            self.window().sleeps(now(), 0);
+            lock(&self.window).sleeps(now(), 0);
         }
     }
 }
 
-/// How long to look, as it follows from what became of it.
+/// The window's length, as it follows from what came of polling.
 #[derive(Debug)]
 struct Window {
     max: u64,
     length: u64,
-    /// Since when the worker sleeps, and how long it had looked in vain before.
+    /// Since when the worker sleeps, and for how long it had polled fruitlessly before.
     asleep: Option<(u64, u64)>,
-    /// How often in a row it was looked in vain.
-    vain: u32,
-    held_until: u64,
-    hold: u64,
-    /// How long it was looked since that was judged last, and for how much of it others had the CPU.
-    took: u64,
+    /// How often in a row polling was fruitless.
+    fruitless: u32,
+    backs_off_until: u64,
+    back_off: u64,
+    /// For how long was polled since the share was last judged, and how much of it others had.
+    polled_for: u64,
     lost: u64,
-    /// Since when the worker is about to look again.
-    goes_on: Option<Mark>,
+    /// Since when polling is paused.
+    paused: Option<Instant>,
 }
 
 impl Window {
@@ -168,76 +210,77 @@ impl Window {
             max,
             length: 0,
             asleep: None,
-            vain: 0,
-            held_until: 0,
-            hold: HOLD,
-            took: 0,
+            fruitless: 0,
+            backs_off_until: 0,
+            back_off: BACK_OFF,
+            polled_for: 0,
             lost: 0,
-            goes_on: None,
+            paused: None,
         }
     }
 
     fn at(&self, now: u64) -> u64 {
-        if now < self.held_until {
+        if now < self.backs_off_until {
             0
         } else {
             self.length
         }
     }
 
-    fn looked(&mut self, now: u64, found: bool) {
-        self.vain = if found { 0 } else { self.vain + 1 };
-        if self.vain >= VAIN {
-            self.disturbed(now);
+    fn polled(&mut self, now: u64, found: bool) {
+        self.fruitless = if found { 0 } else { self.fruitless + 1 };
+        if self.fruitless >= MAX_FRUITLESS {
+            self.back_off(now);
         }
     }
 
-    fn sleeps(&mut self, now: u64, in_vain: u64) {
-        self.goes_on = None;
-        self.asleep = Some((now, in_vain));
+    fn sleeps(&mut self, now: u64, idle: u64) {
+        self.paused = None;
+        self.asleep = Some((now, idle));
     }
 
     fn woken(&mut self, now: u64) {
-        let Some((since, in_vain)) = self.asleep.take() else {
+        let Some((since, idle)) = self.asleep.take() else {
             return;
         };
-        let idle = now.saturating_sub(since).saturating_add(in_vain);
+        let idle = now.saturating_sub(since).saturating_add(idle);
         self.length = if idle <= self.max {
-            let first = (self.max / 4).max(LEAST);
+            let first = (self.max / 4).max(MIN_WINDOW);
             self.length.saturating_mul(2).max(first).min(self.max)
-        } else if self.length / 2 < LEAST {
+        } else if self.length / 2 < MIN_WINDOW {
             0
         } else {
             self.length / 2
         };
     }
 
-    /// The thread was about looking, and whenever it did not run others had the CPU.
-    fn shared(&mut self, since: Mark, here: Mark) {
+    /// Whenever the thread did not run while it was polling, others had the CPU.
+    fn judge_cpu_share(&mut self, since: Instant, here: Instant) {
         let took = here.now.saturating_sub(since.now);
         let ran = here.ran.saturating_sub(since.ran);
-        self.took += took;
+        self.polled_for += took;
         self.lost += took.saturating_sub(ran);
-        if self.took < TRIAL {
+        if self.polled_for < TRIAL {
             return;
         }
-        if self.lost > self.took / OTHERS {
-            self.disturbed(here.now);
+        if self.lost > self.polled_for / CPU_SHARE {
+            self.back_off(here.now);
         }
-        (self.took, self.lost) = (0, 0);
+        (self.polled_for, self.lost) = (0, 0);
     }
 
-    /// Others want the CPU: no more of it for a while, and for longer the sooner it happens again.
-    fn disturbed(&mut self, now: u64) {
-        let again = self.held_until != 0 && now < self.held_until.saturating_add(self.hold);
-        self.hold = if again {
-            self.hold.saturating_mul(2).min(LONGEST_HOLD)
+    /// Others need the CPU: no polling for a while, and for longer the sooner it happens again.
+    fn back_off(&mut self, now: u64) {
+        let again =
+            self.backs_off_until != 0 && now < self.backs_off_until.saturating_add(self.back_off);
+        self.back_off = if again {
+            self.back_off.saturating_mul(2).min(MAX_BACK_OFF)
         } else {
-            HOLD
+            BACK_OFF
         };
-        self.held_until = now.saturating_add(self.hold);
+        self.backs_off_until = now.saturating_add(self.back_off);
         self.length = 0;
-        self.vain = 0;
+        self.fruitless = 0;
     }
 }
 
@@ -248,14 +291,14 @@ mod tests {
     const MAX: u64 = 160_000;
     const FIRST: u64 = MAX / 4;
 
-    /// Each time a request comes so long after the worker had nothing to do.
+    /// Requests that each arrive `idle` ns after the worker had nothing left to do.
     fn requests(window: &mut Window, now: &mut u64, count: usize, idle: u64) {
         for _ in 0..count {
             let length = window.at(*now);
             let found = length > idle;
             *now += length.min(idle);
             if length != 0 {
-                window.looked(*now, found);
+                window.polled(*now, found);
             }
             if !found {
                 window.sleeps(*now, length);
@@ -266,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn it_grows_until_it_pays_and_no_further() {
+    fn the_window_grows_until_it_pays_off_and_no_further() {
         let (mut window, mut now) = (Window::new(MAX), 1);
         requests(&mut window, &mut now, 1, FIRST + 1);
         assert_eq!(window.length, FIRST);
@@ -277,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn it_shrinks_to_nothing_where_work_comes_late() {
+    fn the_window_shrinks_to_nothing_where_work_comes_late() {
         let (mut window, mut now) = (Window::new(MAX), 1);
         requests(&mut window, &mut now, 50, FIRST + 1);
         requests(&mut window, &mut now, 1, 10 * MAX);
@@ -289,65 +332,65 @@ mod tests {
     }
 
     #[test]
-    fn where_others_want_the_cpu_it_waits_longer_and_longer() {
+    fn where_others_need_the_cpu_polling_backs_off_for_longer_each_time() {
         let (mut window, mut now) = (Window::new(MAX), 1);
         requests(&mut window, &mut now, 10, FIRST + 1);
-        for held in [HOLD, 2 * HOLD, 4 * HOLD] {
-            window.disturbed(now);
-            assert_eq!(window.at(now + held - 1), 0);
-            now += held;
+        for backs_off in [BACK_OFF, 2 * BACK_OFF, 4 * BACK_OFF] {
+            window.back_off(now);
+            assert_eq!(window.at(now + backs_off - 1), 0);
+            now += backs_off;
             requests(&mut window, &mut now, 10, FIRST + 1);
             assert_ne!(window.at(now), 0);
         }
-        // Long undisturbed, it is as in the beginning.
-        now += 100 * LONGEST_HOLD;
-        window.disturbed(now);
-        assert_eq!(window.held_until, now + HOLD);
+        // After a long time undisturbed it is as at the start.
+        now += 100 * MAX_BACK_OFF;
+        window.back_off(now);
+        assert_eq!(window.backs_off_until, now + BACK_OFF);
     }
 
     #[test]
-    fn it_gives_way_to_one_who_wants_the_cpu_and_not_to_one_who_runs_now_and_then() {
-        let start = Mark { now: 1, ran: 1 };
-        let after = |now, ran| Mark { now, ran };
-        // A scheduler's slice of somebody else's in a while of looking.
+    fn polling_backs_off_for_a_task_that_needs_the_cpu_and_not_for_one_that_runs_now_and_then() {
+        let start = Instant { now: 1, ran: 1 };
+        let after = |now, ran| Instant { now, ran };
+        // Another task's scheduler slice within a span of polling.
         let mut window = Window::new(MAX);
-        window.shared(start, after(MAX + 4_000_000, MAX));
-        assert_eq!(window.held_until, MAX + 4_000_000 + HOLD);
-        // A short turn in each of many such whiles, and then long ones.
+        window.judge_cpu_share(start, after(MAX + 4_000_000, MAX));
+        assert_eq!(window.backs_off_until, MAX + 4_000_000 + BACK_OFF);
+        // A short turn in each of many spans, and then long ones.
         let mut window = Window::new(MAX);
         for _ in 0..1000 {
-            window.shared(start, after(MAX, MAX - MAX / 10));
+            window.judge_cpu_share(start, after(MAX, MAX - MAX / 10));
         }
-        assert_eq!(window.held_until, 0);
+        assert_eq!(window.backs_off_until, 0);
         for _ in 0..1000 {
-            window.shared(start, after(MAX, MAX / 2));
+            window.judge_cpu_share(start, after(MAX, MAX / 2));
         }
-        assert_ne!(window.held_until, 0);
+        assert_ne!(window.backs_off_until, 0);
     }
 
     #[test]
-    fn a_driver_that_runs_only_when_the_worker_sleeps_is_let_run() {
+    fn a_driver_that_runs_only_while_the_worker_sleeps_gets_to_run() {
         let (mut window, mut now) = (Window::new(MAX), 1);
-        let mut looked = 0;
+        let mut polled = 0;
         let begin = now;
-        while now < begin + 20 * LONGEST_HOLD {
+        while now < begin + 20 * MAX_BACK_OFF {
             let length = window.at(now);
             now += length;
-            looked += length;
+            polled += length;
             if length != 0 {
-                window.looked(now, false);
+                window.polled(now, false);
             }
             window.sleeps(now, length);
             now += 5_000;
             window.woken(now);
         }
-        assert!(looked < 20 * LONGEST_HOLD / 1000, "{looked}");
+        assert!(polled < 20 * MAX_BACK_OFF / 1000, "{polled}");
     }
 
     #[test]
-    fn without_a_longest_while_there_is_none() {
+    fn with_a_longest_window_of_zero_there_is_no_polling() {
         let polling = Polling::new(0);
         polling.sleeps();
-        assert_eq!((polling.kicked(), polling.length()), (0, 0));
+        assert_eq!((polling.kicked(), polling.window()), (0, 0));
     }
 }

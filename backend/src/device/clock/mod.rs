@@ -6,16 +6,15 @@
 //! SET_VRING_ENABLE is held back. QEMU waits for it before it starts its vCPUs, so a QEMU that knows
 //! nothing of the timer device runs none before the gate opens.
 
-mod session;
+mod device;
 pub(super) mod wall;
 
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-pub(crate) use session::ClockSession;
-
-use super::DeviceError;
-use super::timer::TimerDevice;
+use crate::device::DeviceError;
+use crate::device::timer::TimerDevice;
+use crate::sys::lock;
 use vhost_user_timer_model::rtc::{ClockKind, Effects, Rtc, Sample, Wants};
 use wall::WallAlarm;
 
@@ -61,7 +60,7 @@ pub struct ClockDevice {
     counter_offset: Option<u64>,
     tai: bool,
     alarm_fd: RawFd,
-    core: Mutex<ClockState>,
+    state: Mutex<ClockState>,
 }
 
 #[derive(Debug)]
@@ -100,7 +99,7 @@ impl ClockDevice {
             counter_offset: config.counter_offset,
             tai,
             alarm_fd: alarm.as_raw_fd(),
-            core: Mutex::new(ClockState {
+            state: Mutex::new(ClockState {
                 rtc,
                 effects: Effects::default(),
                 alarm,
@@ -113,7 +112,7 @@ impl ClockDevice {
     }
 
     fn state(&self) -> MutexGuard<'_, ClockState> {
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn sample(&self) -> Sample {
@@ -132,23 +131,23 @@ impl ClockDevice {
     }
 
     /// Takes what changed into the state file. It may be seen after that, not before.
-    fn persist(&self, core: &mut ClockState) {
-        if std::mem::take(&mut core.effects.changed) {
-            core.rearm = true;
-            self.timer.persist_clock(&core.rtc.record());
+    fn persist(&self, state: &mut ClockState) {
+        if std::mem::take(&mut state.effects.changed) {
+            state.rearm = true;
+            self.timer.persist_clock(&state.rtc.record());
         }
     }
 
     /// Finds alarms that have expired, and sets the timerfd for the next one.
-    fn follow_time(&self, core: &mut ClockState) {
-        self.persist(core);
-        while std::mem::take(&mut core.rearm) {
+    fn follow_time(&self, state: &mut ClockState) {
+        self.persist(state);
+        while std::mem::take(&mut state.rearm) {
             let now = self.sample();
-            core.rtc.advance(&now, &mut core.effects);
-            self.persist(core);
-            let due = core.rtc.next_expiry_utc_ns(&now);
-            match core.alarm.set(due) {
-                Ok(clock_was_set) => core.rearm |= clock_was_set,
+            state.rtc.advance(&now, &mut state.effects);
+            self.persist(state);
+            let due = state.rtc.next_expiry_utc_ns(&now);
+            match state.alarm.set(due) {
+                Ok(clock_was_set) => state.rearm |= clock_was_set,
                 Err(error) => {
                     log::error!("Setting the timerfd for the next alarm failed: {error}");
                     return;
@@ -156,8 +155,8 @@ impl ClockDevice {
             }
             // The clock may have been set between the look at it and the timerfd's.
             if let Some(due) = due {
-                let after = core.rtc.next_expiry_utc_ns(&self.sample());
-                core.rearm |= after.is_none_or(|after| due.abs_diff(after) > SAME);
+                let after = state.rtc.next_expiry_utc_ns(&self.sample());
+                state.rearm |= after.is_none_or(|after| due.abs_diff(after) > SAME);
             }
         }
     }

@@ -1,17 +1,17 @@
 //! The host's clocks for the guest's clock device, and an alarm on the wall clock.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 
 use rustix::io::Errno;
 use rustix::time::{
-    ClockId, DynamicClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec,
-    clock_gettime_dynamic, timerfd_create, timerfd_settime,
+    ClockId, DynamicClockId, TimerfdClockId, TimerfdTimerFlags, clock_gettime_dynamic,
 };
-
 use vhost_user_timer_counter::{clock_ticks, ticks_of};
 use vhost_user_timer_model::rtc::{ClockKind, Counter, Sample};
 use vhost_user_timer_protocol::counter::NS_PER_SEC;
+
+use crate::sys::TimerFd;
 
 /// How often a reading that is paired with a counter is taken: the tightest pair is used.
 const TRIES: usize = 3;
@@ -70,10 +70,10 @@ pub(crate) fn sample_with(with_tai: bool, mut count: impl FnMut() -> u64) -> (Sa
     best.unwrap_or_else(|| (sample(with_tai), count(), u64::MAX))
 }
 
-/// Goes off, by becoming readable, when the wall clock reaches a value, and whenever it is set.
+/// Becomes readable when the wall clock reaches a value, and whenever the wall clock is set.
 #[derive(Debug)]
 pub(crate) struct WallAlarm {
-    fd: OwnedFd,
+    timer: TimerFd,
     /// CLOCK_REALTIME, ns.
     set_for: Option<u64>,
 }
@@ -83,38 +83,26 @@ impl WallAlarm {
     ///
     /// # Errors
     ///
-    /// What the kernel says where it makes no timerfd.
+    /// Those of timerfd_create(2).
     pub(crate) fn new() -> io::Result<Self> {
-        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         Ok(WallAlarm {
-            fd: timerfd_create(TimerfdClockId::Realtime, flags)?,
+            timer: TimerFd::new(TimerfdClockId::Realtime)?,
             set_for: None,
         })
     }
 
-    /// Sets it; no system call where it is set for that already. True where the wall clock was set
-    /// since it was last looked at: it will not go off for that any more.
+    /// Sets the alarm; no system call where it is set for that already. True where the wall clock
+    /// was set since it was last read: the alarm will not go off for that again.
     ///
     /// # Errors
     ///
-    /// What the kernel says where it refuses.
+    /// Those of timerfd_settime(2).
     pub(crate) fn set(&mut self, utc_ns: Option<u64>) -> io::Result<bool> {
         if utc_ns == self.set_for {
             return Ok(false);
         }
-        // 0 would disarm it.
-        let value = utc_ns.map_or(0, |ns| ns.max(1));
-        let timer = Itimerspec {
-            it_interval: Timespec::default(),
-            it_value: Timespec {
-                tv_sec: (value / NS_PER_SEC).try_into().unwrap_or(i64::MAX),
-                tv_nsec: (value % NS_PER_SEC).try_into().unwrap_or(0),
-            },
-        };
-        let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
-        let clock_was_set = match timerfd_settime(&self.fd, flags, &timer) {
-            Ok(_) => false,
-            // The new time is taken in all the same (timerfd_create(2)).
+        let clock_was_set = match self.timer.set_at(utc_ns, TimerfdTimerFlags::CANCEL_ON_SET) {
+            Ok(()) => false,
             Err(Errno::CANCELED) => true,
             Err(error) => return Err(error.into()),
         };
@@ -122,22 +110,24 @@ impl WallAlarm {
         Ok(clock_was_set)
     }
 
-    /// Takes in that it went off: it is to be set again then.
+    /// The alarm went off, or the clock was set: the caller reads the clock in either case. The
+    /// alarm is to be set again then.
     pub(crate) fn went_off(&mut self) {
-        // ECANCELED says that the clock was set. The caller looks at the clock in any case.
-        let _ = rustix::io::read(&self.fd, &mut [0u8; 8]);
+        self.timer.drain();
         self.set_for = None;
     }
 }
 
 impl AsRawFd for WallAlarm {
     fn as_raw_fd(&self) -> RawFd {
-        self.fd.as_raw_fd()
+        self.timer.as_raw_fd()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use rustix::time::Timespec;
+
     use super::*;
 
     #[test]
@@ -165,7 +155,7 @@ mod tests {
     fn an_alarm_in_the_past_goes_off_at_once_and_one_to_come_does_not() {
         let readable = |alarm: &WallAlarm| {
             let mut fds = [rustix::event::PollFd::new(
-                &alarm.fd,
+                &alarm.timer,
                 rustix::event::PollFlags::IN,
             )];
             rustix::event::poll(&mut fds, Some(&Timespec::default())).unwrap() == 1

@@ -1,8 +1,8 @@
-//! The shared memory for as long as a ring is served: an address is looked up once, and what lies near it
-//! is found without looking again.
+//! The shared memory while a ring is served, with the last region cached: an address near the
+//! previous one is found without a search.
 //!
-//! Every access is checked against the region that it goes to. The peer may write to all of it at any
-//! time: what is read here is read once, into private memory, and judged there.
+//! Every access is checked against the region that it goes to. The peer may write to all of the
+//! memory at any time: what is read here is read once, into private memory, and judged there.
 
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -15,7 +15,7 @@ use vm_memory::{
 /// Bytes of the shared memory.
 type Slice<'a, B> = VolatileSlice<'a, BS<'a, B>>;
 
-/// The memory, and the region that was used last: a chain's buffers mostly lie in one.
+/// The memory, and the region that was used last: a chain's buffers usually lie in one.
 pub(crate) struct RegionCache<'a, B: Bitmap + 'static> {
     mem: &'a GuestMemoryMmap<B>,
     last: Option<&'a GuestRegionMmap<B>>,
@@ -50,7 +50,7 @@ impl<'a, B: Bitmap + 'static> RegionCache<'a, B> {
         }
         match self.slice(at, bytes.len()) {
             Some(slice) => slice.copy_to(bytes) == bytes.len(),
-            // Over the edge of a region there may be another one.
+            // Another region may follow where this one ends.
             None => self.mem.read_slice(bytes, at).is_ok(),
         }
     }
@@ -69,8 +69,8 @@ impl<'a, B: Bitmap + 'static> RegionCache<'a, B> {
         }
     }
 
-    /// A part of a ring, which lies in one region.
-    pub(crate) fn part(&mut self, at: u64, len: usize) -> Option<RingArea<'a, B>> {
+    /// An area of a ring; `None` where no region has all of it.
+    pub(crate) fn ring_area(&mut self, at: u64, len: usize) -> Option<RingArea<'a, B>> {
         let at = GuestAddress(at);
         self.slice(at, len)?;
         let region = self.last?;
@@ -92,7 +92,7 @@ fn slice_of<B: Bitmap>(
     region.get_slice(offset, len).ok()
 }
 
-/// A part of a ring.
+/// An area of a ring: its available or its used ring.
 pub(crate) struct RingArea<'a, B: Bitmap + 'static> {
     region: &'a GuestRegionMmap<B>,
     start: usize,
@@ -100,7 +100,7 @@ pub(crate) struct RingArea<'a, B: Bitmap + 'static> {
 }
 
 impl<'a, B: Bitmap + 'static> RingArea<'a, B> {
-    /// The field at this offset; `None` past the part's end.
+    /// The field at this offset; `None` past the area's end.
     pub(crate) fn field(&self, offset: usize) -> Option<SharedU16<'a, B>> {
         (offset.checked_add(size_of::<u16>())? <= self.len).then_some(())?;
         let at = self.start.checked_add(offset)?;
@@ -118,14 +118,14 @@ impl<'a, B: Bitmap + 'static> RingArea<'a, B> {
         VolatileMemory::get_slice(mapping, self.start.checked_add(offset)?, len).ok()
     }
 
-    /// Copies entries out; nothing past the part's end.
+    /// Copies entries out; nothing past the area's end.
     pub(crate) fn read(&self, offset: usize, bytes: &mut [u8]) {
         if let Some(slice) = self.entries(offset, bytes.len()) {
             slice.copy_to(bytes);
         }
     }
 
-    /// Copies entries in; nothing past the part's end.
+    /// Copies entries in; nothing past the area's end.
     pub(crate) fn write(&self, offset: usize, bytes: &[u8]) {
         if let Some(slice) = self.entries(offset, bytes.len()) {
             slice.copy_from(bytes);
@@ -133,7 +133,7 @@ impl<'a, B: Bitmap + 'static> RingArea<'a, B> {
     }
 }
 
-/// An index or flags that both sides use.
+/// An index or flags in memory that both sides use.
 pub(crate) struct SharedU16<'a, B: Bitmap + 'static> {
     value: &'a AtomicU16,
     region: &'a GuestRegionMmap<B>,

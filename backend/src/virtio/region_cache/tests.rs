@@ -171,7 +171,7 @@ fn a_part_is_in_one_region() {
             (THIRD - 1, 2, false),
             (u64::MAX, 2, false),
         ] {
-            assert_eq!(reach.part(at, len).is_some(), one, "{at:#x} {len:#x}");
+            assert_eq!(reach.ring_area(at, len).is_some(), one, "{at:#x} {len:#x}");
         }
     }
 }
@@ -181,7 +181,7 @@ fn a_field_is_a_little_endian_number_and_marked_where_it_is_stored() {
     for at in [FIRST, SECOND - 16, SECOND, THIRD + 0xff0] {
         let mem = memory();
         for mut reach in reaches(&mem) {
-            let part = reach.part(at, 16).unwrap();
+            let part = reach.ring_area(at, 16).unwrap();
             for offset in [0, 2, 14] {
                 let place = at + offset as u64;
                 let field = part.field(offset).unwrap();
@@ -207,7 +207,7 @@ fn entries_are_read_and_written_within_their_part_and_marked() {
     for at in [FIRST, SECOND - 16, SECOND, THIRD + 0xff0] {
         let mem = memory();
         let mut reach = RegionCache::new(&mem);
-        let part = reach.part(at, 16).unwrap();
+        let part = reach.ring_area(at, 16).unwrap();
         for (offset, len) in [(0, 16), (3, 5), (15, 1), (16, 0)] {
             let mut bytes = vec![0; len];
             part.read(offset, &mut bytes);
@@ -226,7 +226,7 @@ fn entries_are_read_and_written_within_their_part_and_marked() {
 fn nothing_past_the_end_of_a_part_is_read_or_written() {
     let mem = memory();
     let mut reach = RegionCache::new(&mem);
-    let part = reach.part(FIRST, 16).unwrap();
+    let part = reach.ring_area(FIRST, 16).unwrap();
     for offset in [16, 17, 18, usize::MAX - 1, usize::MAX] {
         assert!(part.field(offset).is_none(), "{offset}");
     }
@@ -250,6 +250,6 @@ fn nothing_past_the_end_of_a_part_is_read_or_written() {
 fn a_field_that_is_not_aligned_in_this_process_is_none() {
     let mem = memory();
     let mut reach = RegionCache::new(&mem);
-    assert!(reach.part(FIRST + 1, 16).unwrap().field(2).is_none());
-    assert!(reach.part(FIRST + 1, 16).unwrap().field(1).is_some());
+    assert!(reach.ring_area(FIRST + 1, 16).unwrap().field(2).is_none());
+    assert!(reach.ring_area(FIRST + 1, 16).unwrap().field(1).is_some());
 }

@@ -18,7 +18,7 @@ use vm_memory::{
 };
 use zerocopy::little_endian::U32;
 
-use crate::vhost_user::vring::Memory;
+use crate::virtio::Memory;
 use vhost_user_timer_model::vm::Vm;
 
 const LEN: usize = size_of::<wire::Page>();

@@ -5,10 +5,13 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
 use rustix::event::{EventfdFlags, eventfd};
+use vhost_user_backend::VringT;
 use vm_memory::mmap::NewBitmap;
 use vm_memory::{Bytes, GuestAddressSpace};
 
 use super::super::*;
+use crate::vhost_user::{ServedRing, Vring};
+use crate::virtio::Memory;
 
 pub(super) const TABLE: u64 = 0x1_0000;
 pub(super) const AVAIL: u64 = 0x2_0000;
@@ -149,27 +152,27 @@ impl<B: Bitmap + 'static> Driver<B> {
 pub(super) struct Device<B: Bitmap + 'static> {
     pub(super) vring: Vring<B>,
     memory: Memory<B>,
-    pub(super) work: RingScratch,
-    pub(super) gathered: ChainBuffer,
+    pub(super) scratch: RingScratch,
+    pub(super) chain: ChainBuffer,
 }
 
 impl<B: Bitmap + 'static> Device<B> {
     /// Serves the ring for a while; `None` where it is not to be served.
     pub(super) fn serve<T>(
         &mut self,
-        action: impl FnOnce(&mut DeviceRing<'_, B>, &mut ChainBuffer) -> T,
+        action: impl FnOnce(&mut ServedRing<'_, B>, &mut ChainBuffer) -> T,
     ) -> Option<T> {
         let mem = self.memory.memory();
-        let mut ring = DeviceRing::usable(&self.vring, 1, &mem, &mut self.work)?;
-        Some(action(&mut ring, &mut self.gathered))
+        let mut ring = self.vring.usable(1, &mem, &mut self.scratch)?;
+        Some(action(&mut ring, &mut self.chain))
     }
 
     /// Takes all that is there, gives it back, each with its place in the order as length, and returns it.
     pub(super) fn serve_all(&mut self, idle: WhenIdle) -> Vec<u16> {
-        self.serve(|ring, gathered| {
+        self.serve(|ring, chain| {
             ring.when_idle(idle);
             let mut heads = Vec::new();
-            while let Some(head) = ring.next_chain(gathered) {
+            while let Some(head) = ring.next_chain(chain) {
                 ring.give_back(head, heads.len() as u32);
                 heads.push(head);
             }
@@ -232,8 +235,8 @@ where
     let device = Device {
         vring,
         memory,
-        work: RingScratch::default(),
-        gathered: ChainBuffer::default(),
+        scratch: RingScratch::new(1024),
+        chain: ChainBuffer::default(),
     };
     (driver, device)
 }

@@ -4,9 +4,12 @@ mod properties;
 mod races;
 
 use driver::{AVAIL, END, TABLE, USED, pair};
+use vhost_user_backend::VringT;
 use vm_memory::GuestAddressSpace;
 
 use super::*;
+use crate::vhost_user::Vring;
+use crate::virtio::Memory;
 use crate::virtio::tests::write_recorder::{WriteRecorder, writes};
 
 const BOTH: [bool; 2] = [false, true];
@@ -45,9 +48,9 @@ fn one_look_at_the_available_index_finds_a_batch() {
     let (mut driver, mut device) = pair::<()>(1024, true, 65_500);
     driver.offer(&heads(1024, 700));
     let shared = driver.shared.clone();
-    let batches = device.serve(|ring, gathered| {
+    let batches = device.serve(|ring, chain| {
         let mut batches = vec![0];
-        while ring.next_chain(gathered).is_some() {
+        while ring.next_chain(chain).is_some() {
             *batches.last_mut().unwrap() += 1;
             if !ring.has_found() {
                 batches.push(0);
@@ -73,9 +76,9 @@ fn what_is_given_back_is_published_with_one_store_of_the_used_index() {
     let mem = driver.shared.memory.memory();
     let shared = driver.shared.clone();
     writes(&mem);
-    device.serve(|ring, gathered| {
+    device.serve(|ring, chain| {
         for len in 0..5 {
-            let head = ring.next_chain(gathered).unwrap();
+            let head = ring.next_chain(chain).unwrap();
             ring.give_back(head, len);
             assert_eq!(shared.used_idx(), 65_533);
         }
@@ -97,14 +100,14 @@ fn what_was_given_back_is_published_before_the_next_look() {
     let (mut driver, mut device) = pair::<()>(8, true, 0);
     driver.offer(&[0, 1]);
     let shared = driver.shared.clone();
-    device.serve(|ring, gathered| {
+    device.serve(|ring, chain| {
         for used_idx in [0, 0] {
-            let head = ring.next_chain(gathered).unwrap();
+            let head = ring.next_chain(chain).unwrap();
             assert_eq!(shared.used_idx(), used_idx);
             ring.give_back(head, 0);
         }
         shared.offer_from(2, &[2]);
-        assert_eq!(ring.next_chain(gathered), Some(2));
+        assert_eq!(ring.next_chain(chain), Some(2));
         assert_eq!(shared.used_idx(), 2);
     });
 }
@@ -114,9 +117,9 @@ fn a_ring_that_is_dropped_is_published_and_the_crate_knows_where_it_was() {
     for event_idx in BOTH {
         let (mut driver, mut device) = pair::<()>(4, event_idx, 65_534);
         driver.offer(&[3, 2, 1]);
-        device.serve(|ring, gathered| {
-            let first = ring.next_chain(gathered).unwrap();
-            ring.next_chain(gathered).unwrap();
+        device.serve(|ring, chain| {
+            let first = ring.next_chain(chain).unwrap();
+            ring.next_chain(chain).unwrap();
             ring.give_back(first, 9);
         });
         assert_eq!(driver.used(), [(3, 9)]);
@@ -132,11 +135,11 @@ fn what_was_found_and_not_taken_is_found_again_and_in_no_other_ring() {
     let (mut other, mut other_device) = pair::<()>(8, true, 3);
     driver.offer(&[0, 1, 2]);
     other.offer(&[7]);
-    device.serve(|ring, gathered| assert_eq!(ring.next_chain(gathered), Some(0)));
-    std::mem::swap(&mut device.work, &mut other_device.work);
+    device.serve(|ring, chain| assert_eq!(ring.next_chain(chain), Some(0)));
+    std::mem::swap(&mut device.scratch, &mut other_device.scratch);
     assert_eq!(other_device.serve_all(WhenIdle::AskForKick), [7]);
     assert_eq!(other_device.serve_all(WhenIdle::AskForKick), NONE);
-    std::mem::swap(&mut device.work, &mut other_device.work);
+    std::mem::swap(&mut device.scratch, &mut other_device.scratch);
     assert_eq!(device.serve_all(WhenIdle::AskForKick), [1, 2]);
 }
 
@@ -145,14 +148,14 @@ fn a_chain_that_is_put_back_is_the_next_one() {
     for drops in BOTH {
         let (mut driver, mut device) = pair::<()>(4, true, 65_534);
         driver.offer(&[0, 1, 2, 3]);
-        device.serve(|ring, gathered| {
-            let first = ring.next_chain(gathered).unwrap();
+        device.serve(|ring, chain| {
+            let first = ring.next_chain(chain).unwrap();
             ring.give_back(first, 0);
-            assert_eq!(ring.next_chain(gathered), Some(1));
+            assert_eq!(ring.next_chain(chain), Some(1));
             ring.put_back();
             assert!(ring.has_found());
             if !drops {
-                assert_eq!(ring.next_chain(gathered), Some(1));
+                assert_eq!(ring.next_chain(chain), Some(1));
                 ring.put_back();
             }
         });
@@ -166,8 +169,8 @@ fn a_chain_that_is_put_back_is_the_next_one() {
 fn the_last_chain_of_a_batch_can_be_put_back() {
     let (mut driver, mut device) = pair::<()>(4, true, 65_535);
     driver.offer(&[2]);
-    device.serve(|ring, gathered| {
-        ring.next_chain(gathered).unwrap();
+    device.serve(|ring, chain| {
+        ring.next_chain(chain).unwrap();
         ring.put_back();
     });
     assert_eq!(device.indices(), (65_535, 65_535));
@@ -202,13 +205,13 @@ fn an_index_that_makes_no_sense_keeps_nothing_back_that_was_answered_before() {
     let (mut driver, mut device) = pair::<()>(4, true, 0);
     driver.offer(&[0, 1]);
     let shared = driver.shared.clone();
-    device.serve(|ring, gathered| {
+    device.serve(|ring, chain| {
         for _ in 0..2 {
-            let head = ring.next_chain(gathered).unwrap();
+            let head = ring.next_chain(chain).unwrap();
             ring.give_back(head, 0);
         }
         shared.set_avail_idx(1);
-        assert_eq!(ring.next_chain(gathered), None);
+        assert_eq!(ring.next_chain(chain), None);
     });
     assert!(!device.is_started());
     assert_eq!(driver.used(), [(0, 0), (1, 0)]);
@@ -258,11 +261,11 @@ fn a_ring_that_is_being_stopped_takes_back_what_was_taken_of_it() {
     for enabled in BOTH {
         let (mut driver, mut device) = pair::<()>(4, true, 65_535);
         driver.offer(&[2, 1]);
-        device.serve(|ring, gathered| ring.next_chain(gathered));
+        device.serve(|ring, chain| ring.next_chain(chain));
         device.vring.set_enabled(enabled);
         device.vring.set_queue_ready(false);
         let mem = driver.shared.memory.memory();
-        let stopping = DeviceRing::stopping(&device.vring, 1, &mem, &mut device.work);
+        let stopping = device.vring.stopping(1, &mem, &mut device.scratch);
         let mut ring = stopping.unwrap();
         ring.give_back(2, 8);
         drop(ring);
@@ -276,7 +279,10 @@ fn a_ring_that_was_not_served_since_it_was_stopped_is_the_drivers_alone() {
     let (mut driver, mut device) = pair::<()>(4, true, 0);
     let is_touched = |device: &mut driver::Device<()>, driver: &driver::Driver<()>| {
         let mem = driver.shared.memory.memory();
-        DeviceRing::stopping(&device.vring, 1, &mem, &mut device.work).is_some()
+        device
+            .vring
+            .stopping(1, &mem, &mut device.scratch)
+            .is_some()
     };
     assert!(!is_touched(&mut device, &driver), "never served");
     driver.offer(&[2, 1]);
@@ -307,7 +313,7 @@ fn a_ring_that_is_not_in_the_memory_is_stopped() {
 
         // Nothing can be given back, and nothing is said to have been.
         let mem = driver.shared.memory.memory();
-        let stopping = DeviceRing::stopping(&device.vring, 1, &mem, &mut device.work);
+        let stopping = device.vring.stopping(1, &mem, &mut device.scratch);
         let mut ring = stopping.unwrap();
         ring.give_back(0, 0);
         assert!(!ring.publish());
@@ -336,8 +342,8 @@ fn a_ring_that_is_not_aligned_in_this_process_is_stopped() {
     vring.set_queue_info(TABLE, AVAIL, USED).unwrap();
     vring.set_queue_ready(true);
     vring.set_enabled(true);
-    let (mem, mut work) = (memory.memory(), RingScratch::default());
-    assert!(DeviceRing::usable(&vring, 1, &mem, &mut work).is_none());
+    let (mem, mut scratch) = (memory.memory(), RingScratch::new(1024));
+    assert!(vring.usable(1, &mem, &mut scratch).is_none());
     assert!(!vring.get_ref().get_queue().ready());
 }
 

@@ -57,9 +57,9 @@ fn the_driver_is_called_once_for_all_that_was_published() {
         let (mut driver, mut device) = pair::<()>(512, event_idx, 65_500);
         driver.shared.set_used_event(65_502);
         driver.offer(&heads(512, 500));
-        device.serve(|ring, gathered| {
+        device.serve(|ring, chain| {
             for n in 0..500 {
-                let head = ring.next_chain(gathered).unwrap();
+                let head = ring.next_chain(chain).unwrap();
                 ring.give_back(head, 0);
                 if n % 3 == 0 {
                     ring.publish();
@@ -77,11 +77,11 @@ fn a_ring_that_has_no_more_tells_at_once_and_not_again() {
         for event_idx in BOTH {
             let (mut driver, mut device) = pair::<()>(8, event_idx, 0);
             driver.offer(&[0, 1]);
-            device.serve(|ring, gathered| {
+            device.serve(|ring, chain| {
                 ring.when_idle(idle);
-                let (first, second) = (ring.next_chain(gathered), ring.next_chain(gathered));
+                let (first, second) = (ring.next_chain(chain), ring.next_chain(chain));
                 ring.give_back(first.unwrap(), 0);
-                assert_eq!(ring.next_chain(gathered), None);
+                assert_eq!(ring.next_chain(chain), None);
                 assert_eq!(driver.calls(), 1);
                 driver.shared.set_used_event(1);
                 ring.give_back(second.unwrap(), 0);
@@ -120,13 +120,13 @@ fn a_driver_is_asked_to_kick_when_nothing_is_left_and_not_before() {
         let (mut driver, mut device) = pair::<()>(8, event_idx, 65_535);
         driver.offer(&[0, 1]);
         let shared = driver.shared.clone();
-        device.serve(|ring, gathered| {
+        device.serve(|ring, chain| {
             for _ in 0..2 {
-                ring.next_chain(gathered).unwrap();
+                ring.next_chain(chain).unwrap();
                 assert_eq!(shared.used_flags(), u16::from(!event_idx));
                 assert_eq!(shared.avail_event(), 0);
             }
-            assert_eq!(ring.next_chain(gathered), None);
+            assert_eq!(ring.next_chain(chain), None);
         });
         assert_eq!(shared.used_flags(), 0);
         assert_eq!(
@@ -180,8 +180,8 @@ fn whoever_leaves_a_ring_asks_for_a_kick_whatever_is_there() {
     for event_idx in BOTH {
         let (mut driver, mut device) = pair::<()>(8, event_idx, 65_534);
         driver.offer(&[0, 1, 2]);
-        device.serve(|ring, gathered| {
-            ring.next_chain(gathered);
+        device.serve(|ring, chain| {
+            ring.next_chain(chain);
             ring.leave();
         });
         assert_eq!(driver.shared.used_flags(), 0);

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::driver::{BUFFERS, Device, Driver, descriptor, pair};
 use super::*;
+use crate::vhost_user::ServedRing;
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -235,7 +236,7 @@ impl World {
         self.untold.clear();
     }
 
-    fn take(&mut self, ring: &mut DeviceRing<'_, ()>, gathered: &mut ChainBuffer) -> bool {
+    fn take(&mut self, ring: &mut ServedRing<'_, ()>, chain: &mut ChainBuffer) -> bool {
         assert_eq!(ring.has_found(), self.found != 0);
         if self.found == 0 {
             self.publish();
@@ -245,7 +246,7 @@ impl World {
                 self.asked = self.idle == WhenIdle::AskForKick;
             }
         }
-        let head = ring.next_chain(gathered);
+        let head = ring.next_chain(chain);
         if self.found == 0 {
             assert_eq!(head, None);
             return false;
@@ -256,14 +257,14 @@ impl World {
         self.found -= 1;
         let made = self.offered.pop_front().unwrap();
         assert_eq!(head, Some(made.head));
-        assert_eq!(gathered.request(), made.request);
+        assert_eq!(chain.request(), made.request);
         let room: usize = made.writable.iter().map(|(_, len)| len).sum();
-        assert_eq!(gathered.room(), room);
-        self.held.push((made, gathered.writable_for(room)));
+        assert_eq!(chain.room(), room);
+        self.held.push((made, chain.writable_for(room)));
         true
     }
 
-    fn give_back(&mut self, ring: &mut DeviceRing<'_, ()>, which: usize, len: usize) {
+    fn give_back(&mut self, ring: &mut ServedRing<'_, ()>, which: usize, len: usize) {
         if self.held.is_empty() {
             return;
         }
@@ -297,7 +298,7 @@ impl World {
 
     /// One that serves the ring, from its first step to its last.
     fn serve(&mut self, device: &mut Device<()>, steps: &[Step]) {
-        let indices = device.serve(|ring, gathered| {
+        let indices = device.serve(|ring, chain| {
             self.idle = WhenIdle::AskForKick;
             self.found = 0;
             // Whether what was taken last can be put back.
@@ -309,7 +310,7 @@ impl World {
                     Step::Fill => self.fill(),
                     Step::Wish(event, flags) => self.wish(*event, *flags),
                     Step::Take(count) => {
-                        fresh = (0..*count).all(|_| self.take(ring, gathered));
+                        fresh = (0..*count).all(|_| self.take(ring, chain));
                     }
                     Step::PutBack if was_fresh => {
                         ring.put_back();

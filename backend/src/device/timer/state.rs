@@ -1,0 +1,141 @@
+//! What is behind the timer device's lock.
+
+use rustix::time::ClockId;
+use vhost_user_timer_counter::{HostCounter, clock_ticks};
+use vhost_user_timer_model::vm::{Anchor, Effects, Notice, Now, PageOrder, Vm};
+use vhost_user_timer_protocol::counter::NS_PER_SEC;
+use vhost_user_timer_protocol::{Ranges, Status};
+
+use crate::device::timer::alarm::Alarm;
+use crate::device::timer::page::Page;
+use crate::state::file::StateFile;
+use crate::virtio::Memory;
+
+#[derive(Debug)]
+pub(super) struct TimerState {
+    pub(super) vm: Vm,
+    pub(super) effects: Effects,
+    pub(super) alarm: Alarm,
+    counter: HostCounter,
+    /// The last instant, and what the host counter was then.
+    last: Option<(CountedBy, u64)>,
+    pub(super) file: Option<StateFile>,
+    /// The time page of the present connection.
+    pub(super) page: Page,
+}
+
+/// By what a host counter counts: another one may read less.
+type CountedBy = (Option<Anchor>, u64);
+
+/// The VM's instant: its host counter, by the anchor where the VMM gave one, and the wall clock
+/// where the VM wants it.
+pub(super) fn instant(counter: HostCounter, vm: &Vm) -> Now {
+    let frequency = vm.frequency();
+    let host = match vm.anchor() {
+        Some(anchor) => anchor.host(clock_ticks(ClockId::Monotonic, NS_PER_SEC), frequency),
+        None => counter.read(frequency),
+    };
+    let realtime_ns = if vm.wants_realtime() {
+        clock_ticks(ClockId::Realtime, NS_PER_SEC)
+    } else {
+        0
+    };
+    Now { host, realtime_ns }
+}
+
+impl TimerState {
+    pub(super) fn new(vm: Vm, counter: HostCounter, alarm: Alarm, file: Option<StateFile>) -> Self {
+        TimerState {
+            vm,
+            effects: Effects::default(),
+            alarm,
+            counter,
+            last: None,
+            file,
+            page: Page::new(),
+        }
+    }
+
+    /// The present instant. The model takes a step back of the host counter for a wrap, so a
+    /// counter on which two CPUs disagree stands still instead.
+    pub(super) fn now(&mut self) -> Now {
+        let mut now = instant(self.counter, &self.vm);
+        let counter = self.counted_by();
+        if let Some((same, last)) = self.last
+            && same == counter
+            && now.host.wrapping_sub(last).cast_signed() < 0
+        {
+            now.host = last;
+        }
+        self.last = Some((counter, now.host));
+        now
+    }
+
+    fn counted_by(&self) -> CountedBy {
+        (self.vm.anchor(), self.vm.frequency())
+    }
+
+    /// Puts what changed into the state file, and then into the time page, which is visible at
+    /// once. Answers may be visible after that, not before.
+    pub(super) fn persist(&mut self, memory: &Memory<()>) {
+        if !self.effects.changed.any() && !self.page.is_open() {
+            return;
+        }
+        match &mut self.file {
+            Some(file) => file.commit(&self.vm, &mut self.effects.changed),
+            None => self.effects.changed.clear(),
+        }
+        self.page.follow(&self.vm, memory);
+    }
+
+    /// Does what SET_TIME_PAGE asks for, or has it refused.
+    pub(super) fn set_page(&mut self, order: PageOrder, memory: &Memory<()>) {
+        match order {
+            PageOrder::Stop => self.page.stop(),
+            PageOrder::WriteAt { address, length } => {
+                if !self.page.start(address, length, &self.vm, memory) {
+                    self.vm.refuse(Status::Invalid, &mut self.effects);
+                }
+            }
+        }
+    }
+
+    /// Sets the alarm for the VM's next event.
+    pub(super) fn follow_time(&mut self) {
+        // Usually the alarm is already set; the last reading is enough to check that, without
+        // reading the clock.
+        if let Some((counter, host)) = self.last
+            && counter == self.counted_by()
+            && self.alarm.follows(&self.vm, Now::at(host))
+        {
+            return;
+        }
+        let now = self.now();
+        if let Err(error) = self.alarm.follow(&self.vm, now) {
+            log::error!("Setting the timerfd for the next deadline failed: {error}");
+        }
+    }
+
+    /// Logs what there is to say. True where there was anything.
+    pub(super) fn log_notices(&mut self) -> bool {
+        let any = !self.effects.notices.is_empty();
+        for notice in self.effects.notices.drain(..) {
+            match notice {
+                Notice::Phase { from, to, epoch } => {
+                    log::info!("VM {from} -> {to}, epoch {epoch}");
+                }
+                Notice::RestoreTimedOut { missing, vcpus } => log::warn!(
+                    "Restore timed out: {} of {vcpus} vCPUs missing: {}; it stays open",
+                    missing.len(),
+                    Ranges(&missing)
+                ),
+                Notice::RealtimeWentBack { ns } => log::warn!(
+                    "Restore with ELAPSED: the state was saved {} ms after this host's present \
+                     time; nothing is added to the counts",
+                    ns / 1_000_000
+                ),
+            }
+        }
+        any
+    }
+}

@@ -1,0 +1,271 @@
+//! One frontend's connection to a device: the only implementation of `VhostUserBackend`.
+//!
+//! `vhost-user-backend` calls a [`Session`] on two threads: on the connection's request thread for
+//! control messages, and on its worker for everything that becomes readable (see `worker`). Calls
+//! go down only: to the device, with a [`Turn`] over the rings.
+//!
+//! Locks, in the order in which they are taken: the rings' buffers and the chains in flight
+//! ([`Session::turn`]), the device's own, a ring's (`VringMutex`).
+
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures,
+    VhostUserVirtioFeatures,
+};
+use vhost_user_backend::{VhostUserBackend, VringEpollHandler};
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
+};
+use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::sys::{lock, with_causes};
+use crate::vhost_user::transfer::Transfers;
+use crate::vhost_user::worker::Worker;
+use crate::vhost_user::{Device, DirtyBitmap, StateError, Turn, Vring};
+use crate::virtio::Memory;
+use crate::virtio::chain::ChainBuffer;
+use crate::virtio::ring::RingScratch;
+
+/// What every device offers.
+const FEATURES: u64 = (1 << VIRTIO_F_VERSION_1)
+    | (1 << VIRTIO_RING_F_INDIRECT_DESC)
+    | (1 << VIRTIO_RING_F_EVENT_IDX)
+    | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+
+const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
+    .union(VhostUserProtocolFeatures::REPLY_ACK)
+    .union(VhostUserProtocolFeatures::RESET_DEVICE)
+    .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+    .union(VhostUserProtocolFeatures::DEVICE_STATE);
+
+/// See the module.
+pub(super) struct Session<D: Device> {
+    pub(super) device: Arc<D>,
+    memory: Memory<D::Bitmap>,
+    pub(super) worker: Worker<D::Bitmap>,
+    rings: Mutex<Rings<D::InFlight>>,
+    transfers: Transfers,
+    /// Rings are enabled without being held back from now on.
+    hold_canceled: Arc<AtomicBool>,
+}
+
+/// What is under way on the connection's rings, and buffers that are reused.
+struct Rings<F> {
+    chain: ChainBuffer,
+    scratch: RingScratch,
+    in_flight: F,
+}
+
+/// Logs why a control message is refused: the frontend only learns that it was.
+pub(super) fn refuse<E: Into<StateError>>(what: &str) -> impl FnOnce(E) -> io::Error {
+    move |error| {
+        let text = with_causes(&*error.into());
+        log::error!("{what} failed: {text}");
+        io::Error::other(text)
+    }
+}
+
+impl<D: Device> Session<D> {
+    /// A session over the memory that the frontend will share. `worker_ended` is written when the
+    /// worker ends; before it sleeps, the worker polls its rings for `poll_max` at most.
+    pub(super) fn new(
+        device: Arc<D>,
+        memory: Memory<D::Bitmap>,
+        worker_ended: EventFd,
+        poll_max: Duration,
+    ) -> io::Result<Self> {
+        Ok(Session {
+            worker: Worker::new(device.queues(), worker_ended, poll_max)?,
+            device,
+            memory,
+            rings: Mutex::new(Rings {
+                chain: ChainBuffer::default(),
+                scratch: RingScratch::new(D::MAX_QUEUE_SIZE),
+                in_flight: D::InFlight::default(),
+            }),
+            transfers: Transfers::new()?,
+            hold_canceled: Arc::default(),
+        })
+    }
+
+    /// Registers the device's alarm and the session's wake-up with the worker, and waits until the
+    /// worker has handed over its rings.
+    pub(super) fn attach(&self, worker: &VringEpollHandler<Arc<Self>>) -> io::Result<()> {
+        self.worker.attach(worker, self.device.alarm_fd())?;
+        for vring in self.worker.vrings() {
+            let (device, canceled) = (Arc::clone(&self.device), Arc::clone(&self.hold_canceled));
+            vring.hold_enabling(move || device.before_enabling(&canceled));
+        }
+        Ok(())
+    }
+
+    /// Ends the worker, and every wait of the connection's threads.
+    pub(super) fn stop(&self) {
+        self.hold_canceled.store(true, Ordering::Release);
+        self.device.wake_held();
+        self.transfers.cancel();
+        self.worker.stop();
+    }
+
+    /// Calls the device with the connection's rings.
+    pub(super) fn turn<T>(&self, call: impl FnOnce(&D, &mut Turn<'_, D>) -> T) -> T {
+        let mut rings = lock(&self.rings);
+        let Rings {
+            chain,
+            scratch,
+            in_flight,
+        } = &mut *rings;
+        let mut turn = Turn {
+            memory: &self.memory,
+            vrings: self.worker.vrings(),
+            chain,
+            scratch,
+            in_flight,
+            unfinished: 0,
+        };
+        let result = call(&self.device, &mut turn);
+        let unfinished = turn.unfinished;
+        drop(rings);
+        if unfinished != 0 {
+            self.worker.serve_later(unfinished);
+        }
+        result
+    }
+
+    /// How many chains were ever taken from the rings.
+    pub(super) fn chains_taken(&self) -> u64 {
+        lock(&self.rings).chain.count()
+    }
+
+    pub(super) fn memory(&self) -> &Memory<D::Bitmap> {
+        &self.memory
+    }
+
+    /// Refuses a region that goes on where its file ends: touching it there is SIGBUS.
+    fn check_memory(&self) -> io::Result<()> {
+        for region in self.memory.memory().iter() {
+            let Some(backing) = region.file_offset() else {
+                continue;
+            };
+            let file = backing.file().metadata()?;
+            let end = backing.start().checked_add(region.len());
+            if file.is_file() && end.is_none_or(|end| end > file.len()) {
+                log::error!(
+                    "Memory region refused: {:#x} bytes from offset {:#x} of a file of {:#x} bytes",
+                    region.len(),
+                    backing.start(),
+                    file.len()
+                );
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<D: Device> VhostUserBackend for Session<D> {
+    type Bitmap = D::Bitmap;
+    type Vring = Vring<D::Bitmap>;
+
+    fn num_queues(&self) -> usize {
+        self.device.queues().into()
+    }
+
+    fn max_queue_size(&self) -> usize {
+        D::MAX_QUEUE_SIZE.into()
+    }
+
+    fn features(&self) -> u64 {
+        FEATURES | D::FEATURES | D::Bitmap::FEATURES
+    }
+
+    fn acked_features(&self, features: u64) {
+        self.device.set_features(features);
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        let config = if D::HAS_CONFIG {
+            VhostUserProtocolFeatures::CONFIG
+        } else {
+            VhostUserProtocolFeatures::empty()
+        };
+        PROTOCOL_FEATURES | config | D::Bitmap::PROTOCOL_FEATURES
+    }
+
+    fn reset_device(&self) {
+        self.turn(|device, turn| device.reset(turn));
+    }
+
+    /// The rings know by themselves.
+    fn set_event_idx(&self, _enabled: bool) {}
+
+    /// An empty answer refuses what lies outside of the configuration space.
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let end = offset.saturating_add(size) as usize;
+        let config = self.device.config();
+        let part = config.get(offset as usize..end);
+        part.unwrap_or_default().to_vec()
+    }
+
+    fn set_config(&self, _offset: u32, _buf: &[u8]) -> io::Result<()> {
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            format!("The {} device's configuration space is read-only", D::NAME),
+        ))
+    }
+
+    /// The rings see new memory by themselves; what the device keeps of it is looked up when used.
+    fn update_memory(&self, _memory: Memory<D::Bitmap>) -> io::Result<()> {
+        D::Bitmap::keep_logging(&self.memory.memory());
+        self.interrupt_polling();
+        let checked = self.check_memory();
+        self.device.memory_changed(&self.memory, checked.is_ok());
+        checked
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        self.worker.queues_per_thread()
+    }
+
+    fn set_device_state_fd(
+        &self,
+        direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        file: File,
+    ) -> io::Result<Option<File>> {
+        self.transfers
+            .start(direction, file, || self.device.save())?;
+        Ok(None)
+    }
+
+    fn check_device_state(&self) -> io::Result<()> {
+        self.transfers
+            .finish(|stream| self.turn(|device, turn| device.load(turn, stream)))
+    }
+
+    fn stop_vring(&self, queue_index: u32) -> io::Result<()> {
+        if let Ok(queue) = u16::try_from(queue_index) {
+            self.interrupt_polling();
+            self.turn(|device, turn| device.stop_queue(turn, queue));
+        }
+        Ok(())
+    }
+
+    fn handle_event(
+        &self,
+        event: u16,
+        _events: EventSet,
+        vrings: &[Vring<D::Bitmap>],
+        _thread: usize,
+    ) -> io::Result<()> {
+        self.handle_worker_event(event, vrings)
+    }
+}
