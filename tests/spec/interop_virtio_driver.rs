@@ -19,6 +19,10 @@ use virtio_driver::{
 #[repr(C)]
 struct Config([u8; 64]);
 
+#[expect(
+    unsafe_code,
+    reason = "virtio-driver reads a config space only as ByteValued"
+)]
 // SAFETY: an array of bytes is valid whatever they are, and has no padding.
 unsafe impl ByteValued for Config {}
 
@@ -100,6 +104,7 @@ fn drive(path: &str, features: VirtioFeatureFlags) {
     let layout = VirtqueueLayout::new::<Slot>(QUEUES, SIZE.into(), accepted).unwrap();
     let memory = transport.alloc_queue_mem(&layout).unwrap();
     let (address, len) = (memory.as_mut_ptr(), memory.len());
+    #[expect(unsafe_code, reason = "virtio-driver gives out a raw pointer")]
     // SAFETY: the transport keeps this mapping as long as it lives, which is longer than the
     // queues; nothing else in this process uses it.
     let memory = unsafe { std::slice::from_raw_parts_mut(address, len) };

@@ -99,6 +99,10 @@ impl Socket {
     /// # Errors
     ///
     /// [`SocketError`] where the descriptor is not that.
+    #[expect(
+        unsafe_code,
+        reason = "a descriptor that the launcher passed is only a number"
+    )]
     pub fn from_fd(fd: RawFd) -> Result<Self, SocketError> {
         let link = format!("/proc/self/fd/{fd}");
         if fd < 0 || std::fs::symlink_metadata(link).is_err() {

@@ -76,6 +76,7 @@ pub(crate) fn cost_to_others(action: impl FnOnce()) -> Cost {
     Cost::of_all().less(before).less(own)
 }
 
+#[expect(unsafe_code, reason = "an allocator is an unsafe trait")]
 // SAFETY: every call goes to the system's allocator as it came; counting touches nothing but
 // atomics and a thread-local without a destructor, and allocates nothing.
 unsafe impl GlobalAlloc for Counting {

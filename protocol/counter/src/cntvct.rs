@@ -21,6 +21,7 @@ impl HostSource for Cntvct {
 }
 
 #[cfg(target_arch = "aarch64")]
+#[expect(unsafe_code, reason = "the counter is read by instructions")]
 mod registers {
     use core::arch::asm;
 

@@ -27,6 +27,7 @@ pub fn zero_after(reading: u64) -> usize {
     // In assembly, or the compiler would see that the result is always 0. AND, because CPUs take
     // `xor r, r` for a constant and do not wait for `r`.
     #[cfg(target_arch = "x86_64")]
+    #[expect(unsafe_code, reason = "assembly")]
     // SAFETY: AND with 0 changes one register and the flags.
     unsafe {
         core::arch::asm!("and {0}, 0", inout(reg) reading => zero, options(pure, nomem, nostack));
@@ -34,6 +35,7 @@ pub fn zero_after(reading: u64) -> usize {
     // EOR of a register with itself still depends on that register: the architecture orders a load
     // from an address computed from it (Arm ARM B2.3, address dependency).
     #[cfg(target_arch = "aarch64")]
+    #[expect(unsafe_code, reason = "assembly")]
     // SAFETY: EOR changes one register, not the flags.
     unsafe {
         core::arch::asm!(
@@ -60,6 +62,7 @@ pub fn stores_before_reading() {
     // The fence is a DMB here, which orders stores with later loads but not with later readings of
     // a counter. DSB completes only when the stores are visible (Arm ARM B2.3.10).
     #[cfg(target_arch = "aarch64")]
+    #[expect(unsafe_code, reason = "assembly")]
     // SAFETY: a barrier changes no register and no memory.
     unsafe {
         core::arch::asm!("dsb ish", options(nostack, preserves_flags));

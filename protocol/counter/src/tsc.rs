@@ -22,6 +22,7 @@ impl HostSource for Tsc {
 }
 
 #[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "the counter is read by instructions")]
 mod cpu {
     use core::arch::x86_64::{_mm_lfence, _rdtsc};
     use std::time::Duration;

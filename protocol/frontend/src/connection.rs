@@ -116,6 +116,10 @@ pub(super) fn connect(path: &Path, deadline: Deadline) -> Result<UnixStream, Err
 }
 
 /// A descriptor of the same eventfd, in the type that vhost wants.
+#[expect(
+    unsafe_code,
+    reason = "vmm-sys-util has no other way from an OwnedFd to an EventFd"
+)]
 fn vhost_eventfd(fd: &OwnedFd) -> Result<EventFd, Error> {
     let fd = fd.try_clone().map_err(|source| Error::Io {
         what: "duplicate an eventfd",

@@ -94,6 +94,7 @@ impl SharedMemory {
     }
 
     /// What the backend writes at any time, to be read at once.
+    #[expect(unsafe_code, reason = "vm-memory has no arrays of atomics")]
     pub(super) fn words<const N: usize>(&self, offset: usize) -> &[AtomicU64; N] {
         let slice = self.slice(offset, size_of::<[AtomicU64; N]>());
         let words = slice.ptr_guard().as_ptr().cast::<[AtomicU64; N]>();

@@ -202,6 +202,10 @@ impl ConnectionWatch {
     /// Watches another connection's socket from now on. Whoever sleeps on the former one is
     /// woken by its end.
     pub(super) fn follow(&self, socket: &UnixStream) -> Result<(), Error> {
+        #[expect(
+            unsafe_code,
+            reason = "dup3 needs an OwnedFd, which must not be dropped here"
+        )]
         // SAFETY: the descriptor is open for as long as this object, and `ManuallyDrop` keeps it
         // so. dup3 replaces what is behind the number in one step, so it never is closed for
         // those who use it meanwhile.

@@ -94,6 +94,7 @@ struct Chain {
 }
 
 /// An eventfd's descriptor.
+#[expect(unsafe_code, reason = "vmm-sys-util's EventFd does not implement AsFd")]
 pub fn fd_of(eventfd: &EventFd) -> BorrowedFd<'_> {
     // SAFETY: the descriptor is the eventfd's, which stays open as long as it is borrowed.
     unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) }

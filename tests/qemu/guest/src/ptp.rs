@@ -1,5 +1,7 @@
 //! A PTP clock: its readings alone, and beside those of the system's clock.
 
+#![expect(unsafe_code, reason = "every ioctl is unsafe")]
+
 use std::fs::File;
 use std::io::{BufRead, Write};
 use std::os::fd::AsFd;

@@ -1,5 +1,7 @@
 //! A real-time clock and its alarm.
 
+#![expect(unsafe_code, reason = "every ioctl is unsafe")]
+
 use std::fs::File;
 use std::io::Read;
 use std::time::{Duration, Instant};

@@ -98,6 +98,10 @@ impl Driver {
         Ok(driver)
     }
 
+    #[expect(
+        unsafe_code,
+        reason = "vmm-sys-util has no other way from an OwnedFd to an EventFd"
+    )]
     fn start(&mut self, queue: usize) -> io::Result<()> {
         let config = VringConfigData {
             queue_max_size: RING,
