@@ -10,7 +10,7 @@
 //! - [`request`]: bytes → [`Request`]. A peer may send anything;
 //!   parsing never panics and never allocates.
 //! - [`status`]: the errno-valued status of an answer.
-//! - [`register`]: the six timer registers of each ABI, name ↔ id both ways.
+//! - [`register`]: the timer registers, by timeline and role; [`abi`]: their ids, a table an ABI.
 //! - [`counter`]: the host counter as it follows from a clock.
 //!
 //! All of that is `no_std` and does no I/O. The library that a VMM links is the crate
@@ -23,6 +23,7 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod abi;
 pub mod counter;
 pub mod op;
 pub mod payload;
@@ -31,14 +32,17 @@ mod ranges;
 pub mod register;
 pub mod request;
 pub mod status;
+pub mod timeline;
 pub mod wire;
 
+pub use abi::Abi;
 pub use op::Op;
 pub use phase::{Phase, Phases};
 pub use ranges::Ranges;
-pub use register::{Abi, Register};
+pub use register::{Register, Role};
 pub use request::Request;
 pub use status::Status;
+pub use timeline::Timeline;
 
 /// Version of the protocol, the `version` field of [`wire::Info`].
 pub const VERSION: u32 = 1;

@@ -5,6 +5,7 @@
 /// On the wire a status is 0 or a Linux errno (include/uapi/asm-generic/errno.h),
 /// positive. `detail` is the answer's second field; what it means depends on the status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Status {
     /// Done.
     Ok,

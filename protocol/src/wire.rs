@@ -9,6 +9,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::payload::{Payload, Shape};
+use crate::{Register, Timeline};
 
 /// Declares wire structures together with the layout that SPEC.md gives them, asserted at
 /// compile time, and with what must hold of their reserved fields and flags.
@@ -157,18 +158,8 @@ wire! {
         0 vcpu: U32,
         /// Which fields hold a value: [`present`].
         4 present: U32,
-        /// TIMER_CTL.
-        8 ctl: U64,
-        /// TIMER_CNT.
-        16 cnt: U64,
-        /// TIMER_CVAL.
-        24 cval: U64,
-        /// PTIMER_CTL.
-        32 pctl: U64,
-        /// PTIMER_CNT.
-        40 pcnt: U64,
-        /// PTIMER_CVAL.
-        48 pcval: U64,
+        /// The registers' values, by [`Register::index`].
+        8 values: [U64; Register::COUNT],
     }
 
     /// SET_COUNTER_OFFSET's body.
@@ -310,20 +301,22 @@ pub mod restore_flags {
 
 /// Bits of [`Vcpu::present`] and of the detail of ENODATA.
 pub mod present {
+    use crate::Register;
+
     /// TIMER_CTL.
-    pub const CTL: u32 = 1 << 0;
+    pub const CTL: u32 = Register::TimerCtl.present_bit();
     /// TIMER_CNT.
-    pub const CNT: u32 = 1 << 1;
+    pub const CNT: u32 = Register::TimerCnt.present_bit();
     /// TIMER_CVAL.
-    pub const CVAL: u32 = 1 << 2;
+    pub const CVAL: u32 = Register::TimerCval.present_bit();
     /// PTIMER_CTL.
-    pub const PCTL: u32 = 1 << 3;
+    pub const PCTL: u32 = Register::PtimerCtl.present_bit();
     /// PTIMER_CNT.
-    pub const PCNT: u32 = 1 << 4;
+    pub const PCNT: u32 = Register::PtimerCnt.present_bit();
     /// PTIMER_CVAL.
-    pub const PCVAL: u32 = 1 << 5;
-    /// All six.
-    pub const ALL: u32 = CTL | CNT | CVAL | PCTL | PCNT | PCVAL;
+    pub const PCVAL: u32 = Register::PtimerCval.present_bit();
+    /// All of them.
+    pub const ALL: u32 = (1 << Register::COUNT) - 1;
 }
 
 /// Bits of a timer's control register (Arm ARM, CNTV_CTL_EL0).
@@ -340,9 +333,9 @@ pub mod ctl {
 pub const PAUSE_KEEP_COUNTING: u32 = 1 << 0;
 
 /// Bit of [`SetRegsResult::lines`]: the virtual timer's line.
-pub const LINE_VIRTUAL: u32 = 1 << 0;
+pub const LINE_VIRTUAL: u32 = Timeline::Virtual.line_bit();
 /// Bit of [`SetRegsResult::lines`]: the physical timer's line.
-pub const LINE_PHYSICAL: u32 = 1 << 1;
+pub const LINE_PHYSICAL: u32 = Timeline::Physical.line_bit();
 
 /// [`Event::kind`]: a timer's line rose by the passing of time, or stood high at the change to
 /// RUNNING.
@@ -351,9 +344,9 @@ pub const EVENT_TIMER_ASSERTED: u16 = 1;
 pub const EVENT_PHASE_CHANGED: u16 = 2;
 
 /// [`Event::timer`] of the virtual timer.
-pub const TIMER_VIRTUAL: u16 = 0;
+pub const TIMER_VIRTUAL: u16 = Timeline::Virtual.code();
 /// [`Event::timer`] of the physical timer.
-pub const TIMER_PHYSICAL: u16 = 1;
+pub const TIMER_PHYSICAL: u16 = Timeline::Physical.code();
 
 impl Payload for U64 {
     const SHAPE: Shape = Shape {
@@ -371,38 +364,25 @@ impl Pause {
 
 impl Vcpu {
     /// The value of a register's field, present or not.
-    pub fn get(&self, register: crate::Register) -> u64 {
-        use crate::Register::*;
-        match register {
-            TimerCtl => self.ctl,
-            TimerCnt => self.cnt,
-            TimerCval => self.cval,
-            PtimerCtl => self.pctl,
-            PtimerCnt => self.pcnt,
-            PtimerCval => self.pcval,
-        }
-        .get()
+    pub const fn get(&self, register: Register) -> u64 {
+        self.values[register.index()].get()
     }
 
     /// Sets a register's field and marks it present.
-    pub fn set(&mut self, register: crate::Register, value: u64) {
-        use crate::Register::*;
-        *match register {
-            TimerCtl => &mut self.ctl,
-            TimerCnt => &mut self.cnt,
-            TimerCval => &mut self.cval,
-            PtimerCtl => &mut self.pctl,
-            PtimerCnt => &mut self.pcnt,
-            PtimerCval => &mut self.pcval,
-        } = value.into();
+    pub fn set(&mut self, register: Register, value: u64) {
+        self.values[register.index()] = value.into();
         self.present |= U32::new(register.present_bit());
+    }
+
+    /// Whether a register's field holds a value.
+    pub const fn has(&self, register: Register) -> bool {
+        self.present.get() & register.present_bit() != 0
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Register;
 
     #[test]
     fn a_structure_can_be_read_at_any_address() {

@@ -21,7 +21,7 @@ use vhost_user_timer_frontend::{Frontend, Options, RestoreOptions};
 use vhost_user_timer_kit::backend_process::BackendProcess;
 use vhost_user_timer_kit::race::{Asking, Race, RaceError, Release};
 use vhost_user_timer_kit::watch::{HOST_FREQUENCY, Watch};
-use vhost_user_timer_protocol::{Abi, wire};
+use vhost_user_timer_protocol::{Abi, Register, wire};
 
 /// A round that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -204,12 +204,12 @@ impl Rounds<'_> {
     /// Lets most vCPUs bring a count from a little before the pause, as KVM's would be that
     /// were read one after the other. Returns the largest, which is that of the pause.
     fn skew(&mut self, saved: &mut [wire::Vcpu]) -> u64 {
-        let largest = saved[0].cnt.get();
+        let largest = saved[0].get(Register::TimerCnt);
         let latest = self.rng.usize(..saved.len());
         for (index, vcpu) in saved.iter_mut().enumerate() {
             if index != latest && self.rng.bool() {
                 let behind = self.rng.u64(..MS).min(largest);
-                vcpu.cnt = (largest - behind).into();
+                vcpu.set(Register::TimerCnt, largest - behind);
             }
         }
         largest

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use serde::{Serialize, Serializer};
 use vhost_user_timer_frontend::{Info, Vm};
+use vhost_user_timer_protocol::Register;
 use vhost_user_timer_protocol::wire::{self, ctl};
 
 /// What `info` shows.
@@ -115,14 +116,14 @@ impl From<&wire::Vcpu> for Registers {
         Registers {
             vcpu: vcpu.vcpu.get(),
             r#virtual: Timer {
-                ctl: vcpu.ctl.get(),
-                cnt: vcpu.cnt.get(),
-                cval: vcpu.cval.get(),
+                ctl: vcpu.get(Register::TimerCtl),
+                cnt: vcpu.get(Register::TimerCnt),
+                cval: vcpu.get(Register::TimerCval),
             },
             physical: Timer {
-                ctl: vcpu.pctl.get(),
-                cnt: vcpu.pcnt.get(),
-                cval: vcpu.pcval.get(),
+                ctl: vcpu.get(Register::PtimerCtl),
+                cnt: vcpu.get(Register::PtimerCnt),
+                cval: vcpu.get(Register::PtimerCval),
             },
         }
     }

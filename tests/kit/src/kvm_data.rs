@@ -81,7 +81,7 @@ impl KvmData {
                 Line::AfterSkewedCnt { vcpu, regs } => {
                     let mut registers = registers(vcpu, &regs);
                     if vcpu == 0 {
-                        data.kvm_count_after_skew = registers.cnt.get();
+                        data.kvm_count_after_skew = registers.get(Register::TimerCnt);
                     }
                     registers.set(Register::TimerCnt, given[&vcpu]);
                     data.skewed.push(registers);
@@ -132,22 +132,29 @@ mod tests {
     fn armed_timers_are_due_one_and_two_seconds_after_the_recording() {
         let data = KvmData::recorded();
         assert_eq!(data.frequency, 1_000_000_000);
-        let ahead = data.armed.iter().map(|v| v.cval.get() - v.cnt.get());
+        let ahead = data
+            .armed
+            .iter()
+            .map(|v| v.get(Register::TimerCval) - v.get(Register::TimerCnt));
         let seconds: Vec<_> = ahead
             .map(|ticks| (ticks + 500_000_000) / data.frequency)
             .collect();
         assert_eq!(seconds, [1, 2]);
         for vcpu in &data.armed {
             assert_eq!(vcpu.present.get(), present::ALL);
-            assert_eq!(vcpu.ctl.get(), ctl::ENABLE);
-            assert_eq!(vcpu.pctl.get(), ctl::ENABLE | ctl::IMASK);
+            assert_eq!(vcpu.get(Register::TimerCtl), ctl::ENABLE);
+            assert_eq!(vcpu.get(Register::PtimerCtl), ctl::ENABLE | ctl::IMASK);
         }
     }
 
     #[test]
     fn kvm_let_the_last_writer_win() {
         let data = KvmData::recorded();
-        let given: Vec<_> = data.skewed.iter().map(|v| v.cnt.get()).collect();
+        let given: Vec<_> = data
+            .skewed
+            .iter()
+            .map(|v| v.get(Register::TimerCnt))
+            .collect();
         let seconds = [1, 2, 3, 4].map(|s| s * data.frequency);
         assert_eq!(given, seconds);
         // vCPU 0 was given 1 s.
@@ -160,6 +167,9 @@ mod tests {
         let vcpus = KvmData::for_vcpus(&data.armed, 5);
         let indices: Vec<_> = vcpus.iter().map(|v| v.vcpu.get()).collect();
         assert_eq!(indices, [0, 1, 2, 3, 4]);
-        assert_eq!(vcpus[4].cval, data.armed[0].cval);
+        assert_eq!(
+            vcpus[4].get(Register::TimerCval),
+            data.armed[0].get(Register::TimerCval)
+        );
     }
 }

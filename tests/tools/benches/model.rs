@@ -9,7 +9,7 @@ use vhost_user_timer_model::rtc::{
     ClockKind, Counter, Effects as RtcEffects, Rtc, Sample, wire as rtc,
 };
 use vhost_user_timer_model::vm::{Effects, Handled, Incoming, Now, Profile, Token, Vm};
-use vhost_user_timer_protocol::{Abi, MAX_MESSAGE, Op, Register, VM_WIDE, wire};
+use vhost_user_timer_protocol::{Abi, MAX_MESSAGE, Op, Register, Role, VM_WIDE, wire};
 use vhost_user_timer_tools::bench::request;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -145,10 +145,10 @@ fn restore(bencher: &mut Bencher<'_>, vcpus: u32) {
         flags: wire::restore_flags::AUTORUN.into(),
         ..Default::default()
     };
-    let registers = Register::ALL.map(|register| match register {
-        Register::TimerCval | Register::PtimerCval => (register, FAR),
-        Register::TimerCtl | Register::PtimerCtl => (register, wire::ctl::ENABLE),
-        Register::TimerCnt | Register::PtimerCnt => (register, 5_000),
+    let registers = Register::ALL.map(|register| match register.role() {
+        Role::Compare => (register, FAR),
+        Role::Control => (register, wire::ctl::ENABLE),
+        Role::Count => (register, 5_000),
     });
     let head = [
         request(Op::Pause, VM_WIDE, &wire::Pause::default()),

@@ -24,24 +24,6 @@ impl Now {
     }
 }
 
-/// One of the two clocks, and the timer that compares with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum ClockId {
-    /// CNTVCT and the virtual timer.
-    Virtual,
-    /// CNTPCT and the physical timer.
-    Physical,
-}
-
-impl ClockId {
-    /// Both, in the order of the wire's line bits and event codes.
-    pub const BOTH: [ClockId; 2] = [ClockId::Virtual, ClockId::Physical];
-
-    pub(super) const fn index(self) -> usize {
-        self as usize
-    }
-}
-
 /// A guest clock: it counts with the host, or stands still.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Clock {

@@ -7,12 +7,12 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use vhost_user_timer_protocol::counter::Anchor;
-use vhost_user_timer_protocol::wire::{self, LINE_PHYSICAL, LINE_VIRTUAL};
-use vhost_user_timer_protocol::{Abi, Phase, Register};
+use vhost_user_timer_protocol::wire;
+use vhost_user_timer_protocol::{Abi, Phase, Register, Role, Timeline};
 use zerocopy::little_endian::U64;
 
 use super::Refusal;
-use super::clock::{Clock, ClockId, Now, ticks_of_ns, ticks_to_pass};
+use super::clock::{Clock, Now, ticks_of_ns, ticks_to_pass};
 use super::restore::{Restore, Staged, Terms};
 use super::saved::SavedVcpu;
 use super::schedule::{Schedule, Timers};
@@ -70,15 +70,6 @@ pub(super) struct Machine {
     pub(super) state: State,
 }
 
-/// Which clock's count a register is; `None` for control and compare value.
-fn clock_of_count(register: Register) -> Option<ClockId> {
-    match register {
-        Register::TimerCnt => Some(ClockId::Virtual),
-        Register::PtimerCnt => Some(ClockId::Physical),
-        _ => None,
-    }
-}
-
 impl Machine {
     pub(super) fn new(vcpus: u32, abi: Abi, frequency: u64) -> Self {
         Machine {
@@ -113,11 +104,11 @@ impl Machine {
         }
     }
 
-    pub(super) fn count(&self, clock: ClockId, host: u64) -> u64 {
+    pub(super) fn count(&self, clock: Timeline, host: u64) -> u64 {
         self.clocks[clock.index()].count(host)
     }
 
-    pub(super) fn offset(&self, clock: ClockId, host: u64) -> u64 {
+    pub(super) fn offset(&self, clock: Timeline, host: u64) -> u64 {
         self.clocks[clock.index()].offset(host)
     }
 
@@ -127,10 +118,10 @@ impl Machine {
 
     pub(super) fn run(&self, host: u64) -> wire::Run {
         wire::Run {
-            cntvoff: self.offset(ClockId::Virtual, host).into(),
-            cntpoff: self.offset(ClockId::Physical, host).into(),
-            virt_count: self.count(ClockId::Virtual, host).into(),
-            phys_count: self.count(ClockId::Physical, host).into(),
+            cntvoff: self.offset(Timeline::Virtual, host).into(),
+            cntpoff: self.offset(Timeline::Physical, host).into(),
+            virt_count: self.count(Timeline::Virtual, host).into(),
+            phys_count: self.count(Timeline::Physical, host).into(),
             host_count: host.into(),
         }
     }
@@ -139,7 +130,7 @@ impl Machine {
 
     /// The count as this vCPU's register reads it: what it brought, while a restore is open,
     /// and the VM's count otherwise.
-    fn vcpu_count(&self, vcpu: usize, clock: ClockId, host: u64) -> u64 {
+    fn vcpu_count(&self, vcpu: usize, clock: Timeline, host: u64) -> u64 {
         self.restoring()
             .filter(|_| !self.pinned)
             .and_then(|restore| restore.staged[vcpu].count(clock))
@@ -147,16 +138,13 @@ impl Machine {
     }
 
     pub(super) fn register(&self, vcpu: usize, register: Register, host: u64) -> u64 {
-        let timers = &self.vcpus[vcpu].timers;
-        let virt = self.vcpu_count(vcpu, ClockId::Virtual, host);
-        let phys = self.vcpu_count(vcpu, ClockId::Physical, host);
-        match register {
-            Register::TimerCtl => timers[0].control(virt),
-            Register::TimerCnt => virt,
-            Register::TimerCval => timers[0].cval,
-            Register::PtimerCtl => timers[1].control(phys),
-            Register::PtimerCnt => phys,
-            Register::PtimerCval => timers[1].cval,
+        let timeline = register.timeline();
+        let timer = self.vcpus[vcpu].timers[timeline.index()];
+        let count = self.vcpu_count(vcpu, timeline, host);
+        match register.role() {
+            Role::Control => timer.control(count),
+            Role::Count => count,
+            Role::Compare => timer.cval,
         }
     }
 
@@ -165,7 +153,7 @@ impl Machine {
             vcpu: (vcpu as u32).into(),
             ..Default::default()
         };
-        for register in Register::ALL {
+        for &(register, _) in self.abi.registers() {
             values.set(register, self.register(vcpu, register, host));
         }
         values
@@ -174,29 +162,28 @@ impl Machine {
     /// The levels of the vCPU's interrupt lines, as the wire's bits.
     pub(super) fn lines(&self, vcpu: usize, host: u64) -> u32 {
         let timers = &self.vcpus[vcpu].timers;
-        let line = |clock: ClockId, bit| {
-            let count = self.vcpu_count(vcpu, clock, host);
-            if timers[clock.index()].line(count) {
-                bit
-            } else {
-                0
+        Timeline::ALL.into_iter().fold(0, |lines, timeline| {
+            let count = self.vcpu_count(vcpu, timeline, host);
+            match timers[timeline.index()].line(count) {
+                true => lines | timeline.line_bit(),
+                false => lines,
             }
-        };
-        line(ClockId::Virtual, LINE_VIRTUAL) | line(ClockId::Physical, LINE_PHYSICAL)
+        })
     }
 
     /// Notes that this vCPU is told the count that it reads now.
     pub(super) fn tell_vcpu(&mut self, vcpu: usize, register: Register, host: u64) {
-        if let Some(clock) = clock_of_count(register)
-            && let Some(told) = self.telling(clock, host)
+        let timeline = register.timeline();
+        if register.role() == Role::Count
+            && let Some(told) = self.telling(timeline, host)
         {
-            self.vcpus[vcpu].told[clock.index()] = Some(told);
+            self.vcpus[vcpu].told[timeline.index()] = Some(told);
         }
     }
 
     /// Notes that the counts of now are told of the VM, and of these vCPUs.
     pub(super) fn tell_vm(&mut self, vcpus: Range<u32>, host: u64) {
-        for clock in ClockId::BOTH {
+        for clock in Timeline::ALL {
             if let Some(told) = self.telling(clock, host) {
                 self.told[clock.index()] = Some(told);
                 for vcpu in &mut self.vcpus[vcpus.start as usize..vcpus.end as usize] {
@@ -208,7 +195,7 @@ impl Machine {
 
     /// What there is to remember of telling a clock's count: nothing, if it is frozen, since
     /// then no time passes before it is written back.
-    fn telling(&self, clock: ClockId, host: u64) -> Option<Told> {
+    fn telling(&self, clock: Timeline, host: u64) -> Option<Told> {
         match self.clocks[clock.index()] {
             Clock::Counting { offset } => Some(Told {
                 count: host.wrapping_sub(offset),
@@ -220,7 +207,7 @@ impl Machine {
 
     /// Whether this vCPU was told the count of this clock, and the clock has gone on counting
     /// since.
-    fn was_told(&self, vcpu: usize, clock: ClockId, count: u64) -> bool {
+    fn was_told(&self, vcpu: usize, clock: Timeline, count: u64) -> bool {
         let Clock::Counting { offset } = self.clocks[clock.index()] else {
             return false;
         };
@@ -237,18 +224,16 @@ impl Machine {
         if let State::Restoring(restore) = &mut self.state {
             restore.staged[vcpu].present |= register.present_bit();
         }
-        match register {
-            Register::TimerCtl => self.vcpus[vcpu].timers[0].set_control(value),
-            Register::TimerCval => self.vcpus[vcpu].timers[0].cval = value,
-            Register::PtimerCtl => self.vcpus[vcpu].timers[1].set_control(value),
-            Register::PtimerCval => self.vcpus[vcpu].timers[1].cval = value,
-            Register::TimerCnt => return self.write_count(vcpu, ClockId::Virtual, value),
-            Register::PtimerCnt => return self.write_count(vcpu, ClockId::Physical, value),
+        let timer = &mut self.vcpus[vcpu].timers[register.timeline().index()];
+        match register.role() {
+            Role::Control => timer.set_control(value),
+            Role::Count => return self.write_count(vcpu, register.timeline(), value),
+            Role::Compare => timer.cval = value,
         }
         false
     }
 
-    fn write_count(&mut self, vcpu: usize, clock: ClockId, count: u64) -> bool {
+    fn write_count(&mut self, vcpu: usize, clock: Timeline, count: u64) -> bool {
         if self.pinned {
             return true;
         }
@@ -258,7 +243,7 @@ impl Machine {
         }
         if !self.was_told(vcpu, clock, count) {
             self.clocks[clock.index()] = Clock::Frozen { count };
-            self.phys_virtualised |= clock == ClockId::Physical;
+            self.phys_virtualised |= clock == Timeline::Physical;
         }
         false
     }
@@ -266,7 +251,7 @@ impl Machine {
     /// Takes in that writes may have changed this vCPU's timers.
     pub(super) fn rewritten(&mut self, vcpu: usize) {
         if let State::Running(schedule) = &mut self.state {
-            for clock in ClockId::BOTH {
+            for clock in Timeline::ALL {
                 let timer = self.vcpus[vcpu].timers[clock.index()];
                 schedule.rewritten(vcpu as u32, clock, timer);
             }
@@ -306,16 +291,16 @@ impl Machine {
         self.phys_virtualised = true;
     }
 
-    fn freeze(&mut self, clock: ClockId, host: u64) {
+    fn freeze(&mut self, clock: Timeline, host: u64) {
         let clock = &mut self.clocks[clock.index()];
         *clock = clock.frozen(host);
     }
 
     pub(super) fn pause(&mut self, keep_counting: bool, host: u64) {
         if !keep_counting {
-            self.freeze(ClockId::Virtual, host);
+            self.freeze(Timeline::Virtual, host);
             if self.phys_virtualised {
-                self.freeze(ClockId::Physical, host);
+                self.freeze(Timeline::Physical, host);
             }
         }
         self.state = State::Paused;
@@ -362,11 +347,7 @@ impl Machine {
             if timer.line(count) {
                 return Some(wire::Event {
                     kind: wire::EVENT_TIMER_ASSERTED.into(),
-                    timer: match clock {
-                        ClockId::Virtual => wire::TIMER_VIRTUAL,
-                        ClockId::Physical => wire::TIMER_PHYSICAL,
-                    }
-                    .into(),
+                    timer: clock.code().into(),
                     vcpu: vcpu.into(),
                     cval: timer.cval.into(),
                     count: count.into(),
@@ -381,7 +362,7 @@ impl Machine {
         let counts = self.counts(host);
         if let State::Running(schedule) = &mut self.state {
             for (index, vcpu) in (0..).zip(&self.vcpus) {
-                for clock in ClockId::BOTH {
+                for clock in Timeline::ALL {
                     if vcpu.timers[clock.index()].line(counts[clock.index()]) {
                         schedule.tell(index, clock);
                     }
@@ -415,8 +396,8 @@ impl Machine {
     /// Both clocks stand still from here on, and the offset is nobody's yet.
     fn open_restore(&mut self, restore: Restore, host: u64) {
         self.pinned = false;
-        self.freeze(ClockId::Virtual, host);
-        self.freeze(ClockId::Physical, host);
+        self.freeze(Timeline::Virtual, host);
+        self.freeze(Timeline::Physical, host);
         self.state = State::Restoring(restore);
     }
 
@@ -468,15 +449,15 @@ impl Machine {
                     }
                 }
             }
-            self.phys_virtualised |= settled[ClockId::Physical.index()].is_some();
-            for clock in ClockId::BOTH {
+            self.phys_virtualised |= settled[Timeline::Physical.index()].is_some();
+            for clock in Timeline::ALL {
                 let count = settled[clock.index()].unwrap_or(self.count(clock, now.host));
                 self.clocks[clock.index()] = Clock::Frozen {
                     count: count.wrapping_add(elapsed),
                 };
             }
             if !self.phys_virtualised {
-                self.clocks[ClockId::Physical.index()] = Clock::PASSED_THROUGH;
+                self.clocks[Timeline::Physical.index()] = Clock::PASSED_THROUGH;
             }
         }
         if restore.autorun() {

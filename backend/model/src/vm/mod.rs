@@ -31,16 +31,17 @@ mod timer;
 #[cfg(test)]
 mod tests;
 
-pub use clock::{ClockId, Now, ns_of_ticks, ticks_of_ns};
+pub use clock::{Now, ns_of_ticks, ticks_of_ns};
 pub use page::PageOrder;
 pub use record::{BadRecord, VcpuRecord, VmRecord};
 pub use saved::{LoadError, SaveError, Saved, SavedVcpu};
+pub use vhost_user_timer_protocol::Timeline;
 pub use vhost_user_timer_protocol::counter::Anchor;
 pub use vhost_user_timer_protocol::op::Effect;
 
 use machine::{Machine, State};
 use ops::{Answer, HEADER};
-use vhost_user_timer_protocol::register::BadId;
+use vhost_user_timer_protocol::abi::BadId;
 use vhost_user_timer_protocol::wire::{self, info_flags};
 use vhost_user_timer_protocol::{Phase, Request, Status, VERSION};
 use zerocopy::IntoBytes;
@@ -303,7 +304,7 @@ impl Vm {
         match &self.machine {
             None => GuestCounter::Unconfigured,
             Some(machine) if machine.phase() == Phase::Running => {
-                GuestCounter::Running(machine.count(ClockId::Virtual, now.host))
+                GuestCounter::Running(machine.count(Timeline::Virtual, now.host))
             }
             Some(_) => GuestCounter::Stopped,
         }
@@ -346,8 +347,8 @@ impl Vm {
             let restored = machine.restoring().map_or(vcpus, |restore| restore.done());
             info.vcpus = vcpus.into();
             info.restored = restored.into();
-            info.cntvoff = machine.offset(ClockId::Virtual, now.host).into();
-            info.cntpoff = machine.offset(ClockId::Physical, now.host).into();
+            info.cntvoff = machine.offset(Timeline::Virtual, now.host).into();
+            info.cntpoff = machine.offset(Timeline::Physical, now.host).into();
             info.abi = machine.abi.code();
             for (set, flag) in [
                 (machine.pinned, info_flags::OFFSET_PINNED),
@@ -443,7 +444,7 @@ impl Vm {
             Some(phase) => Some(wire::Event {
                 kind: wire::EVENT_PHASE_CHANGED.into(),
                 vcpu: phase.code().into(),
-                count: machine.count(ClockId::Virtual, now.host).into(),
+                count: machine.count(Timeline::Virtual, now.host).into(),
                 epoch: self.epoch.into(),
                 ..Default::default()
             }),

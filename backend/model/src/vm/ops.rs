@@ -7,11 +7,11 @@ use vhost_user_timer_protocol::counter::Anchor;
 use vhost_user_timer_protocol::op::Scope;
 use vhost_user_timer_protocol::request::Body;
 use vhost_user_timer_protocol::wire;
-use vhost_user_timer_protocol::{Abi, Phase, Register, Request, Status};
+use vhost_user_timer_protocol::{Abi, Phase, Register, Request, Role, Status, Timeline};
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
 
-use super::clock::{ClockId, Now};
+use super::clock::Now;
 use super::machine::{Machine, State};
 use super::page::PageOrder;
 use super::{Changed, Effects, Handled, Notice, Refusal, Token, Vm};
@@ -176,8 +176,12 @@ impl Vm {
     }
 
     fn get_reg_list(&mut self, answer: &mut Answer<'_>) -> Result<(), Refusal> {
-        let abi = self.configured()?.abi;
-        answer.give(&Register::ALL.map(|register| U64::new(register.id(abi))))
+        let registers = self.configured()?.abi.registers();
+        answer.needs(size_of::<U64>() * registers.len())?;
+        for (_, id) in registers {
+            answer.push(&U64::new(*id));
+        }
+        Ok(())
     }
 
     fn get_regs(
@@ -212,7 +216,7 @@ impl Vm {
         let machine = self.configured()?;
         let is_count = |entry: &wire::RegValue| {
             let register = Register::from_id(entry.id.get(), machine.abi);
-            matches!(register, Ok(Register::TimerCnt | Register::PtimerCnt))
+            register.is_ok_and(|register| register.role() == Role::Count)
         };
         if !machine.may_write(vcpu, entries.iter().any(is_count)) {
             return Err(busy);
@@ -222,7 +226,7 @@ impl Vm {
         for (index, entry) in entries.iter().enumerate() {
             let register = machine.register_of(index, entry.id)?;
             let value = entry.value.get();
-            let twice = values.present.get() & register.present_bit() != 0;
+            let twice = values.has(register);
             if value > register.max_value(machine.abi) || twice && values.get(register) != value {
                 return Err(Refusal::invalid(index));
             }
@@ -252,8 +256,8 @@ impl Vm {
         answer.needs(size_of::<wire::Vm>() + size_of::<wire::Vcpu>() * vcpus.len())?;
         machine.tell_vm(vcpus.clone(), now.host);
         answer.push(&wire::Vm {
-            virt_count: machine.count(ClockId::Virtual, now.host).into(),
-            phys_count: machine.count(ClockId::Physical, now.host).into(),
+            virt_count: machine.count(Timeline::Virtual, now.host).into(),
+            phys_count: machine.count(Timeline::Physical, now.host).into(),
             host_count: now.host.into(),
             frequency: machine.frequency.into(),
             first: range.first,
@@ -284,10 +288,9 @@ impl Vm {
                 .map(|named| core::mem::replace(named, true));
             let present = entry.present.get();
             let values_right = Register::ALL.into_iter().all(|register| {
-                present & register.present_bit() == 0
-                    || entry.get(register) <= register.max_value(machine.abi)
+                !entry.has(register) || entry.get(register) <= register.max_value(machine.abi)
             });
-            if twice != Some(false) || present & !wire::present::ALL != 0 || !values_right {
+            if twice != Some(false) || present & !machine.abi.present() != 0 || !values_right {
                 return Err(Refusal::invalid(index));
             }
         }
@@ -321,11 +324,11 @@ impl Vm {
         effects: &mut Effects,
     ) -> Result<(), Refusal> {
         let machine = self.configured()?;
-        let pinned = machine.pinned;
+        let (abi, pinned) = (machine.abi, machine.pinned);
         let State::Restoring(restore) = &mut machine.state else {
             return Err(Status::Busy.into());
         };
-        let missing = restore.lacks(vcpu, pinned);
+        let missing = restore.lacks(vcpu, abi, pinned);
         if missing != 0 {
             return Err(Refusal {
                 status: Status::Incomplete,
@@ -338,7 +341,7 @@ impl Vm {
                 [None; 2]
             } else {
                 let settle = |clock| restore.settled_count(clock).map_err(|_| Status::Invalid);
-                [settle(ClockId::Virtual)?, settle(ClockId::Physical)?]
+                [settle(Timeline::Virtual)?, settle(Timeline::Physical)?]
             });
         }
         answer.needs(size_of::<wire::RestoreDoneResult>())?;
@@ -362,7 +365,7 @@ impl Vm {
 fn write_present(machine: &mut Machine, vcpu: usize, values: &wire::Vcpu) -> u32 {
     let mut ignored = 0;
     for register in Register::ALL {
-        if values.present.get() & register.present_bit() != 0 {
+        if values.has(register) {
             ignored += u32::from(machine.write(vcpu, register, values.get(register)));
         }
     }

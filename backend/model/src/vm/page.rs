@@ -4,10 +4,10 @@
 //! says what would be in it, as a value in which nothing moves by the passing of time alone, so that
 //! the shell can tell a change by comparing.
 
-use vhost_user_timer_protocol::Status;
 use vhost_user_timer_protocol::wire::{self, page_flags};
+use vhost_user_timer_protocol::{Status, Timeline};
 
-use super::clock::{Clock, ClockId};
+use super::clock::Clock;
 use super::{Refusal, Vm};
 
 /// What SET_TIME_PAGE asks for.
@@ -50,13 +50,13 @@ impl Vm {
         };
         for (clock, offset, count, frozen) in [
             (
-                ClockId::Virtual,
+                Timeline::Virtual,
                 &mut page.cntvoff,
                 &mut page.virt_count,
                 page_flags::VIRT_FROZEN,
             ),
             (
-                ClockId::Physical,
+                Timeline::Physical,
                 &mut page.cntpoff,
                 &mut page.phys_count,
                 page_flags::PHYS_FROZEN,

@@ -3,10 +3,9 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use vhost_user_timer_protocol::Register;
-use vhost_user_timer_protocol::wire::{present, restore_flags};
+use vhost_user_timer_protocol::wire::restore_flags;
+use vhost_user_timer_protocol::{Abi, Register, Role, Timeline};
 
-use super::clock::ClockId;
 use super::machine::Machine;
 
 /// What one vCPU has brought in this epoch.
@@ -20,16 +19,13 @@ pub(super) struct Staged {
 }
 
 impl Staged {
-    pub(super) fn stage_count(&mut self, clock: ClockId, count: u64) {
+    pub(super) fn stage_count(&mut self, clock: Timeline, count: u64) {
         self.counts[clock.index()] = count;
     }
 
-    pub(super) fn count(&self, clock: ClockId) -> Option<u64> {
-        let bit = match clock {
-            ClockId::Virtual => present::CNT,
-            ClockId::Physical => present::PCNT,
-        };
-        (self.present & bit != 0).then(|| self.counts[clock.index()])
+    pub(super) fn count(&self, clock: Timeline) -> Option<u64> {
+        let register = Register::of(clock, Role::Count);
+        (self.present & register.present_bit() != 0).then(|| self.counts[clock.index()])
     }
 }
 
@@ -96,14 +92,15 @@ impl Restore {
             .map(|(vcpu, _)| vcpu)
     }
 
-    /// The registers that this vCPU must still set before it can be done, as [`present`] bits.
-    pub(super) fn lacks(&self, vcpu: usize, pinned: bool) -> u32 {
-        let count = if pinned {
-            0
-        } else {
-            Register::TimerCnt.present_bit()
-        };
-        let needed = present::CTL | present::CVAL | count;
+    /// The registers that this vCPU must still set before it can be done, as
+    /// [`present`](vhost_user_timer_protocol::wire::present) bits: all of the virtual timeline,
+    /// without the count where the offset is pinned.
+    pub(super) fn lacks(&self, vcpu: usize, abi: Abi, pinned: bool) -> u32 {
+        let registers = abi.registers().iter().map(|(register, _)| register);
+        let needed = registers
+            .filter(|register| register.timeline() == Timeline::Virtual)
+            .filter(|register| !(pinned && register.role() == Role::Count))
+            .fold(0, |bits, register| bits | register.present_bit());
         needed & !self.staged[vcpu].present
     }
 
@@ -120,7 +117,7 @@ impl Restore {
 
     /// The one count that all vCPUs go on from: the largest that any brought, so that none
     /// sees time go back. `None` where none brought any.
-    pub(super) fn settled_count(&self, clock: ClockId) -> Result<Option<u64>, UnequalCounts> {
+    pub(super) fn settled_count(&self, clock: Timeline) -> Result<Option<u64>, UnequalCounts> {
         let counts = || self.staged.iter().filter_map(|staged| staged.count(clock));
         let largest = counts().max();
         if self.terms.flags & restore_flags::STRICT != 0 && counts().min() != largest {

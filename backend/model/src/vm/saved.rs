@@ -2,10 +2,9 @@
 
 use alloc::vec::Vec;
 
-use vhost_user_timer_protocol::wire::present;
-use vhost_user_timer_protocol::{Abi, Phase, Register, Status};
+use vhost_user_timer_protocol::{Abi, Phase, Register, Status, Timeline};
 
-use super::clock::{ClockId, Now};
+use super::clock::Now;
 use super::machine::Machine;
 use super::restore::{Staged, Terms};
 use super::{Effects, Vm};
@@ -97,8 +96,8 @@ impl Vm {
         Ok(Saved {
             abi: machine.abi,
             frequency: machine.frequency,
-            virt_count: machine.count(ClockId::Virtual, now.host),
-            phys_count: machine.count(ClockId::Physical, now.host),
+            virt_count: machine.count(Timeline::Virtual, now.host),
+            phys_count: machine.count(Timeline::Physical, now.host),
             vcpus: vcpus
                 .map(|vcpu| SavedVcpu {
                     ctl: value(vcpu, Register::TimerCtl),
@@ -152,7 +151,7 @@ impl Vm {
             None => machine.clone(),
         };
         let staged = Staged {
-            present: present::ALL,
+            present: saved.abi.present(),
             done: false,
             counts: [saved.virt_count, saved.phys_count],
         };

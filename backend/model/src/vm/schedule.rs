@@ -10,11 +10,12 @@ use alloc::vec::Vec;
 use alloc::collections::VecDeque;
 use core::hash::{Hash, Hasher};
 
-use super::clock::ClockId;
+use vhost_user_timer_protocol::Timeline;
+
 use super::deadlines::Deadlines;
 use super::timer::Timer;
 
-/// The timers of every vCPU, by [`ClockId::index`].
+/// The timers of every vCPU, by [`Timeline::index`].
 pub(super) type Timers = [Timer; 2];
 
 /// How far one timer's expiry is on its way to the frontend.
@@ -32,7 +33,7 @@ pub(super) struct Schedule {
     /// The counts up to which expiries have been found.
     seen: [u64; 2],
     expiries: Vec<[Expiry; 2]>,
-    queue: VecDeque<(u32, ClockId)>,
+    queue: VecDeque<(u32, Timeline)>,
 }
 
 impl Schedule {
@@ -49,7 +50,7 @@ impl Schedule {
             expiries: vec![Default::default(); vcpus],
             queue: VecDeque::with_capacity(2 * vcpus),
         };
-        for clock in ClockId::BOTH {
+        for clock in Timeline::ALL {
             schedule.begin_lap(clock, timers.clone(), counts[clock.index()], |_| true);
         }
         schedule
@@ -61,7 +62,7 @@ impl Schedule {
         timers: impl ExactSizeIterator<Item = &'a Timers> + Clone,
         counts: [u64; 2],
     ) {
-        for clock in ClockId::BOTH {
+        for clock in Timeline::ALL {
             let count = counts[clock.index()];
             let seen = core::mem::replace(&mut self.seen[clock.index()], count);
             if count < seen {
@@ -81,7 +82,7 @@ impl Schedule {
     /// told, the rest wait.
     fn begin_lap<'a>(
         &mut self,
-        clock: ClockId,
+        clock: Timeline,
         timers: impl Iterator<Item = &'a Timers>,
         count: u64,
         rose: impl Fn(Timer) -> bool,
@@ -101,7 +102,7 @@ impl Schedule {
 
     /// Takes in that a register write changed this timer. What it did before was found by
     /// [`advance`](Self::advance) at the same counts.
-    pub(super) fn rewritten(&mut self, vcpu: u32, clock: ClockId, timer: Timer) {
+    pub(super) fn rewritten(&mut self, vcpu: u32, clock: Timeline, timer: Timer) {
         let deadlines = &mut self.deadlines[clock.index()];
         if timer.line(self.seen[clock.index()]) {
             deadlines.remove(vcpu);
@@ -116,7 +117,7 @@ impl Schedule {
     }
 
     /// Notes that the line is high and the frontend must hear of it.
-    pub(super) fn tell(&mut self, vcpu: u32, clock: ClockId) {
+    pub(super) fn tell(&mut self, vcpu: u32, clock: Timeline) {
         let expiry = &mut self.expiries[vcpu as usize][clock.index()];
         expiry.untold = true;
         if !core::mem::replace(&mut expiry.queued, true) {
@@ -126,7 +127,7 @@ impl Schedule {
 
     /// Takes out the next timer of which the frontend must hear. Its line may have fallen
     /// since, if the count wrapped.
-    pub(super) fn next_untold(&mut self) -> Option<(u32, ClockId)> {
+    pub(super) fn next_untold(&mut self) -> Option<(u32, Timeline)> {
         loop {
             let (vcpu, clock) = self.queue.pop_front()?;
             let expiry = core::mem::take(&mut self.expiries[vcpu as usize][clock.index()]);
@@ -145,7 +146,7 @@ impl Schedule {
     /// due, or a count wraps and lines fall. 0 where that has happened since the last
     /// [`advance`](Self::advance).
     pub(super) fn ticks_to_next(&self, counts: [u64; 2]) -> u64 {
-        let ticks = |clock: ClockId| {
+        let ticks = |clock: Timeline| {
             let seen = self.seen[clock.index()];
             let due = self.deadlines[clock.index()].first().unwrap_or(0);
             match due.wrapping_sub(seen) {
@@ -154,7 +155,7 @@ impl Schedule {
                 ticks => ticks.saturating_sub(counts[clock.index()].wrapping_sub(seen)),
             }
         };
-        ticks(ClockId::Virtual).min(ticks(ClockId::Physical))
+        ticks(Timeline::Virtual).min(ticks(Timeline::Physical))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use fastrand::Rng;
 use vhost_user_timer_protocol::wire::{self, restore_flags};
-use vhost_user_timer_protocol::{Phase, Register};
+use vhost_user_timer_protocol::{Phase, Register, Role};
 use vhost_user_timer_reference::Ask;
 
 use super::State;
@@ -94,12 +94,12 @@ impl Draw<'_> {
     }
 
     fn value(&mut self, register: Register) -> u64 {
-        match register {
-            Register::TimerCtl | Register::PtimerCtl => self.rng.u64(..8),
+        match register.role() {
+            Role::Control => self.rng.u64(..8),
             // Few values, so that some are equal, for STRICT.
-            Register::TimerCnt | Register::PtimerCnt => (1 << 50) + self.rng.u64(..3),
-            Register::TimerCval | Register::PtimerCval if self.rng.bool() => self.rng.u64(..),
-            Register::TimerCval | Register::PtimerCval => {
+            Role::Count => (1 << 50) + self.rng.u64(..3),
+            Role::Compare if self.rng.bool() => self.rng.u64(..),
+            Role::Compare => {
                 let count = self.state.virt_count_at(host_count());
                 count.wrapping_add(self.rng.u64(..2_000_000))
             }
@@ -107,7 +107,7 @@ impl Draw<'_> {
     }
 
     fn set_regs(&mut self, counts: bool) -> Ask {
-        let is_count = |register| matches!(register, Register::TimerCnt | Register::PtimerCnt);
+        let is_count = |register: Register| register.role() == Role::Count;
         let mut entries = Vec::new();
         for register in Register::ALL {
             if self.rng.bool() && (counts || !is_count(register)) {

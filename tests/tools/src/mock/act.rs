@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use vhost_user_timer_frontend::{self as frontend, RestoreOptions, Run};
-use vhost_user_timer_protocol::{Phase, wire};
+use vhost_user_timer_protocol::{Phase, Register, wire};
 
 use super::error::Error;
 use super::guest::{Guest, Machine, Taken};
@@ -153,7 +153,7 @@ impl Act<'_> {
     /// Opens the restore.
     fn begin(&self) -> Result<(), Error> {
         for registers in self.brought {
-            self.watch.has_seen(registers.cnt.get());
+            self.watch.has_seen(registers.get(Register::TimerCnt));
         }
         if let Some(state) = self.device_state {
             return self.vmm.load_device_state(state);
@@ -206,7 +206,12 @@ impl Act<'_> {
         let counts = releases.iter().map(|release| release.run.virt_count);
         Restore {
             name: self.name,
-            largest_brought: self.brought.iter().map(|v| v.cnt.get()).max().unwrap_or(0),
+            largest_brought: self
+                .brought
+                .iter()
+                .map(|v| v.get(Register::TimerCnt))
+                .max()
+                .unwrap_or(0),
             released_at: counts.min().unwrap_or(0),
             offsets: offsets.len(),
             releases: different.len(),

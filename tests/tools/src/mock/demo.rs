@@ -16,7 +16,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use serde::Serialize;
 use vhost_user_timer_frontend::{Run, Timer};
-use vhost_user_timer_protocol::{Phase, wire};
+use vhost_user_timer_protocol::{Phase, Register, wire};
 
 use super::act::{Act, Life, Played};
 use super::error::{Error, Side};
@@ -122,7 +122,7 @@ fn row(guest: &Guest, saved: &wire::Vcpu, release: &Release, straggler: u32) -> 
     Row {
         vcpu,
         straggler: vcpu == straggler,
-        saved_count: saved.cnt.get(),
+        saved_count: saved.get(Register::TimerCnt),
         released_count: release.run.virt_count,
         cntvoff: release.run.cntvoff,
         cntpoff: release.run.cntpoff,
@@ -166,7 +166,10 @@ impl Demo<'_> {
     fn skewed(&mut self, vmm: &Vmm, data: &KvmData) -> Result<u64, Error> {
         let brought = KvmData::for_vcpus(&data.skewed, self.vcpus);
         self.headline("1. The vCPUs bring counts that are seconds apart, in random order");
-        let recorded = data.skewed.iter().map(|v| seconds(v.cnt.get()));
+        let recorded = data
+            .skewed
+            .iter()
+            .map(|v| seconds(v.get(Register::TimerCnt)));
         self.console.say(format_args!(
             "given counts of {} s, KVM made the one written last the count of every vCPU",
             recorded.collect::<Vec<_>>().join(", "),
@@ -201,10 +204,10 @@ impl Demo<'_> {
             guest.adopt(registers);
         }
         // The timers that fire before the move; the rest are due about a second later.
-        let first = brought.iter().map(|v| v.cval.get()).min();
+        let first = brought.iter().map(|v| v.get(Register::TimerCval)).min();
         let due_first = brought
             .iter()
-            .filter(|v| Some(v.cval.get()) == first)
+            .filter(|v| Some(v.get(Register::TimerCval)) == first)
             .count();
 
         self.headline("2. The registers of a real VM, with its timers armed; it runs");

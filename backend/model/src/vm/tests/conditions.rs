@@ -5,7 +5,7 @@
 use vhost_user_timer_protocol::wire;
 
 use super::rig::{HZ, ON, Rig, START, registers_of};
-use crate::vm::ClockId;
+use crate::vm::Timeline;
 
 /// Half the maximum of a 64-bit counter: where the cases begin.
 const DEF: u64 = u64::MAX / 2;
@@ -16,7 +16,7 @@ const TVAL_MAX: u64 = i32::MAX as u64;
 /// One timer of a VM that runs.
 struct Bench {
     rig: Rig,
-    clock: ClockId,
+    clock: Timeline,
     was_high: bool,
     /// How often it was told to have fired: by an event, or by the answer to a write.
     fires: u32,
@@ -27,7 +27,7 @@ impl Bench {
     fn everywhere(count: u64) -> Vec<Bench> {
         let hosts = [START, 0xf333_8991_2222_3333, 0, 0_u64.wrapping_sub(5 * MS)];
         let benches = hosts.into_iter().flat_map(|host| {
-            ClockId::BOTH.map(|clock| {
+            Timeline::ALL.map(|clock| {
                 let mut rig = Rig::paused(2);
                 rig.now.host = host;
                 Bench {

@@ -6,7 +6,7 @@ use vhost_user_timer_protocol::wire::{self, restore_flags};
 use vhost_user_timer_protocol::{Abi, Register, Status};
 
 use super::rig::{Ask, HZ, Rig};
-use crate::vm::ClockId;
+use crate::vm::Timeline;
 use Register::{PtimerCnt, TimerCnt, TimerCtl, TimerCval};
 
 const MEASURED: &str = concat!(
@@ -180,7 +180,7 @@ fn an_armed_vcpu_is_saved_and_restored_as_it_was() {
     assert_eq!(rig.fired(), [], "none was due");
     let first = number(&dumps[0]["regs"]["TIMER_CVAL"]["value"]);
     rig.pass(first - counts.0);
-    assert_eq!(rig.fired(), [(0, ClockId::Virtual)]);
+    assert_eq!(rig.fired(), [(0, Timeline::Virtual)]);
 }
 
 #[test]
@@ -228,7 +228,7 @@ fn a_late_vcpu_leaves_the_offset_alone() {
         rig.pass(HZ);
         rig.bring(vcpu, 0);
         rig.restored(vcpu);
-        assert_eq!(rig.offset(ClockId::Virtual), 777);
+        assert_eq!(rig.offset(Timeline::Virtual), 777);
     }
 }
 
@@ -291,8 +291,8 @@ fn a_thousand_gets_and_sets_lose_time_in_kvm_and_none_here() {
                 rig.set(0, &[(PtimerCnt, 5_000)]);
             }
             for vcpu in 0..3 {
-                rig.arm(vcpu, ClockId::Virtual, 1, 20 * HZ + u64::from(vcpu));
-                rig.arm(vcpu, ClockId::Physical, 3, u64::MAX);
+                rig.arm(vcpu, Timeline::Virtual, 1, 20 * HZ + u64::from(vcpu));
+                rig.arm(vcpu, Timeline::Physical, 3, u64::MAX);
             }
             rig.resume();
             rig.pass(HZ);

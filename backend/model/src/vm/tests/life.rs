@@ -7,7 +7,7 @@ use vhost_user_timer_protocol::{Abi, Register, Status, VM_WIDE};
 
 use super::rig::{Ask, PROFILE, Reply, Rig, START_REALTIME};
 use super::steps::{Step, Story, Value, Write};
-use crate::vm::{ClockId, Notice, Now, Released, Token};
+use crate::vm::{Notice, Now, Released, Timeline, Token};
 
 pub(super) type Verdict = Result<(), TestCaseError>;
 
@@ -259,8 +259,8 @@ impl<W: Witness> Life<'_, W> {
                     let id = u64::from_le_bytes(entry[..8].try_into().unwrap());
                     let value = u64::from_le_bytes(entry[8..].try_into().unwrap());
                     for (clock, register) in [
-                        (ClockId::Virtual, Register::TimerCnt),
-                        (ClockId::Physical, Register::PtimerCnt),
+                        (Timeline::Virtual, Register::TimerCnt),
+                        (Timeline::Physical, Register::PtimerCnt),
                     ] {
                         if register.id(self.abi) == id {
                             self.last_read[clock as usize] = value;
@@ -269,7 +269,7 @@ impl<W: Witness> Life<'_, W> {
                 }
             }
             Some(Body::GetVm(_)) => {
-                for clock in ClockId::BOTH {
+                for clock in Timeline::ALL {
                     let at = 8 * clock as usize;
                     let count = reply.body[at..at + 8].try_into().unwrap();
                     self.last_read[clock as usize] = u64::from_le_bytes(count);

@@ -3,7 +3,7 @@
 use vhost_user_timer_protocol::{Phase, Register};
 
 use super::rig::{Ask, HZ, ON, Rig};
-use crate::vm::{ClockId, Vm};
+use crate::vm::{Timeline, Vm};
 use Register::{PtimerCnt, PtimerCtl, PtimerCval, TimerCnt, TimerCtl, TimerCval};
 
 type Write = (Register, u64);
@@ -76,7 +76,7 @@ fn all_orders_end_equal_in_paused_with_the_clocks_counting() {
     // With counts that were told before, which move nothing.
     let told = rig.get_all(1);
     rig.pass(HZ);
-    let offset = rig.offset(ClockId::Virtual);
+    let offset = rig.offset(Timeline::Virtual);
     let vm = end_of_all_orders(&rig, &told);
     assert_eq!(vm.info(rig.now).cntvoff.get(), offset);
 }
@@ -113,8 +113,8 @@ fn all_orders_of_one_request_end_equal_in_running() {
         _ => (register, value),
     });
     let mut rig = Rig::running(2);
-    rig.arm(1, ClockId::Virtual, ON, 30);
-    rig.arm(0, ClockId::Virtual, ON, 30);
+    rig.arm(1, Timeline::Virtual, ON, 30);
+    rig.arm(0, Timeline::Virtual, ON, 30);
     rig.pass(40);
     let mut end = None;
     for order in orders(&writes) {

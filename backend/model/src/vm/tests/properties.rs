@@ -12,7 +12,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::life::{Asked, Seen, Verdict, Witness, live};
 use super::rig::{Ask, Fired, PROFILE, Reply, Rig, START_REALTIME, fired_by, registers_of};
 use super::steps::story;
-use crate::vm::{ClockId, Notice, Released, Token};
+use crate::vm::{Notice, Released, Timeline, Token};
 
 /// How many steps a life has at most.
 const STEPS: usize = 60;
@@ -196,7 +196,8 @@ impl Clocks {
             Some(Body::SetVm(entries)) if !self.pinned => {
                 for entry in entries {
                     if entry.present.get() & wire::present::CNT != 0 {
-                        self.brought[entry.vcpu.get() as usize] = Some(entry.cnt.get());
+                        self.brought[entry.vcpu.get() as usize] =
+                            Some(entry.get(Register::TimerCnt));
                     }
                 }
             }
@@ -300,7 +301,7 @@ fn armed(rig: &Rig) -> Vec<(Fired, u64, u64)> {
     }
     let body = rig.done(&Ask::get_vm(0, vcpus)).body;
     for entry in <[wire::Vcpu]>::ref_from_bytes(&body[40..]).unwrap() {
-        for clock in ClockId::BOTH {
+        for clock in Timeline::ALL {
             let [ctl, cnt, cval] = registers_of(clock).map(|register| entry.get(register));
             if ctl & 3 == 1 {
                 armed.push(((entry.vcpu.get(), clock), cnt, cval));
@@ -321,7 +322,7 @@ fn ticks_to_rise(count: u64, cval: u64) -> Option<u128> {
 
 impl Lines {
     fn hear_lines(&mut self, vcpu: u32, reply: &Reply) {
-        for (clock, bit) in [(ClockId::Virtual, 1), (ClockId::Physical, 2)] {
+        for (clock, bit) in [(Timeline::Virtual, 1), (Timeline::Physical, 2)] {
             if reply.body[0] & bit != 0 {
                 self.heard.push((vcpu, clock));
             }

@@ -4,15 +4,15 @@ use vhost_user_timer_protocol::wire::restore_flags;
 use vhost_user_timer_protocol::{Phase, Register, Status, VM_WIDE};
 
 use super::rig::{Ask, ON, PHASES, Rig, whole_vcpu};
-use crate::vm::ClockId;
+use crate::vm::Timeline;
 
 /// VMs of 2 vCPUs in every phase, with something to lose: armed timers, events untold,
 /// waiters, staged registers, a vCPU that is done.
 fn vms() -> Vec<Rig> {
     let mut paused = Rig::running(2);
-    paused.arm(0, ClockId::Virtual, ON, 10);
-    paused.arm(1, ClockId::Physical, ON, 0);
-    paused.arm(1, ClockId::Virtual, ON, 500);
+    paused.arm(0, Timeline::Virtual, ON, 10);
+    paused.arm(1, Timeline::Physical, ON, 0);
+    paused.arm(1, Timeline::Virtual, ON, 500);
     paused.pass(20);
     let running = paused.clone();
     paused.pause_counting();

@@ -4,7 +4,7 @@ use vhost_user_timer_protocol::wire;
 use vhost_user_timer_protocol::{Phase, Register, Status};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-use crate::vm::{ClockId, Effects, Handled, Incoming, Notice, Now, Profile, Released, Token, Vm};
+use crate::vm::{Effects, Handled, Incoming, Notice, Now, Profile, Released, Timeline, Token, Vm};
 pub(super) use vhost_user_timer_reference::{Ask, whole_vcpu};
 
 /// Counter frequency, as in the KVM measurements: a tick is a nanosecond.
@@ -64,7 +64,7 @@ impl Reply {
 }
 
 /// A timer that was told to have fired: vCPU and clock.
-pub(super) type Fired = (u32, ClockId);
+pub(super) type Fired = (u32, Timeline);
 
 #[derive(Clone)]
 pub(super) struct Rig {
@@ -223,7 +223,7 @@ impl Rig {
     }
 
     /// Sets a timer's control and compare value in one. Returns the vCPU's lines.
-    pub(super) fn arm(&mut self, vcpu: u32, clock: ClockId, control: u64, cval: u64) -> u32 {
+    pub(super) fn arm(&mut self, vcpu: u32, clock: Timeline, control: u64, cval: u64) -> u32 {
         let [ctl, _, compare] = registers_of(clock);
         let result = self.set(vcpu, &[(ctl, control), (compare, cval)]);
         result.lines.get()
@@ -234,26 +234,26 @@ impl Rig {
         self.done(&Ask::get_info()).read()
     }
 
-    pub(super) fn offset(&mut self, clock: ClockId) -> u64 {
+    pub(super) fn offset(&mut self, clock: Timeline) -> u64 {
         let info = self.info();
         match clock {
-            ClockId::Virtual => info.cntvoff,
-            ClockId::Physical => info.cntpoff,
+            Timeline::Virtual => info.cntvoff,
+            Timeline::Physical => info.cntpoff,
         }
         .get()
     }
 
     /// A clock's count, without telling any vCPU.
-    pub(super) fn count(&mut self, clock: ClockId) -> u64 {
+    pub(super) fn count(&mut self, clock: Timeline) -> u64 {
         self.now.host.wrapping_sub(self.offset(clock))
     }
 
     pub(super) fn virt(&mut self) -> u64 {
-        self.count(ClockId::Virtual)
+        self.count(Timeline::Virtual)
     }
 
     pub(super) fn phys(&mut self) -> u64 {
-        self.count(ClockId::Physical)
+        self.count(Timeline::Physical)
     }
 
     pub(super) fn pause(&mut self) -> wire::Run {
@@ -310,10 +310,10 @@ impl Rig {
 }
 
 /// Control, count and compare value of a clock's timer.
-pub(super) fn registers_of(clock: ClockId) -> [Register; 3] {
+pub(super) fn registers_of(clock: Timeline) -> [Register; 3] {
     match clock {
-        ClockId::Virtual => [Register::TimerCtl, Register::TimerCnt, Register::TimerCval],
-        ClockId::Physical => [
+        Timeline::Virtual => [Register::TimerCtl, Register::TimerCnt, Register::TimerCval],
+        Timeline::Physical => [
             Register::PtimerCtl,
             Register::PtimerCnt,
             Register::PtimerCval,
@@ -324,8 +324,8 @@ pub(super) fn registers_of(clock: ClockId) -> [Register; 3] {
 /// The timer of which an event tells; `None` for another event.
 pub(super) fn fired_by(event: &wire::Event) -> Option<Fired> {
     let clock = match event.timer.get() {
-        wire::TIMER_VIRTUAL => ClockId::Virtual,
-        wire::TIMER_PHYSICAL => ClockId::Physical,
+        wire::TIMER_VIRTUAL => Timeline::Virtual,
+        wire::TIMER_PHYSICAL => Timeline::Physical,
         other => panic!("no timer {other}"),
     };
     (event.kind.get() == wire::EVENT_TIMER_ASSERTED).then(|| (event.vcpu.get(), clock))

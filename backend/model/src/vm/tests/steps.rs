@@ -10,16 +10,16 @@ use vhost_user_timer_protocol::wire;
 use vhost_user_timer_protocol::{Abi, MAX_MESSAGE, Op, Register, VM_WIDE};
 
 use super::rig::{Ask, HZ, START_REALTIME};
-use crate::vm::ClockId;
+use crate::vm::Timeline;
 
 /// A value, before the life is lived.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Value {
     This(u64),
     /// So far from a clock's count.
-    Near(ClockId, i64),
+    Near(Timeline, i64),
     /// The count that was read last of this clock.
-    LastRead(ClockId),
+    LastRead(Timeline),
 }
 
 /// A register to write, and what.
@@ -95,8 +95,8 @@ impl Mangling {
 
 pub(super) const QUEUES: std::ops::RangeInclusive<u16> = 1..=2;
 
-fn clock() -> impl Strategy<Value = ClockId> {
-    prop_oneof![Just(ClockId::Virtual), Just(ClockId::Physical)]
+fn clock() -> impl Strategy<Value = Timeline> {
+    prop_oneof![Just(Timeline::Virtual), Just(Timeline::Physical)]
 }
 
 fn register() -> impl Strategy<Value = Register> {

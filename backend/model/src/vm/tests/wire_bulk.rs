@@ -187,6 +187,9 @@ fn get_vm_in_a_restore_reads_what_each_vcpu_brought() {
     rig.pass(10);
     let (vm, vcpus) = get_vm(&mut rig, 0, 2);
     assert_eq!((vm.virt_count.get(), vm.phys_count.get()), (40, host));
-    let counts: Vec<_> = vcpus.iter().map(|v| (v.cnt.get(), v.pcnt.get())).collect();
+    let counts: Vec<_> = vcpus
+        .iter()
+        .map(|v| (v.get(Register::TimerCnt), v.get(Register::PtimerCnt)))
+        .collect();
     assert_eq!(counts, [(7, 8), (40, host)]);
 }

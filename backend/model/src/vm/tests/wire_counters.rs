@@ -4,7 +4,7 @@ use vhost_user_timer_protocol::wire::{self, info_flags};
 use vhost_user_timer_protocol::{Phase, Register, VERSION};
 
 use super::rig::{Ask, HZ, PHASES, PROFILE, Rig};
-use crate::vm::ClockId;
+use crate::vm::Timeline;
 
 fn assert_run(rig: &Rig, run: wire::Run, virt: u64, phys: u64) {
     let host = rig.now.host;
@@ -35,22 +35,22 @@ fn a_pause_freezes_the_virtual_clock_and_resume_goes_on_from_there() {
 #[test]
 fn the_offset_moves_by_the_pause() {
     let mut rig = Rig::running(1);
-    let before = rig.offset(ClockId::Virtual);
+    let before = rig.offset(Timeline::Virtual);
     rig.pause();
     rig.pass(12_345);
     rig.resume();
-    assert_eq!(rig.offset(ClockId::Virtual), before + 12_345);
+    assert_eq!(rig.offset(Timeline::Virtual), before + 12_345);
 }
 
 #[test]
 fn keep_counting_lets_the_clocks_go_on_and_the_offset_stay() {
     let mut rig = Rig::running(1);
-    let before = rig.offset(ClockId::Virtual);
+    let before = rig.offset(Timeline::Virtual);
     rig.pause_counting();
     rig.pass(12_345);
     assert_eq!(rig.virt(), 12_345);
     rig.resume();
-    assert_eq!(rig.offset(ClockId::Virtual), before);
+    assert_eq!(rig.offset(Timeline::Virtual), before);
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn the_physical_clock_passes_the_host_counter_through_and_is_never_frozen() {
             rig.pass(99);
             assert_eq!(rig.phys(), rig.now.host);
             assert_eq!(rig.get(0, Register::PtimerCnt), rig.now.host);
-            assert_eq!(rig.offset(ClockId::Physical), 0);
+            assert_eq!(rig.offset(Timeline::Physical), 0);
         }
         assert_eq!(rig.info().flags & info_flags::PHYS_VIRTUALISED, 0);
     }
@@ -206,14 +206,20 @@ fn restored_counts_the_vcpus_done_in_this_restore() {
 #[test]
 fn the_offsets_never_change_while_the_vm_runs() {
     let mut rig = Rig::running(2);
-    let offsets = [rig.offset(ClockId::Virtual), rig.offset(ClockId::Physical)];
+    let offsets = [
+        rig.offset(Timeline::Virtual),
+        rig.offset(Timeline::Physical),
+    ];
     for ask in Ask::one_of_each(2) {
         rig.pass(1_000);
         if ask.op != Ask::pause().op {
             rig.send(&ask);
         }
         assert_eq!(rig.vm.phase(), Phase::Running);
-        let now = [rig.offset(ClockId::Virtual), rig.offset(ClockId::Physical)];
+        let now = [
+            rig.offset(Timeline::Virtual),
+            rig.offset(Timeline::Physical),
+        ];
         assert_eq!(now, offsets, "{ask:?}");
     }
 }

@@ -4,7 +4,7 @@ use vhost_user_timer_protocol::wire::restore_flags::AUTORUN;
 use vhost_user_timer_protocol::{Phase, Register, wire};
 
 use super::rig::{HZ, ON, Rig, registers_of};
-use crate::vm::ClockId::{self, Physical, Virtual};
+use crate::vm::Timeline::{self, Physical, Virtual};
 
 /// A VM of 4 vCPUs that runs with both clocks at zero.
 fn from_zero() -> Rig {
@@ -40,7 +40,7 @@ fn an_event_names_timer_vcpu_compare_value_count_and_epoch() {
 
 #[test]
 fn a_line_that_rises_by_the_passing_of_time_is_told_once() {
-    for clock in ClockId::BOTH {
+    for clock in Timeline::ALL {
         let mut rig = from_zero();
         assert_eq!(rig.arm(1, clock, ON, 10), 0);
         assert_eq!(rig.vm.ticks_to_next(rig.now), Some(10));
@@ -57,7 +57,7 @@ fn a_line_that_rises_by_the_passing_of_time_is_told_once() {
 
 #[test]
 fn a_line_that_a_write_raises_is_told_in_its_lines_and_by_no_event() {
-    for clock in ClockId::BOTH {
+    for clock in Timeline::ALL {
         let bit = [wire::LINE_VIRTUAL, wire::LINE_PHYSICAL][clock as usize];
         let [ctl, _, cval] = registers_of(clock);
         let mut rig = from_zero();
@@ -74,7 +74,7 @@ fn a_line_that_a_write_raises_is_told_in_its_lines_and_by_no_event() {
 
 #[test]
 fn an_event_is_dropped_if_the_line_fell_meanwhile() {
-    for clock in ClockId::BOTH {
+    for clock in Timeline::ALL {
         let [ctl, _, cval] = registers_of(clock);
         for fall in [
             (ctl, 0),
@@ -104,7 +104,7 @@ fn a_line_that_fell_and_was_raised_again_by_a_write_leaves_no_event() {
 
 #[test]
 fn a_timer_switched_off_is_not_waited_for_and_leaves_no_event_when_it_is_back_on() {
-    for clock in ClockId::BOTH {
+    for clock in Timeline::ALL {
         for off in [0, 2, 3] {
             let [ctl, ..] = registers_of(clock);
             let mut rig = from_zero();
@@ -163,7 +163,7 @@ fn many_timers_due_at_once_or_one_after_another_are_all_told() {
     let mut expected = Vec::new();
     for vcpu in 0..300 {
         let cval = 1 + u64::from(vcpu * 7919 % 300);
-        for clock in ClockId::BOTH {
+        for clock in Timeline::ALL {
             rig.arm(vcpu, clock, ON, cval);
             expected.push((vcpu, clock));
         }
@@ -311,7 +311,7 @@ fn before_the_wrap(left: u64) -> Rig {
 
 #[test]
 fn at_a_wrap_lines_fall_and_rise_again_and_each_rise_is_told() {
-    for clock in ClockId::BOTH {
+    for clock in Timeline::ALL {
         let mut rig = before_the_wrap(10);
         assert_ne!(rig.arm(0, clock, ON, 5), 0, "high by the write");
         rig.pass(10);
@@ -324,7 +324,7 @@ fn at_a_wrap_lines_fall_and_rise_again_and_each_rise_is_told() {
 
 #[test]
 fn a_line_that_is_always_high_does_not_rise_at_a_wrap() {
-    for clock in ClockId::BOTH {
+    for clock in Timeline::ALL {
         for jump in [10, 11, 500] {
             let mut rig = before_the_wrap(10);
             assert_ne!(rig.arm(0, clock, ON, 0), 0);

@@ -4,10 +4,10 @@ use vhost_user_timer_protocol::wire::info_flags;
 use vhost_user_timer_protocol::{Phase, Register};
 
 use super::rig::{Ask, HZ, Rig};
-use crate::vm::{Anchor, ClockId};
+use crate::vm::{Anchor, Timeline};
 
 fn offsets(rig: &mut Rig) -> [u64; 2] {
-    ClockId::BOTH.map(|clock| rig.offset(clock))
+    Timeline::ALL.map(|clock| rig.offset(clock))
 }
 
 #[test]

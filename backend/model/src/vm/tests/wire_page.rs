@@ -4,17 +4,17 @@ use vhost_user_timer_protocol::wire::{Page, page_flags};
 use vhost_user_timer_protocol::{Phase, Register, Status};
 
 use super::rig::{Ask, HZ, PHASES, Rig};
-use crate::vm::{ClockId, Effect, Incoming, PageOrder, Token, Vm};
+use crate::vm::{Effect, Incoming, PageOrder, Timeline, Token, Vm};
 
 const VIRT: u32 = page_flags::VIRT_FROZEN;
 const PHYS: u32 = page_flags::PHYS_FROZEN;
 
 /// What the page tells of a clock at the rig's instant.
-fn count(rig: &Rig, clock: ClockId) -> u64 {
+fn count(rig: &Rig, clock: Timeline) -> u64 {
     let page = rig.vm.time_page();
     let (frozen, count, offset) = match clock {
-        ClockId::Virtual => (VIRT, page.virt_count, page.cntvoff),
-        ClockId::Physical => (PHYS, page.phys_count, page.cntpoff),
+        Timeline::Virtual => (VIRT, page.virt_count, page.cntvoff),
+        Timeline::Physical => (PHYS, page.phys_count, page.cntpoff),
     };
     match page.flags.get() & frozen {
         0 => {
@@ -37,7 +37,7 @@ fn agrees(rig: &mut Rig) {
         assert_eq!(page.phase, info.phase);
         assert_eq!(page.epoch, info.epoch);
         assert_eq!(page.frequency, info.frequency);
-        for clock in ClockId::BOTH {
+        for clock in Timeline::ALL {
             assert_eq!(count(rig, clock), rig.count(clock), "{clock:?}");
         }
         rig.pass(12_345);

@@ -4,7 +4,7 @@ use vhost_user_timer_protocol::wire::{self, restore_flags};
 use vhost_user_timer_protocol::{Phase, Status};
 
 use super::rig::{Ask, HZ, ON, PHASES, PROFILE, Rig};
-use crate::vm::{ClockId, MAX_FREQUENCY, Notice, Profile};
+use crate::vm::{MAX_FREQUENCY, Notice, Profile, Timeline};
 
 /// Whether the phase takes the operation, on a VM that is otherwise right for it.
 fn taken(name: &str, phase: Phase) -> bool {
@@ -68,7 +68,7 @@ fn configuring_leads_to_paused_with_virtual_count_and_physical_offset_zero() {
     rig.done(&Ask::configure(4, 0, 0));
     assert_eq!(rig.vm.phase(), Phase::Paused);
     assert_eq!(rig.virt(), 0);
-    assert_eq!(rig.offset(ClockId::Physical), 0);
+    assert_eq!(rig.offset(Timeline::Physical), 0);
     rig.pass(HZ);
     assert_eq!(rig.virt(), 0, "the virtual clock stands still");
     assert_eq!(rig.phys(), rig.now.host);
@@ -152,7 +152,7 @@ fn a_backend_of_one_frequency_refuses_every_other() {
 #[test]
 fn pause_in_paused_and_resume_in_running_change_nothing() {
     let mut rig = Rig::running(2);
-    rig.arm(1, ClockId::Virtual, ON, 0);
+    rig.arm(1, Timeline::Virtual, ON, 0);
     rig.pass(10);
     let before = rig.vm.clone();
     let run = rig.resume();

@@ -4,7 +4,7 @@ use vhost_user_timer_protocol::wire::{self, info_flags};
 use vhost_user_timer_protocol::{Abi, Phase, Register, Status};
 
 use super::rig::{Ask, ON, Rig, registers_of};
-use crate::vm::ClockId;
+use crate::vm::Timeline;
 use Register::{PtimerCnt, PtimerCtl, PtimerCval, TimerCnt, TimerCtl, TimerCval};
 
 #[test]
@@ -103,7 +103,7 @@ fn a_u32_register_given_more_than_32_bits_is_einval() {
 
 #[test]
 fn control_stores_enable_and_imask_and_drops_the_rest() {
-    for clock in ClockId::BOTH {
+    for clock in Timeline::ALL {
         let [ctl, _, cval] = registers_of(clock);
         for written in (0..64).map(|bit| 1 << bit).chain([u64::MAX, !7, 5, 6, 7]) {
             let mut rig = Rig::paused(1);
@@ -141,7 +141,7 @@ fn istatus_is_computed_when_read_enable_and_count_at_or_past_cval_unsigned() {
 #[test]
 fn istatus_comes_with_the_passing_of_time_and_a_write_of_it_is_dropped() {
     let mut rig = Rig::running(1);
-    rig.arm(0, ClockId::Virtual, 7, 10);
+    rig.arm(0, Timeline::Virtual, 7, 10);
     assert_eq!(rig.get(0, TimerCtl), 3);
     rig.pass(9);
     assert_eq!(rig.get(0, TimerCtl), 3);
@@ -328,13 +328,19 @@ fn counting(vcpus: u32) -> Rig {
 fn a_count_written_back_to_a_counting_clock_moves_nothing() {
     for register in [TimerCnt, PtimerCnt] {
         let mut rig = counting(2);
-        let offsets = (rig.offset(ClockId::Virtual), rig.offset(ClockId::Physical));
+        let offsets = (
+            rig.offset(Timeline::Virtual),
+            rig.offset(Timeline::Physical),
+        );
         let told = rig.get(1, register);
         rig.pass(500);
         rig.set(1, &[(register, told)]);
         rig.pass(500);
         rig.set(1, &[(register, told)]);
-        let now = (rig.offset(ClockId::Virtual), rig.offset(ClockId::Physical));
+        let now = (
+            rig.offset(Timeline::Virtual),
+            rig.offset(Timeline::Physical),
+        );
         assert_eq!(now, offsets, "{register}");
     }
 }
@@ -407,14 +413,20 @@ fn a_vm_read_in_parts_can_be_written_back_vcpu_by_vcpu() {
         entries.push(zerocopy::transmute!(entry));
         rig.pass(100);
     }
-    let offsets = (rig.offset(ClockId::Virtual), rig.offset(ClockId::Physical));
+    let offsets = (
+        rig.offset(Timeline::Virtual),
+        rig.offset(Timeline::Physical),
+    );
     for entry in &entries {
         let entry: &wire::Vcpu = entry;
         let values = Register::ALL.map(|register| (register, entry.get(register)));
         rig.set(entry.vcpu.get(), &values);
         rig.pass(100);
     }
-    let now = (rig.offset(ClockId::Virtual), rig.offset(ClockId::Physical));
+    let now = (
+        rig.offset(Timeline::Virtual),
+        rig.offset(Timeline::Physical),
+    );
     assert_eq!(now, offsets);
 }
 

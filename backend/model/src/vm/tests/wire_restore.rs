@@ -6,7 +6,7 @@ use vhost_user_timer_protocol::wire::restore_flags::{AUTORUN, ELAPSED, STRICT};
 use vhost_user_timer_protocol::{Phase, Register, Status};
 
 use super::rig::{Ask, HZ, ON, PHASES, Rig, START_REALTIME, whole_vcpu};
-use crate::vm::{ClockId, Notice};
+use crate::vm::{Notice, Timeline};
 use Register::{PtimerCnt, PtimerCtl, PtimerCval, TimerCnt, TimerCtl, TimerCval};
 
 /// Restores a VM whose vCPUs bring these virtual counts.
@@ -325,7 +325,7 @@ fn elapsed_never_moves_a_pinned_offset() {
     rig.done(&Ask::set_offset(40));
     rig.set(0, &[(TimerCtl, 0), (TimerCval, 0)]);
     rig.restored(0);
-    for clock in ClockId::BOTH {
+    for clock in Timeline::ALL {
         assert_eq!(rig.offset(clock), 40);
     }
 }
@@ -336,7 +336,7 @@ fn elapsed_never_moves_a_physical_clock_that_is_passed_through() {
     rig.done(&Ask::begin_with(1, ELAPSED, 1, 0));
     rig.bring(0, 0);
     rig.restored(0);
-    assert_eq!(rig.offset(ClockId::Physical), 0);
+    assert_eq!(rig.offset(Timeline::Physical), 0);
 }
 
 #[test]
@@ -355,8 +355,8 @@ fn registers_that_a_vcpu_does_not_set_keep_their_values() {
 /// VMs with a past: each clock counting, frozen, pinned, passed through or virtualised.
 fn vms_with_a_past() -> Vec<Rig> {
     let mut armed = Rig::running(2);
-    armed.arm(1, ClockId::Virtual, ON, 1_000);
-    armed.arm(0, ClockId::Physical, 3, 2_000);
+    armed.arm(1, Timeline::Virtual, ON, 1_000);
+    armed.arm(0, Timeline::Physical, 3, 2_000);
     armed.pass(400);
     let mut frozen = armed.clone();
     frozen.pause();
@@ -441,7 +441,7 @@ fn nothing_runs_before_the_last_vcpu_is_done() {
     let mut rig = Rig::restoring(64, AUTORUN);
     for vcpu in 0..64 {
         rig.bring(vcpu, 1_000);
-        rig.arm(vcpu, ClockId::Virtual, ON, 0);
+        rig.arm(vcpu, Timeline::Virtual, ON, 0);
     }
     for vcpu in (0..64).rev() {
         assert_eq!(rig.vm.phase(), Phase::Restoring);
