@@ -103,13 +103,6 @@ impl Rig {
         rig
     }
 
-    /// A VM of the 32-bit ABI just configured.
-    pub(super) fn paused_arm(vcpus: u32) -> Self {
-        let mut rig = Rig::new();
-        rig.done(&Ask::configure(vcpus, 1, 0));
-        rig
-    }
-
     pub(super) fn running(vcpus: u32) -> Self {
         let mut rig = Rig::paused(vcpus);
         rig.done(&Ask::resume());
