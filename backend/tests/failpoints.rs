@@ -350,10 +350,7 @@ fn a_time_page_that_a_kill_leaves_open_is_not_read_and_holds_nobody_up() {
     let clock = queue.guest_clock(HostClock::MONOTONIC, LIMIT).unwrap();
     assert!(page.read().is_some() && clock.counts().is_some());
     // The count that it freezes at is not told before it is safe in the state file.
-    assert!(matches!(
-        queue.pause(false, LIMIT),
-        Err(Error::Disconnected)
-    ));
+    assert!(matches!(queue.pause(LIMIT), Err(Error::Disconnected)));
     assert!(was_killed(served.backend.wait(LIMIT)));
     assert_eq!(page.read(), None);
     assert_eq!(clock.counts(), None);

@@ -1,18 +1,19 @@
 //! A backend that is started on the state file of another goes on where that one was, whether it
 //! was killed or told to end; and what is no state file for it is refused, with a message.
 
+use std::num::NonZeroU64;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use vhost_user_timer_frontend::{
-    Deadline, Event, EventStream, Frontend, Info, Operation, Options, RequestQueue, RestoreOptions,
-    Timer, Vm,
+    Deadline, Event, EventStream, Frontend, Info, Operation, Options, RegValue, RequestQueue,
+    RestoreOptions, SavedVcpu, Timer, Vm,
 };
 use vhost_user_timer_kit::backend_process::BackendProcess;
 use vhost_user_timer_kit::watch::{HOST_FREQUENCY, host_count};
-use vhost_user_timer_protocol::wire::{self, ctl};
+use vhost_user_timer_protocol::wire::ctl;
 use vhost_user_timer_protocol::{Abi, Phase, Register, Status};
 
 /// Something that takes longer hangs.
@@ -98,17 +99,17 @@ impl Served {
     fn configure(&self, vcpus: u32) {
         let queue = self.queue();
         queue
-            .configure(vcpus, Abi::Arm64, HOST_FREQUENCY, LIMIT)
+            .configure(vcpus, Abi::Arm64, NonZeroU64::new(HOST_FREQUENCY), LIMIT)
             .unwrap();
     }
 
     fn set(&self, vcpu: u32, register: Register, value: u64) {
-        let entry = (register.id(Abi::Arm64), value);
+        let entry = RegValue::new(register.id(Abi::Arm64), value);
         self.queue().set_regs(vcpu, &[entry], LIMIT).unwrap();
     }
 
-    fn begin_restore(&self, vcpus: u32, options: RestoreOptions) {
-        self.queue().restore_begin(vcpus, options, LIMIT).unwrap();
+    fn begin_restore(&self, options: RestoreOptions) {
+        self.queue().restore_begin(options, LIMIT).unwrap();
     }
 
     fn info(&self) -> Info {
@@ -132,18 +133,12 @@ impl Served {
 }
 
 fn autorun() -> RestoreOptions {
-    RestoreOptions {
-        autorun: true,
-        ..RestoreOptions::default()
-    }
+    RestoreOptions::default().autorun(true)
 }
 
 /// All six registers, with this count.
-fn row(vcpu: u32, count: u64) -> wire::Vcpu {
-    let mut row = wire::Vcpu {
-        vcpu: vcpu.into(),
-        ..Default::default()
-    };
+fn row(vcpu: u32, count: u64) -> SavedVcpu {
+    let mut row = SavedVcpu::new(vcpu);
     for register in Register::ALL {
         row.set(register, u64::from(vcpu) << 32 | 1 << 60);
     }
@@ -177,7 +172,7 @@ fn a_running_vm_goes_on_with_its_offsets_and_registers() {
         let life = Life::new();
         let served = life.serve();
         served.configure(3);
-        served.begin_restore(3, autorun());
+        served.begin_restore(autorun());
         for vcpu in 0..3 {
             served
                 .queue()
@@ -215,7 +210,7 @@ fn a_paused_vm_stays_at_its_count() {
         let served = life.serve();
         served.configure(1);
         served.queue().resume(LIMIT).unwrap();
-        let run = served.queue().pause(false, LIMIT).unwrap();
+        let run = served.queue().pause(LIMIT).unwrap();
         served.end(end);
         let served = life.serve();
         assert_eq!(served.vm(1).virt_count, run.virt_count);
@@ -310,7 +305,7 @@ fn a_restore_goes_on_and_the_gate_opens_at_the_last_vcpu() {
         let life = Life::new();
         let served = life.serve();
         served.configure(3);
-        served.begin_restore(3, autorun());
+        served.begin_restore(autorun());
         let queue = served.queue();
         queue.set_vm(&[row(1, 5_000)], LIMIT).unwrap();
         assert_eq!(queue.restore_vcpu(&row(0, 9_000), LIMIT).unwrap(), 2);
@@ -328,7 +323,7 @@ fn a_restore_goes_on_and_the_gate_opens_at_the_last_vcpu() {
             (Phase::Restoring, 2, 1)
         );
         // A vCPU that is done stays done, and what another brought is there.
-        let entry = (Register::TimerCval.id(Abi::Arm64), 1);
+        let entry = RegValue::new(Register::TimerCval.id(Abi::Arm64), 1);
         let busy = queue.set_regs(0, &[entry], LIMIT).unwrap_err();
         assert_eq!(busy.status(), Some(Status::Busy));
         let lacking = queue.restore_done(2, LIMIT).unwrap_err();
@@ -355,7 +350,7 @@ fn a_restore_that_is_aborted_after_a_restart_leads_back_to_the_vm_from_before() 
     served.configure(2);
     served.set(1, Register::TimerCval, 77);
     served.set(0, Register::TimerCnt, 123_456);
-    served.begin_restore(2, autorun());
+    served.begin_restore(autorun());
     served
         .queue()
         .set_vm(&[row(0, 5), row(1, 6)], LIMIT)
@@ -367,9 +362,9 @@ fn a_restore_that_is_aborted_after_a_restart_leads_back_to_the_vm_from_before() 
     assert_eq!(served.info().phase, Phase::Paused);
     assert_eq!(
         (vm.virt_count, vm.vcpus[1].get(Register::TimerCval)),
-        (123_456, 77)
+        (123_456, Some(77))
     );
-    assert_eq!(vm.vcpus[0].get(Register::TimerCval), 0);
+    assert_eq!(vm.vcpus[0].get(Register::TimerCval), Some(0));
 }
 
 #[test]
@@ -380,11 +375,8 @@ fn a_restores_time_out_goes_on() {
         let served = life.serve();
         served.configure(4);
         let began = Instant::now();
-        let options = RestoreOptions {
-            timeout: Some(timeout),
-            ..autorun()
-        };
-        served.begin_restore(4, options);
+        let options = autorun().timeout(timeout);
+        served.begin_restore(options);
         served.queue().restore_vcpu(&row(1, 5), LIMIT).unwrap();
         served.end(End::Killed);
         while dead_until_it_passed && began.elapsed() <= timeout {
@@ -417,11 +409,8 @@ fn a_time_out_that_has_passed_does_not_pass_again() {
     let life = Life::new();
     let served = life.serve();
     served.configure(1);
-    let options = RestoreOptions {
-        timeout: Some(Duration::from_nanos(1)),
-        ..autorun()
-    };
-    served.begin_restore(1, options);
+    let options = autorun().timeout(Duration::from_nanos(1));
+    served.begin_restore(options);
     // By the next request it has passed.
     served.info();
     served.end(End::Killed);
@@ -460,7 +449,7 @@ fn a_vm_that_was_reset_stays_new_in_its_epoch() {
     let life = Life::new();
     let served = life.serve();
     served.configure(2);
-    served.begin_restore(2, autorun());
+    served.begin_restore(autorun());
     served.frontend.reset_device().unwrap();
     served.end(End::Killed);
     let served = life.serve();
@@ -554,13 +543,13 @@ fn a_backend_for_more_vcpus_goes_on_with_the_vm() {
     served.end(End::Killed);
     life.args = vec!["--max-vcpus=100".to_owned()];
     let served = life.serve();
-    assert_eq!(served.vm(2).vcpus[1].get(Register::TimerCval), 99);
+    assert_eq!(served.vm(2).vcpus[1].get(Register::TimerCval), Some(99));
     served.frontend.reset_device().unwrap();
     served.configure(100);
     served.set(99, Register::TimerCval, 98);
     served.end(End::Killed);
     let row = life.serve().queue().get_vm(99, 1, LIMIT).unwrap().vcpus[0];
-    assert_eq!(row.get(Register::TimerCval), 98);
+    assert_eq!(row.get(Register::TimerCval), Some(98));
 }
 
 #[test]
@@ -568,7 +557,7 @@ fn the_last_restore_done_lets_those_run_who_ask_after_a_restart() {
     let life = Life::new();
     let served = life.serve();
     served.configure(2);
-    served.begin_restore(2, autorun());
+    served.begin_restore(autorun());
     for vcpu in 0..2 {
         served
             .queue()

@@ -30,13 +30,10 @@ impl Restorer {
     }
 
     fn begin(&self, timeout: Option<Duration>) {
-        let options = RestoreOptions {
-            autorun: true,
-            timeout,
-            ..Default::default()
-        };
+        let mut options = RestoreOptions::default().autorun(true);
+        options.timeout = timeout;
         self.queue()
-            .restore_begin(2, options, SECOND)
+            .restore_begin(options, SECOND)
             .expect("RESTORE_BEGIN");
     }
 }
@@ -48,10 +45,10 @@ fn boot(transport: Transport) -> Option<(ClockVm, Restorer)> {
     let restorer = Restorer::connect(&vm);
     let queue = restorer.queue();
     queue
-        .configure(2, Abi::Arm64, 0, SECOND)
+        .configure(2, Abi::Arm64, None, SECOND)
         .expect("CONFIGURE_VM");
     let saved = queue.save(SECOND).expect("the VM");
-    assert_eq!(saved.vcpus.len(), 2);
+    assert_eq!(saved.vcpus().len(), 2);
     Some((vm, restorer))
 }
 
@@ -70,7 +67,7 @@ fn cont_is_held_while_a_restore_is_open_and_goes_on_when_it_closes() {
         assert!(qmp.answer("cont", HELD).is_err(), "it is not held");
         restorer
             .queue()
-            .restore_vcpu(&saved.vcpus[0], SECOND)
+            .restore_vcpu(&saved.vcpus()[0], SECOND)
             .unwrap();
         assert!(
             vm.guest.qmp().answer("cont", HELD).is_err(),
@@ -78,7 +75,7 @@ fn cont_is_held_while_a_restore_is_open_and_goes_on_when_it_closes() {
         );
         restorer
             .queue()
-            .restore_vcpu(&saved.vcpus[1], SECOND)
+            .restore_vcpu(&saved.vcpus()[1], SECOND)
             .unwrap();
         let released = Instant::now();
         vm.guest.qmp().answer("cont", 20 * SECOND).unwrap();
@@ -108,7 +105,7 @@ fn a_guest_that_is_started_during_a_restore_runs_when_it_is_over() {
     let restorer = Restorer::connect(&vm);
     restorer
         .queue()
-        .configure(2, Abi::Arm64, 0, SECOND)
+        .configure(2, Abi::Arm64, None, SECOND)
         .unwrap();
     let saved = restorer.queue().save(SECOND).unwrap();
     restorer.begin(None);
@@ -118,7 +115,7 @@ fn a_guest_that_is_started_during_a_restore_runs_when_it_is_over() {
         vm.guest.run_within(2 * SECOND, probe).is_err(),
         "it is not held"
     );
-    for vcpu in &saved.vcpus {
+    for vcpu in saved.vcpus() {
         restorer.queue().restore_vcpu(vcpu, SECOND).unwrap();
     }
     assert_eq!(vm.guest.run_within(30 * SECOND, "true").unwrap().status, 0);

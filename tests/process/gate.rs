@@ -11,17 +11,18 @@
 //!
 //! A failure names its seed. `VUT_SEED=<seed> cargo test --test gate` races in that order again.
 
+use std::num::NonZeroU64;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
 use fastrand::Rng;
-use vhost_user_timer_frontend::{Frontend, Options, RestoreOptions};
+use vhost_user_timer_frontend::{Frontend, Options, RestoreOptions, SavedVcpu};
 use vhost_user_timer_kit::backend_process::BackendProcess;
 use vhost_user_timer_kit::race::{Asking, Race, RaceError, Release};
 use vhost_user_timer_kit::watch::{HOST_FREQUENCY, Watch};
-use vhost_user_timer_protocol::{Abi, Register, wire};
+use vhost_user_timer_protocol::{Abi, Register};
 
 /// A round that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -35,7 +36,7 @@ const MS: u64 = HOST_FREQUENCY / 1_000;
 /// What a vCPU thread does in one round.
 struct Job {
     race: Arc<Race>,
-    registers: wire::Vcpu,
+    registers: SavedVcpu,
     straggles: bool,
     seed: u64,
 }
@@ -66,7 +67,7 @@ fn race(vcpus: u32, rounds: u32, request_queues: u16, queue_size: u16) {
     let frontend = Frontend::connect(backend.socket_path(), options).expect("a connection");
     let queue = frontend.queue();
     queue
-        .configure(vcpus, Abi::Arm64, HOST_FREQUENCY, LIMIT)
+        .configure(vcpus, Abi::Arm64, NonZeroU64::new(HOST_FREQUENCY), LIMIT)
         .unwrap();
     let watch = Watch::default();
     let mut rng = Rng::with_seed(seed);
@@ -153,14 +154,11 @@ impl Rounds<'_> {
         let vcpus = self.jobs.len() as u32;
         let queue = self.frontend.queue();
         let failed = |error| format!("the VMM's request failed: {error}");
-        queue.pause(false, LIMIT).map_err(failed)?;
-        let mut saved = queue.save(LIMIT).map_err(failed)?.vcpus;
+        queue.pause(LIMIT).map_err(failed)?;
+        let mut saved = queue.save(LIMIT).map_err(failed)?.vcpus().to_vec();
         let largest = self.skew(&mut saved);
-        let autorun = RestoreOptions {
-            autorun: true,
-            ..RestoreOptions::default()
-        };
-        queue.restore_begin(vcpus, autorun, LIMIT).map_err(failed)?;
+        let autorun = RestoreOptions::default().autorun(true);
+        queue.restore_begin(autorun, LIMIT).map_err(failed)?;
 
         let race = Arc::new(Race::new(vcpus, Asking::Anytime, LIMIT));
         let straggler = if self.rng.bool() {
@@ -203,8 +201,8 @@ impl Rounds<'_> {
 
     /// Lets most vCPUs bring a count from a little before the pause, as KVM's would be that
     /// were read one after the other. Returns the largest, which is that of the pause.
-    fn skew(&mut self, saved: &mut [wire::Vcpu]) -> u64 {
-        let largest = saved[0].get(Register::TimerCnt);
+    fn skew(&mut self, saved: &mut [SavedVcpu]) -> u64 {
+        let largest = saved[0].get(Register::TimerCnt).expect("a saved count");
         let latest = self.rng.usize(..saved.len());
         for (index, vcpu) in saved.iter_mut().enumerate() {
             if index != latest && self.rng.bool() {

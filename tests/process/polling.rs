@@ -1,9 +1,10 @@
 //! A worker that looks for requests before it sleeps: it answers as one that does not, leaves the ring
 //! to whoever comes next, ends at once, and at rest takes nothing of the machine.
 
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
-use vhost_user_timer_frontend::{Frontend, Operation, Options};
+use vhost_user_timer_frontend::{Frontend, Operation, Options, RegValue};
 use vhost_user_timer_kit::backend_process::Devices;
 use vhost_user_timer_kit::contract::{VM, op, request};
 use vhost_user_timer_kit::raw_driver::{Layout, Rig, Setup};
@@ -23,7 +24,7 @@ fn configured(rig: &Rig) -> Frontend {
     let frontend = Frontend::connect(path, Options::default()).unwrap();
     let queue = frontend.queue();
     queue
-        .configure(4, Abi::Arm64, 1_000_000_000, LIMIT)
+        .configure(4, Abi::Arm64, NonZeroU64::new(1_000_000_000), LIMIT)
         .unwrap();
     frontend
 }
@@ -44,7 +45,7 @@ fn ask(frontend: &Frontend) {
         let tickets: Vec<_> = (0..16)
             .map(|value| {
                 queue
-                    .submit(&Operation::set_regs(n % 4, &[(id, value)]))
+                    .submit(&Operation::set_regs(n % 4, &[RegValue::new(id, value)]))
                     .unwrap()
             })
             .collect();
@@ -52,7 +53,7 @@ fn ask(frontend: &Frontend) {
             ticket.wait(LIMIT).unwrap();
         }
         let read = queue.get_regs(n % 4, &cval(), LIMIT).unwrap();
-        assert_eq!(read.to_vec(), [(id, 15)]);
+        assert_eq!(read.to_vec(), [RegValue::new(id, 15)]);
     }
 }
 
@@ -119,8 +120,8 @@ fn timers_and_other_queues_get_their_turn_while_requests_never_end() {
         for _ in 0..50 {
             let now = other.info(LIMIT).unwrap().host_count;
             let values = [
-                (Register::TimerCval.id(Abi::Arm64), now + 500_000 - cntvoff),
-                (Register::TimerCtl.id(Abi::Arm64), 1),
+                RegValue::new(Register::TimerCval.id(Abi::Arm64), now + 500_000 - cntvoff),
+                RegValue::new(Register::TimerCtl.id(Abi::Arm64), 1),
             ];
             if !other.set_regs(1, &values, LIMIT).unwrap().virtual_line {
                 events.next(LIMIT).unwrap();

@@ -1,16 +1,17 @@
 //! vCPUs that come late to a restore, or not at all: who is missing is named, nobody runs early,
 //! and the VMM can wait on, give up, or begin again.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use vhost_user_timer_frontend::{
-    Frontend, Operation, Options, RequestQueue, RestoreOptions, Run, Ticket,
+    Frontend, Operation, Options, RegValue, RequestQueue, RestoreOptions, Run, SavedVcpu, Ticket,
 };
 use vhost_user_timer_kit::backend_process::BackendProcess;
 use vhost_user_timer_kit::watch::HOST_FREQUENCY;
 use vhost_user_timer_protocol::wire::ctl;
-use vhost_user_timer_protocol::{Abi, Phase, Ranges, Register, Status, wire};
+use vhost_user_timer_protocol::{Abi, Phase, Ranges, Register, Status};
 
 /// Something that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -35,7 +36,7 @@ impl Served {
         let frontend = Frontend::connect(backend.socket_path(), options).unwrap();
         let queue = frontend.queue();
         queue
-            .configure(vcpus, Abi::Arm64, HOST_FREQUENCY, LIMIT)
+            .configure(vcpus, Abi::Arm64, NonZeroU64::new(HOST_FREQUENCY), LIMIT)
             .unwrap();
         Served { backend, frontend }
     }
@@ -44,8 +45,8 @@ impl Served {
         self.frontend.queue()
     }
 
-    fn begin(&self, vcpus: u32, options: RestoreOptions) {
-        self.queue().restore_begin(vcpus, options, LIMIT).unwrap();
+    fn begin(&self, options: RestoreOptions) {
+        self.queue().restore_begin(options, LIMIT).unwrap();
     }
 
     fn phase(&self) -> Phase {
@@ -79,18 +80,11 @@ impl Served {
 }
 
 fn options() -> RestoreOptions {
-    RestoreOptions {
-        autorun: true,
-        timeout: Some(TIMEOUT),
-        ..RestoreOptions::default()
-    }
+    RestoreOptions::default().autorun(true).timeout(TIMEOUT)
 }
 
-fn row(vcpu: u32, count: u64) -> wire::Vcpu {
-    let mut row = wire::Vcpu {
-        vcpu: vcpu.into(),
-        ..Default::default()
-    };
+fn row(vcpu: u32, count: u64) -> SavedVcpu {
+    let mut row = SavedVcpu::new(vcpu);
     row.set(Register::TimerCtl, ctl::IMASK);
     row.set(Register::TimerCval, 5);
     row.set(Register::TimerCnt, count);
@@ -113,7 +107,7 @@ fn realtime_ns() -> u64 {
 #[test]
 fn the_missing_vcpus_are_named_as_ranges_by_the_log_and_by_the_library() {
     let served = Served::launch(VCPUS);
-    served.begin(VCPUS, options());
+    served.begin(options());
     let waits = served.all_but_stragglers_wait();
     all_refused(waits, Status::TimedOut, 3);
     let log = served.log();
@@ -149,8 +143,8 @@ fn a_restore_that_takes_too_long_can_be_given_up() {
     let served = Served::launch(VCPUS);
     let queue = served.queue();
     let cnt = Register::TimerCnt.id(Abi::Arm64);
-    queue.set_regs(0, &[(cnt, 77)], LIMIT).unwrap();
-    served.begin(VCPUS, options());
+    queue.set_regs(0, &[RegValue::new(cnt, 77)], LIMIT).unwrap();
+    served.begin(options());
     let waits = served.all_but_stragglers_wait();
     queue.restore_abort(LIMIT).unwrap();
     all_refused(waits, Status::Canceled, 0);
@@ -158,7 +152,7 @@ fn a_restore_that_takes_too_long_can_be_given_up() {
     let vm = queue.get_vm(0, 1, LIMIT).unwrap();
     assert_eq!(
         (vm.virt_count, vm.vcpus[0].get(Register::TimerCval)),
-        (77, 0)
+        (77, Some(0))
     );
     let log = served.log();
     assert!(!log.contains("timed out"), "{log}");
@@ -168,9 +162,9 @@ fn a_restore_that_takes_too_long_can_be_given_up() {
 fn a_restore_can_begin_again_and_keeps_nothing_of_the_one_before() {
     let served = Served::launch(VCPUS);
     let queue = served.queue();
-    served.begin(VCPUS, options());
+    served.begin(options());
     let waits = served.all_but_stragglers_wait();
-    served.begin(VCPUS, options());
+    served.begin(options());
     all_refused(waits, Status::Stale, 0);
     let info = queue.info(LIMIT).unwrap();
     assert_eq!((info.epoch, info.restored), (3, 0));
@@ -202,11 +196,8 @@ fn a_restore_can_begin_again_and_keeps_nothing_of_the_one_before() {
 fn with_strict_a_vcpu_that_brings_another_count_keeps_the_restore_open_until_it_agrees() {
     let served = Served::launch(3);
     let queue = served.queue();
-    let strict = RestoreOptions {
-        strict: true,
-        ..options()
-    };
-    served.begin(3, strict);
+    let strict = options().strict(true);
+    served.begin(strict);
     for vcpu in 0..2 {
         queue.restore_vcpu(&row(vcpu, 1_000), LIMIT).unwrap();
     }
@@ -224,11 +215,8 @@ fn the_time_since_the_save_is_added_by_the_wall_clock_and_none_where_that_went_b
     let served = Served::launch(1);
     let queue = served.queue();
     let restored = |since: u64| {
-        let elapsed = RestoreOptions {
-            elapsed_since: Some(since),
-            ..RestoreOptions::default()
-        };
-        served.begin(1, elapsed);
+        let elapsed = RestoreOptions::default().elapsed_since(since);
+        served.begin(elapsed);
         queue.restore_vcpu(&row(0, 5_000), LIMIT).unwrap();
         queue.get_vm(0, 1, LIMIT).unwrap().virt_count
     };

@@ -2,6 +2,7 @@
 //!
 //! A failure names its seed. `VUT_SEED=<seed>` races in that order again.
 
+use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -14,7 +15,7 @@ use rustix::thread::gettid;
 use vhost_user_timer_counter::{HostCounter, Source};
 use vhost_user_timer_frontend::{
     Counts, Deadline, Error, Frontend, GuestClock, HostClock, Offsets, Options, Reconnect,
-    RequestQueue, RestoreOptions,
+    RegValue, RequestQueue, RestoreOptions,
 };
 use vhost_user_timer_kit::backend_process::{BackendProcess, find_program};
 use vhost_user_timer_kit::raw_driver::seed;
@@ -45,7 +46,7 @@ impl Served {
         let served = Served { backend, frontend };
         let queue = served.queue();
         queue
-            .configure(vcpus, Abi::Arm64, frequency, LIMIT)
+            .configure(vcpus, Abi::Arm64, NonZeroU64::new(frequency), LIMIT)
             .unwrap();
         served.start();
         served
@@ -63,7 +64,7 @@ impl Served {
         let served = Served { backend, frontend };
         let queue = served.queue();
         queue
-            .configure(vcpus, Abi::Arm64, HOST_FREQUENCY, LIMIT)
+            .configure(vcpus, Abi::Arm64, NonZeroU64::new(HOST_FREQUENCY), LIMIT)
             .unwrap();
         served.start();
         served
@@ -86,13 +87,10 @@ impl Served {
             .unwrap()
     }
 
-    fn begin(&self, vcpus: u32, timeout: Option<Duration>) {
-        let options = RestoreOptions {
-            autorun: true,
-            timeout,
-            ..RestoreOptions::default()
-        };
-        self.queue().restore_begin(vcpus, options, LIMIT).unwrap();
+    fn begin(&self, timeout: Option<Duration>) {
+        let mut options = RestoreOptions::default().autorun(true);
+        options.timeout = timeout;
+        self.queue().restore_begin(options, LIMIT).unwrap();
     }
 
     fn bring(&self, vcpu: u32, count: u64) {
@@ -208,7 +206,7 @@ fn bring(queue: &RequestQueue, vcpu: u32, count: u64) {
         (Register::TimerCnt, count),
         (Register::TimerCval, u64::MAX),
     ]
-    .map(|(register, value)| (register.id(Abi::Arm64), value));
+    .map(|(register, value)| RegValue::new(register.id(Abi::Arm64), value));
     queue.set_regs(vcpu, &values, LIMIT).unwrap();
 }
 
@@ -222,7 +220,7 @@ fn counts_lie_between_two_of_get_regs_in_every_phase() {
         let ids = [Register::TimerCnt, Register::PtimerCnt].map(|r| r.id(Abi::Arm64));
         let read = || {
             let values = queue.get_regs(0, &ids, LIMIT).unwrap();
-            [values[0].1, values[1].1]
+            [values[0].value, values[1].value]
         };
         let agree = || {
             for _ in 0..200 {
@@ -241,11 +239,11 @@ fn counts_lie_between_two_of_get_regs_in_every_phase() {
         agree();
         queue.resume(LIMIT).unwrap();
         agree();
-        queue.pause(true, LIMIT).unwrap();
+        queue.pause_vm_only(LIMIT).unwrap();
         agree();
         queue.set_counter_offset(1, LIMIT).unwrap();
         agree();
-        served.begin(1, None);
+        served.begin(None);
         // What the vCPU brought is its own until the restore is over.
         let counts = clock.counts().unwrap();
         let vm = queue.get_vm(0, 1, LIMIT).unwrap();
@@ -298,7 +296,7 @@ fn no_thread_sees_a_count_go_back_while_the_vm_is_paused_and_resumed() {
                     .counts()
                     .is_none_or(|now| now.virt_count >= run.virt_count)
             );
-            queue.pause(false, LIMIT).unwrap();
+            queue.pause(LIMIT).unwrap();
         }
         over.store(true, Ordering::Relaxed);
     });
@@ -374,7 +372,9 @@ fn the_counts_are_the_backends_to_the_tick_whatever_they_are_derived_from() {
         let counter = HostCounter::open(*named.next().unwrap()).unwrap();
         let native = queue.info(LIMIT).unwrap().frequency;
         let host = HostClock::Counter(counter.at_rate(native));
-        queue.configure(1, Abi::Arm64, frequency, LIMIT).unwrap();
+        queue
+            .configure(1, Abi::Arm64, NonZeroU64::new(frequency), LIMIT)
+            .unwrap();
         served.start();
         queue.resume(LIMIT).unwrap();
         let clock = queue.guest_clock(host, LIMIT).unwrap();
@@ -407,7 +407,7 @@ fn the_page_goes_on_after_a_reset() {
     let served = Served::new(1);
     served.frontend.reset_device().unwrap();
     let queue = served.queue();
-    queue.configure(1, Abi::Arm64, 0, LIMIT).unwrap();
+    queue.configure(1, Abi::Arm64, None, LIMIT).unwrap();
     let page = served.frontend.time_page();
     // The library has asked for it before this: on whatever queue, it is done by now.
     for queue in served.frontend.queues() {
@@ -474,13 +474,13 @@ fn a_new_restore_is_estale_an_abort_ecanceled_and_a_time_out_etimedout_for_all_w
             if round % 2 == 0 {
                 waiters.come_to_rest();
             }
-            served.begin(4, None);
+            served.begin(None);
             // Whoever had not looked waits in the new restore, and goes with that.
             let early = waiters.refused(if round % 2 == 0 { 4 } else { 0 });
             assert!(early.iter().all(|status| *status == Status::Stale));
             if round % 2 == 1 {
                 queue.restore_abort(LIMIT).unwrap();
-                served.begin(4, None);
+                served.begin(None);
                 queue.restore_abort(LIMIT).unwrap();
                 queue.resume(LIMIT).unwrap();
                 for _ in 0..4 {
@@ -492,19 +492,19 @@ fn a_new_restore_is_estale_an_abort_ecanceled_and_a_time_out_etimedout_for_all_w
                         ),
                     }
                 }
-                queue.pause(false, LIMIT).unwrap();
+                queue.pause(LIMIT).unwrap();
             } else {
                 queue.restore_abort(LIMIT).unwrap();
             }
         });
-        served.begin(4, None);
+        served.begin(None);
         served.waiting(4, Deadline::from(LIMIT), |waiters| {
             waiters.come_to_rest();
             queue.restore_abort(LIMIT).unwrap();
             assert_eq!(waiters.refused(4), [Status::Canceled; 4]);
         });
     }
-    served.begin(4, Some(Duration::from_secs(2)));
+    served.begin(Some(Duration::from_secs(2)));
     served.waiting(4, Deadline::from(LIMIT), |waiters| {
         waiters.come_to_rest();
         assert_eq!(waiters.refused(4), [Status::TimedOut; 4]);
@@ -525,7 +525,7 @@ fn the_end_of_a_restore_in_paused_lets_nobody_go() {
     let served = Served::new(2);
     let queue = served.queue();
     let options = RestoreOptions::default();
-    queue.restore_begin(2, options, LIMIT).unwrap();
+    queue.restore_begin(options, LIMIT).unwrap();
     served.waiting(2, Deadline::from(LIMIT), |waiters| {
         for vcpu in 0..2 {
             served.bring(vcpu, 7);
@@ -543,7 +543,7 @@ fn whoever_leads_may_leave_and_another_one_leads() {
     let served = Served::new(4);
     let queue = served.queue();
     for turn in 0..100 {
-        served.begin(4, None);
+        served.begin(None);
         scope(|scope| {
             // It comes first, mostly, and leads; and goes after the others have come, mostly.
             let leader = scope.spawn(|| {
@@ -611,7 +611,7 @@ fn who_waits_when_the_backend_is_killed_goes_once_with_the_offsets_of_the_next()
     let program = find_program().unwrap();
     let mut served = Served::kept(8);
     for round in 0..8 {
-        served.begin(8, None);
+        served.begin(None);
         let Served { backend, frontend } = &mut served;
         let queue = frontend.queue();
         waiting(frontend, 8, LIMIT.into(), |waiters| {
@@ -634,11 +634,11 @@ fn who_waits_when_the_backend_is_killed_goes_once_with_the_offsets_of_the_next()
                 assert_eq!(offsets.cntpoff, info.cntpoff);
             }
         });
-        queue.pause(false, LIMIT).unwrap();
+        queue.pause(LIMIT).unwrap();
     }
     // An abort that comes before the outage, and one that falls into it.
     for killed_first in [false, true] {
-        served.begin(8, None);
+        served.begin(None);
         let Served { backend, frontend } = &mut served;
         let queue = frontend.queue();
         waiting(frontend, 8, LIMIT.into(), |waiters| {
@@ -669,7 +669,7 @@ fn a_page_of_before_the_outage_lets_nobody_run_after_it() {
             .unwrap();
         // The page may not have been written anew; but it does not say RUNNING any more.
         let queue = &served.frontend.queues()[1];
-        queue.pause(false, LIMIT).unwrap();
+        queue.pause(LIMIT).unwrap();
         let got = queue.wait_run_by_page(0, Duration::ZERO);
         assert!(matches!(got, Err(Error::TimedOut { .. })), "{got:?}");
     }
@@ -686,15 +686,15 @@ fn eight_vcpus_race_through_the_gate_by_the_page_a_thousand_times() {
     let mut rng = Rng::with_seed(seed);
     let largest = AtomicU64::new(0);
     for round in 0..1_000 {
-        queue.pause(false, LIMIT).unwrap();
+        queue.pause(LIMIT).unwrap();
         let saved = queue.save(LIMIT).unwrap();
-        served.begin(VCPUS, None);
+        served.begin(None);
         let done_sent = AtomicU32::new(0);
         let straggler = rng.u32(..2 * VCPUS);
         let waiting = AtomicU32::new(0);
         let releases = Mutex::new(Vec::new());
         scope(|scope| {
-            for vcpu in &saved.vcpus {
+            for vcpu in saved.vcpus() {
                 let mut rng = rng.fork();
                 let (done_sent, waiting, releases, largest, clock, frontend) = (
                     &done_sent,
@@ -705,7 +705,7 @@ fn eight_vcpus_race_through_the_gate_by_the_page_a_thousand_times() {
                     &served.frontend,
                 );
                 scope.spawn(move || {
-                    let index = vcpu.vcpu.get();
+                    let index = vcpu.index();
                     let queue = frontend.queue_of(index);
                     for _ in 0..rng.u32(..10) {
                         std::thread::yield_now();

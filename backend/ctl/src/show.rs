@@ -3,9 +3,8 @@
 use std::fmt::Write as _;
 
 use serde::{Serialize, Serializer};
-use vhost_user_timer_frontend::{Info, Vm};
-use vhost_user_timer_protocol::Register;
-use vhost_user_timer_protocol::wire::{self, ctl};
+use vhost_user_timer_frontend::{Info, Register, SavedVcpu, Vm};
+use vhost_user_timer_protocol::wire::ctl;
 
 /// What `info` shows.
 #[derive(Serialize)]
@@ -111,19 +110,21 @@ struct Timer {
     cval: u64,
 }
 
-impl From<&wire::Vcpu> for Registers {
-    fn from(vcpu: &wire::Vcpu) -> Self {
+impl From<&SavedVcpu> for Registers {
+    fn from(vcpu: &SavedVcpu) -> Self {
+        // GET_VM gives all six.
+        let value = |register| vcpu.get(register).unwrap_or(0);
         Registers {
-            vcpu: vcpu.vcpu.get(),
+            vcpu: vcpu.index(),
             r#virtual: Timer {
-                ctl: vcpu.get(Register::TimerCtl),
-                cnt: vcpu.get(Register::TimerCnt),
-                cval: vcpu.get(Register::TimerCval),
+                ctl: value(Register::TimerCtl),
+                cnt: value(Register::TimerCnt),
+                cval: value(Register::TimerCval),
             },
             physical: Timer {
-                ctl: vcpu.get(Register::PtimerCtl),
-                cnt: vcpu.get(Register::PtimerCnt),
-                cval: vcpu.get(Register::PtimerCval),
+                ctl: value(Register::PtimerCtl),
+                cnt: value(Register::PtimerCnt),
+                cval: value(Register::PtimerCval),
             },
         }
     }

@@ -1,11 +1,12 @@
 //! `vhost-user-timer-ctl` as a program, against a running backend: what it prints, and how it
 //! exits.
 
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
-use vhost_user_timer_frontend::{Frontend, Options};
+use vhost_user_timer_frontend::{Frontend, Options, RegValue};
 use vhost_user_timer_kit::backend_process::BackendProcess;
 use vhost_user_timer_protocol::wire::ctl;
 use vhost_user_timer_protocol::{Abi, Register};
@@ -49,7 +50,7 @@ fn configure(socket: &Path) {
     let timeout = Options::default().timeout;
     let queue = frontend.queue();
     queue
-        .configure(3, Abi::Arm64, 1_000_000_000, timeout)
+        .configure(3, Abi::Arm64, NonZeroU64::new(1_000_000_000), timeout)
         .unwrap();
     let id = |register: Register| register.id(Abi::Arm64);
     let armed = [
@@ -57,7 +58,8 @@ fn configure(socket: &Path) {
         (id(Register::TimerCval), 0xabcd),
         (id(Register::PtimerCtl), ctl::ENABLE | ctl::IMASK),
         (id(Register::PtimerCval), 1),
-    ];
+    ]
+    .map(|(id, value)| RegValue::new(id, value));
     queue.set_regs(1, &armed, timeout).unwrap();
 }
 

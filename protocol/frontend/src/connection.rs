@@ -8,8 +8,8 @@
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -18,7 +18,8 @@ use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserHeaderFlag,
 };
 use vhost::vhost_user::{
-    Frontend, VhostUserFrontend, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+    Frontend as ControlChannel, VhostUserFrontend, VhostUserProtocolFeatures,
+    VhostUserVirtioFeatures,
 };
 use vhost::{VhostBackend, VringConfigData};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -26,10 +27,12 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use vmm_sys_util::eventfd::EventFd;
 use zerocopy::FromBytes;
 
-use super::memory::SharedMemory;
-use super::ring::RingLayout;
-use super::wait::{Deadline, ShutdownHandle, eventfd, poll, signal};
-use super::{Error, Info};
+use crate::error::{ControlError, Feature};
+use crate::memory::SharedMemory;
+use crate::ring::RingLayout;
+use crate::sys::{eventfd, io, lock, poll, signal};
+use crate::wait::{Deadline, ShutdownHandle};
+use crate::{Error, Info};
 use vhost_user_timer_protocol::{FIRST_REQUEST_QUEUE, MAX_REQUEST_QUEUES, wire};
 
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
@@ -40,50 +43,50 @@ const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
 const INFO_LEN: usize = size_of::<wire::Info>();
 
 /// What both sides agreed on.
-pub(super) struct Negotiated {
+pub(crate) struct Negotiated {
     features: u64,
     protocol: VhostUserProtocolFeatures,
     /// Request queues that the backend serves.
-    pub(super) request_queues: u16,
+    pub(crate) request_queues: u16,
 }
 
 impl Negotiated {
-    pub(super) fn event_idx(&self) -> bool {
+    pub(crate) fn event_idx(&self) -> bool {
         self.features & EVENT_IDX != 0
     }
 
-    pub(super) fn indirect(&self) -> bool {
+    pub(crate) fn indirect(&self) -> bool {
         self.features & INDIRECT_DESC != 0
     }
 
-    pub(super) fn has_device_state(&self) -> bool {
+    pub(crate) fn has_device_state(&self) -> bool {
         let feature = VhostUserProtocolFeatures::DEVICE_STATE;
         self.protocol.contains(feature)
     }
 
-    pub(super) fn has_config(&self) -> bool {
+    pub(crate) fn has_config(&self) -> bool {
         self.protocol.contains(VhostUserProtocolFeatures::CONFIG)
     }
 }
 
 /// A virtqueue's descriptors, as the backend gets them.
-pub(super) struct VringSetup<'a> {
-    pub(super) index: u16,
-    pub(super) layout: RingLayout,
-    pub(super) call: &'a OwnedFd,
-    pub(super) kick: &'a OwnedFd,
+pub(crate) struct VringSetup<'a> {
+    pub(crate) index: u16,
+    pub(crate) layout: RingLayout,
+    pub(crate) call: &'a OwnedFd,
+    pub(crate) kick: &'a OwnedFd,
 }
 
 /// The control channel of one connection.
-pub(super) struct Connection {
-    frontend: Mutex<Frontend>,
+pub(crate) struct Connection {
+    channel: Mutex<ControlChannel>,
     /// Another descriptor of the `Frontend`'s socket.
-    pub(super) socket: UnixStream,
+    pub(crate) socket: UnixStream,
     shutdown: ShutdownHandle,
 }
 
 /// Connects to a listening backend.
-pub(super) fn connect(path: &Path, deadline: Deadline) -> Result<UnixStream, Error> {
+pub(crate) fn connect(path: &Path, deadline: Deadline) -> Result<UnixStream, Error> {
     let connect = || -> rustix::io::Result<UnixStream> {
         let socket = rustix::net::socket_with(
             AddressFamily::UNIX,
@@ -121,33 +124,30 @@ pub(super) fn connect(path: &Path, deadline: Deadline) -> Result<UnixStream, Err
     reason = "vmm-sys-util has no other way from an OwnedFd to an EventFd"
 )]
 fn vhost_eventfd(fd: &OwnedFd) -> Result<EventFd, Error> {
-    let fd = fd.try_clone().map_err(|source| Error::Io {
-        what: "duplicate an eventfd",
-        source,
-    })?;
+    let fd = fd.try_clone().map_err(io("duplicate an eventfd"))?;
     // SAFETY: `into_raw_fd` gives up the ownership of an open descriptor of an eventfd.
     Ok(unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) })
 }
 
 /// Names the message in its error.
 fn message<T>(message: &'static str, result: vhost::Result<T>) -> Result<T, Error> {
-    result.map_err(|source| Error::Control { message, source })
+    result.map_err(|source| Error::Control {
+        message,
+        source: ControlError::new(source),
+    })
 }
 
 impl Connection {
-    pub(super) fn new(socket: UnixStream, shutdown: ShutdownHandle) -> Result<Self, Error> {
-        let error = |source| Error::Io {
-            what: "set up the control socket",
-            source,
-        };
+    pub(crate) fn new(socket: UnixStream, shutdown: ShutdownHandle) -> Result<Self, Error> {
+        let error = io("set up the control socket");
         // A receive that returns early would make vhost spin.
-        socket.set_nonblocking(false).map_err(error)?;
-        socket.set_read_timeout(None).map_err(error)?;
-        socket.set_write_timeout(None).map_err(error)?;
-        let own = socket.try_clone().map_err(error)?;
+        socket.set_nonblocking(false).map_err(&error)?;
+        socket.set_read_timeout(None).map_err(&error)?;
+        socket.set_write_timeout(None).map_err(&error)?;
+        let own = socket.try_clone().map_err(&error)?;
         let queues = u64::from(FIRST_REQUEST_QUEUE + MAX_REQUEST_QUEUES);
         Ok(Connection {
-            frontend: Mutex::new(Frontend::from_stream(socket, queues)),
+            channel: Mutex::new(ControlChannel::from_stream(socket, queues)),
             socket: own,
             shutdown,
         })
@@ -159,9 +159,9 @@ impl Connection {
         what: &'static str,
         deadline: Deadline,
         heed_shutdown: bool,
-        exchange: impl FnOnce(&mut Frontend) -> Result<T, Error>,
+        exchange: impl FnOnce(&mut ControlChannel) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let mut frontend = self.frontend.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut channel = lock(&self.channel);
         if heed_shutdown && self.shutdown.was_used() {
             return Err(Error::ShutDown);
         }
@@ -183,11 +183,8 @@ impl Connection {
             let guard = std::thread::Builder::new()
                 .name("vhost-user-guard".into())
                 .spawn_scoped(scope, guard)
-                .map_err(|source| Error::Io {
-                    what: "start a thread",
-                    source,
-                })?;
-            let result = exchange(&mut frontend);
+                .map_err(io("start a thread"))?;
+            let result = exchange(&mut channel);
             signal(&done);
             // The scope waits for the closure only, not for the thread to be gone.
             let _ = guard.join();
@@ -199,7 +196,7 @@ impl Connection {
                 true if heed_shutdown => Error::ShutDown,
                 _ => Error::TimedOut { what },
             }),
-            Err(Error::Control { source, .. }) if is_disconnect(&source) => {
+            Err(Error::Control { source, .. }) if source.is_disconnect() => {
                 Err(Error::Disconnected)
             }
             Err(error) => Err(error),
@@ -207,62 +204,65 @@ impl Connection {
     }
 
     /// Ends the connection: the backend sees it closed, and so does every wait.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
     }
 
-    /// Agrees on features and learns how many queues there are: as on a former connection, if
+    /// Agrees on features and learns how many queues there are: as on a previous connection, if
     /// there was one.
-    pub(super) fn negotiate(
+    pub(crate) fn negotiate(
         &self,
-        former: Option<&Negotiated>,
+        previous: Option<&Negotiated>,
         deadline: Deadline,
     ) -> Result<Negotiated, Error> {
-        self.exchange("the handshake", deadline, true, |frontend| {
-            let offered = message("GET_FEATURES", frontend.get_features())?;
-            for (feature, name) in [
-                (VERSION_1, "VIRTIO_F_VERSION_1"),
-                (PROTOCOL_FEATURES, "VHOST_USER_F_PROTOCOL_FEATURES"),
+        self.exchange("the handshake", deadline, true, |channel| {
+            let offered = message("GET_FEATURES", channel.get_features())?;
+            for (bit, feature) in [
+                (VERSION_1, Feature::VirtioVersion1),
+                (PROTOCOL_FEATURES, Feature::ProtocolFeatures),
             ] {
-                if offered & feature == 0 {
-                    return Err(Error::MissingFeature(name));
+                if offered & bit == 0 {
+                    return Err(Error::MissingFeature(feature));
                 }
             }
             let wanted = VERSION_1 | PROTOCOL_FEATURES | INDIRECT_DESC | EVENT_IDX;
-            let features = offered & former.map_or(wanted, |former| former.features);
+            let features = offered & previous.map_or(wanted, |previous| previous.features);
 
-            let offered = message("GET_PROTOCOL_FEATURES", frontend.get_protocol_features())?;
+            let offered = message("GET_PROTOCOL_FEATURES", channel.get_protocol_features())?;
             let wanted = VhostUserProtocolFeatures::MQ
                 | VhostUserProtocolFeatures::REPLY_ACK
                 | VhostUserProtocolFeatures::CONFIG
                 | VhostUserProtocolFeatures::RESET_DEVICE
                 | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
                 | VhostUserProtocolFeatures::DEVICE_STATE;
-            let protocol = offered & former.map_or(wanted, |former| former.protocol);
+            let protocol = offered & previous.map_or(wanted, |previous| previous.protocol);
             if !protocol.contains(VhostUserProtocolFeatures::MQ) {
-                return Err(Error::MissingFeature("VHOST_USER_PROTOCOL_F_MQ"));
+                return Err(Error::MissingFeature(Feature::Mq));
             }
-            let set = frontend.set_protocol_features(protocol);
+            let set = channel.set_protocol_features(protocol);
             message("SET_PROTOCOL_FEATURES", set)?;
             if protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
-                frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+                channel.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
             }
 
-            let queues = message("GET_QUEUE_NUM", frontend.get_queue_num())?;
+            let queues = message("GET_QUEUE_NUM", channel.get_queue_num())?;
             let request_queues = queues.saturating_sub(u64::from(FIRST_REQUEST_QUEUE));
             let request_queues = request_queues.min(u64::from(MAX_REQUEST_QUEUES)) as u16;
             if request_queues == 0 {
-                return Err(Error::MissingFeature("a request queue"));
+                return Err(Error::MissingFeature(Feature::RequestQueues {
+                    wanted: 1,
+                    offered: 0,
+                }));
             }
-            let less = |former: &Negotiated| {
-                (features, protocol) != (former.features, former.protocol)
-                    || request_queues < former.request_queues
+            let less = |previous: &Negotiated| {
+                (features, protocol) != (previous.features, previous.protocol)
+                    || request_queues < previous.request_queues
             };
-            if former.is_some_and(less) {
-                return Err(Error::MissingFeature("all that it offered before"));
+            if previous.is_some_and(less) {
+                return Err(Error::MissingFeature(Feature::SameAsBefore));
             }
-            message("SET_OWNER", frontend.set_owner())?;
-            message("SET_FEATURES", frontend.set_features(features))?;
+            message("SET_OWNER", channel.set_owner())?;
+            message("SET_FEATURES", channel.set_features(features))?;
             Ok(Negotiated {
                 features,
                 protocol,
@@ -272,15 +272,15 @@ impl Connection {
     }
 
     /// Shares the memory and starts the rings.
-    pub(super) fn start(
+    pub(crate) fn start(
         &self,
         memory: &SharedMemory,
         vrings: &[VringSetup<'_>],
         deadline: Deadline,
     ) -> Result<(), Error> {
-        self.exchange("the handshake", deadline, true, |frontend| {
+        self.exchange("the handshake", deadline, true, |channel| {
             let table = [memory.region_info()];
-            message("SET_MEM_TABLE", frontend.set_mem_table(&table))?;
+            message("SET_MEM_TABLE", channel.set_mem_table(&table))?;
             for vring in vrings {
                 let (index, size) = (usize::from(vring.index), vring.layout.size);
                 let config = VringConfigData {
@@ -293,21 +293,21 @@ impl Connection {
                     log_addr: None,
                 };
                 let (call, kick) = (vhost_eventfd(vring.call)?, vhost_eventfd(vring.kick)?);
-                message("SET_VRING_NUM", frontend.set_vring_num(index, size))?;
-                message("SET_VRING_ADDR", frontend.set_vring_addr(index, &config))?;
-                message("SET_VRING_BASE", frontend.set_vring_base(index, 0))?;
-                message("SET_VRING_CALL", frontend.set_vring_call(index, &call))?;
-                message("SET_VRING_KICK", frontend.set_vring_kick(index, &kick))?;
+                message("SET_VRING_NUM", channel.set_vring_num(index, size))?;
+                message("SET_VRING_ADDR", channel.set_vring_addr(index, &config))?;
+                message("SET_VRING_BASE", channel.set_vring_base(index, 0))?;
+                message("SET_VRING_CALL", channel.set_vring_call(index, &call))?;
+                message("SET_VRING_KICK", channel.set_vring_kick(index, &kick))?;
             }
-            enable(frontend, vrings.iter().map(|vring| vring.index))
+            enable(channel, vrings.iter().map(|vring| vring.index))
         })
     }
 
     /// The device's config space.
-    pub(super) fn config(&self, deadline: Deadline) -> Result<Info, Error> {
-        let bytes = self.exchange("GET_CONFIG", deadline, true, |frontend| {
+    pub(crate) fn config(&self, deadline: Deadline) -> Result<Info, Error> {
+        let bytes = self.exchange("GET_CONFIG", deadline, true, |channel| {
             let flags = VhostUserConfigFlags::empty();
-            let config = frontend.get_config(0, INFO_LEN as u32, flags, &[0; INFO_LEN]);
+            let config = channel.get_config(0, INFO_LEN as u32, flags, &[0; INFO_LEN]);
             Ok(message("GET_CONFIG", config)?.1)
         })?;
         // vhost checked the length.
@@ -316,7 +316,7 @@ impl Connection {
     }
 
     /// Resets the device and starts the rings again.
-    pub(super) fn reset_device(
+    pub(crate) fn reset_device(
         &self,
         negotiated: &Negotiated,
         vrings: impl Iterator<Item = u16>,
@@ -324,47 +324,47 @@ impl Connection {
     ) -> Result<(), Error> {
         let feature = VhostUserProtocolFeatures::RESET_DEVICE;
         if !negotiated.protocol.contains(feature) {
-            return Err(Error::MissingFeature("VHOST_USER_PROTOCOL_F_RESET_DEVICE"));
+            return Err(Error::MissingFeature(Feature::ResetDevice));
         }
-        self.exchange("RESET_DEVICE", deadline, true, |frontend| {
-            message("RESET_DEVICE", frontend.reset_device())?;
+        self.exchange("RESET_DEVICE", deadline, true, |channel| {
+            message("RESET_DEVICE", channel.reset_device())?;
             // A reset takes back the features and disables the rings; it leaves them set up.
-            message("SET_FEATURES", frontend.set_features(negotiated.features))?;
-            enable(frontend, vrings)
+            message("SET_FEATURES", channel.set_features(negotiated.features))?;
+            enable(channel, vrings)
         })
     }
 
     /// Has the backend save or load its state by this descriptor, or by the one that it gives
     /// instead.
-    pub(super) fn transfer_device_state(
+    pub(crate) fn transfer_device_state(
         &self,
         direction: VhostTransferStateDirection,
         fd: OwnedFd,
         deadline: Deadline,
     ) -> Result<Option<OwnedFd>, Error> {
-        self.exchange("SET_DEVICE_STATE_FD", deadline, true, |frontend| {
+        self.exchange("SET_DEVICE_STATE_FD", deadline, true, |channel| {
             let stopped = VhostTransferStatePhase::STOPPED;
-            let other = frontend.set_device_state_fd(direction, stopped, fd);
+            let other = channel.set_device_state_fd(direction, stopped, fd);
             Ok(message("SET_DEVICE_STATE_FD", other)?.map(OwnedFd::from))
         })
     }
 
     /// Learns whether the transfer went well.
-    pub(super) fn check_device_state(&self, deadline: Deadline) -> Result<(), Error> {
-        self.exchange("CHECK_DEVICE_STATE", deadline, true, |frontend| {
-            message("CHECK_DEVICE_STATE", frontend.check_device_state())
+    pub(crate) fn check_device_state(&self, deadline: Deadline) -> Result<(), Error> {
+        self.exchange("CHECK_DEVICE_STATE", deadline, true, |channel| {
+            message("CHECK_DEVICE_STATE", channel.check_device_state())
         })
     }
 
     /// Stops the rings, even after a shutdown.
-    pub(super) fn stop(
+    pub(crate) fn stop(
         &self,
         vrings: impl Iterator<Item = u16>,
         deadline: Deadline,
     ) -> Result<(), Error> {
-        self.exchange("GET_VRING_BASE", deadline, false, |frontend| {
+        self.exchange("GET_VRING_BASE", deadline, false, |channel| {
             for index in vrings {
-                let base = frontend.get_vring_base(usize::from(index));
+                let base = channel.get_vring_base(usize::from(index));
                 message("GET_VRING_BASE", base)?;
             }
             Ok(())
@@ -372,31 +372,10 @@ impl Connection {
     }
 }
 
-fn enable(frontend: &mut Frontend, vrings: impl Iterator<Item = u16>) -> Result<(), Error> {
+fn enable(channel: &mut ControlChannel, vrings: impl Iterator<Item = u16>) -> Result<(), Error> {
     for index in vrings {
-        let enabled = frontend.set_vring_enable(usize::from(index), true);
+        let enabled = channel.set_vring_enable(usize::from(index), true);
         message("SET_VRING_ENABLE", enabled)?;
     }
     Ok(())
-}
-
-/// Whether the peer's closing the connection is what made a message fail.
-fn is_disconnect(error: &vhost::Error) -> bool {
-    use vhost::vhost_user::Error::{Disconnected, PartialMessage, SocketBroken};
-    matches!(
-        error,
-        vhost::Error::VhostUserProtocol(Disconnected | PartialMessage | SocketBroken(_))
-    )
-}
-
-/// Whether the backend refused what a message asked for.
-pub(super) fn is_refusal(error: &Error) -> bool {
-    use vhost::vhost_user::Error::BackendInternalError;
-    matches!(
-        error,
-        Error::Control {
-            source: vhost::Error::VhostUserProtocol(BackendInternalError),
-            ..
-        }
-    )
 }

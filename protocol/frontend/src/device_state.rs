@@ -6,24 +6,20 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::fs::OFlags;
 use vhost::vhost_user::message::VhostTransferStateDirection as Direction;
 
-use super::connection::{Connection, is_refusal};
-use super::wait::{Deadline, poll};
-use super::{Error, Frontend};
+use crate::connection::Connection;
+use crate::error::{DeviceStateError, Feature};
+use crate::sys::{io, poll, set_nonblocking};
+use crate::{Deadline, Error, Frontend};
 use vhost_user_timer_protocol::Phase;
 
 /// The longest device state (SPEC.md, "Device state").
 const MAX_STATE: usize = 4 << 20;
-
-const REFUSED_SAVE: Error = Error::DeviceState("saved: the backend refused; its log says why");
-const REFUSED_LOAD: Error = Error::DeviceState("loaded: the backend refused; its log says why");
-const REFUSED: Error = Error::DeviceState("transferred: the backend refused; its log says why");
 
 impl Frontend {
     /// Saves the VM as the backend's device state, of 4 MiB at most. Not in NEW, and not while
@@ -38,13 +34,13 @@ impl Frontend {
         let deadline = deadline.into();
         self.needs_device_state()?;
         self.session.exchange(deadline, |connection, one_message| {
-            let (ours, theirs) = io::pipe().map_err(pipe_failed)?;
+            let (ours, theirs) = std::io::pipe().map_err(pipe_failed)?;
             let other = connection
                 .transfer_device_state(Direction::SAVE, theirs.into(), one_message)
-                .map_err(instead_of_refusal(REFUSED_SAVE))?;
+                .map_err(or_refused(DeviceStateError::SaveRefused))?;
             let state = self.read(other.unwrap_or(ours.into()), deadline)?;
             self.check(connection, deadline)
-                .map_err(instead_of_refusal(REFUSED_SAVE))?;
+                .map_err(or_refused(DeviceStateError::SaveRefused))?;
             Ok(state)
         })
     }
@@ -74,13 +70,13 @@ impl Frontend {
                     return Ok(());
                 }
             }
-            let (theirs, ours) = io::pipe().map_err(pipe_failed)?;
+            let (theirs, ours) = std::io::pipe().map_err(pipe_failed)?;
             let other = connection
                 .transfer_device_state(Direction::LOAD, theirs.into(), one_message)
-                .map_err(instead_of_refusal(REFUSED_LOAD))?;
+                .map_err(or_refused(DeviceStateError::LoadRefused))?;
             self.write(other.unwrap_or(ours.into()), state, deadline)?;
             self.check(connection, deadline)
-                .map_err(instead_of_refusal(REFUSED_LOAD))
+                .map_err(or_refused(DeviceStateError::LoadRefused))
         })?;
         self.learn_epoch()
     }
@@ -128,7 +124,7 @@ impl Frontend {
     pub fn check_device_state(&self) -> Result<(), Error> {
         self.needs_device_state()?;
         self.check(&self.session.connection(), Deadline::NEVER)
-            .map_err(instead_of_refusal(REFUSED))?;
+            .map_err(or_refused(DeviceStateError::TransferRefused))?;
         self.learn_epoch()
     }
 
@@ -138,7 +134,7 @@ impl Frontend {
         self.session
             .connection()
             .transfer_device_state(direction, fd, deadline)
-            .map_err(instead_of_refusal(REFUSED))
+            .map_err(or_refused(DeviceStateError::TransferRefused))
     }
 
     fn check(&self, connection: &Connection, deadline: Deadline) -> Result<(), Error> {
@@ -151,7 +147,7 @@ impl Frontend {
         if self.session.negotiated.has_device_state() {
             Ok(())
         } else {
-            Err(Error::MissingFeature("VHOST_USER_PROTOCOL_F_DEVICE_STATE"))
+            Err(Error::MissingFeature(Feature::DeviceState))
         }
     }
 
@@ -167,13 +163,13 @@ impl Frontend {
 
     /// Reads to the end.
     fn read(&self, from: OwnedFd, deadline: Deadline) -> Result<Vec<u8>, Error> {
-        let from = not_blocking(from)?;
+        let from = nonblocking(from)?;
         let mut state = Vec::new();
         loop {
             let room = (MAX_STATE + 1 - state.len()) as u64;
             match (&from).take(room).read_to_end(&mut state) {
                 Ok(_) if state.len() > MAX_STATE => {
-                    return Err(Error::DeviceState("saved: it is longer than 4 MiB"));
+                    return Err(Error::DeviceState(DeviceStateError::TooLong));
                 }
                 Ok(_) => return Ok(state),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -187,7 +183,7 @@ impl Frontend {
     /// Writes it all, and closes. That the backend has stopped reading is for CHECK_DEVICE_STATE
     /// to explain.
     fn write(&self, to: OwnedFd, mut state: &[u8], deadline: Deadline) -> Result<(), Error> {
-        let to = not_blocking(to)?;
+        let to = nonblocking(to)?;
         while !state.is_empty() {
             match (&to).write(state) {
                 Ok(written) => state = &state[written..],
@@ -222,22 +218,18 @@ impl Frontend {
 }
 
 /// What a refusal means here.
-fn instead_of_refusal(refused: Error) -> impl FnOnce(Error) -> Error {
-    |error| if is_refusal(&error) { refused } else { error }
-}
-
-fn pipe_failed(source: io::Error) -> Error {
-    Error::Io {
-        what: "transfer the device state",
-        source,
+fn or_refused(refused: DeviceStateError) -> impl FnOnce(Error) -> Error {
+    move |error| match error {
+        Error::Control { source, .. } if source.is_refusal() => Error::DeviceState(refused),
+        error => error,
     }
 }
 
-fn not_blocking(fd: OwnedFd) -> Result<File, Error> {
-    let set = || {
-        let flags = rustix::fs::fcntl_getfl(&fd)?;
-        rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)
-    };
-    set().map_err(|e| pipe_failed(e.into()))?;
+fn pipe_failed(source: std::io::Error) -> Error {
+    io("transfer the device state")(source)
+}
+
+fn nonblocking(fd: OwnedFd) -> Result<File, Error> {
+    set_nonblocking(&fd).map_err(io("transfer the device state"))?;
     Ok(fd.into())
 }

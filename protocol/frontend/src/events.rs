@@ -9,25 +9,28 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use zerocopy::FromBytes;
 
-use super::connection::VringSetup;
-use super::error::{Failure, Fault};
-use super::memory::Layout;
-use super::ring::{self, Ring, RingLayout, Used};
-use super::session::Session;
-use super::wait::{Deadline, Woken, drain, eventfd, signal};
-use super::wait_set::WaitSet;
-use super::{Error, Timer};
+use crate::connection::VringSetup;
+use crate::error::{Failure, Fault};
+use crate::memory::Layout;
+use crate::replay::Recovered;
+use crate::ring::{self, Ring, RingLayout, Used};
+use crate::session::{Session, Survivor};
+use crate::sys::{drain, eventfd, lock, signal};
+use crate::wait::{Deadline, Woken};
+use crate::wait_set::WaitSet;
+use crate::{Error, Timer};
 use vhost_user_timer_protocol::{EVENT_QUEUE, Phase, wire};
 
 const EVENT: usize = size_of::<wire::Event>();
 
 /// Something that happened in the VM's time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Event {
     /// A timer's line rose by the passing of time, or stood high at the change to RUNNING.
     TimerAsserted {
@@ -52,11 +55,16 @@ pub enum Event {
         epoch: u64,
     },
     /// An event that this version does not know.
-    Unknown(wire::Event),
+    Unknown {
+        /// Its kind.
+        kind: u16,
+        /// All its bytes (SPEC.md, "Events").
+        bytes: [u8; size_of::<wire::Event>()],
+    },
 }
 
-impl From<&wire::Event> for Event {
-    fn from(event: &wire::Event) -> Self {
+impl Event {
+    fn parse(event: &wire::Event) -> Self {
         let timer = match event.timer.get() {
             wire::TIMER_VIRTUAL => Some(Timer::Virtual),
             wire::TIMER_PHYSICAL => Some(Timer::Physical),
@@ -77,7 +85,10 @@ impl From<&wire::Event> for Event {
                 count,
                 epoch,
             },
-            _ => Event::Unknown(*event),
+            _ => Event::Unknown {
+                kind: event.kind.get(),
+                bytes: zerocopy::transmute!(*event),
+            },
         }
     }
 }
@@ -93,7 +104,7 @@ pub struct EventStream {
 }
 
 /// The event queue, which every connection has whether events are read or not.
-pub(super) struct EventQueue {
+pub(crate) struct EventQueue {
     session: Arc<Session>,
     layout: EventLayout,
     call: OwnedFd,
@@ -111,13 +122,13 @@ struct State {
 }
 
 /// Where the event queue's parts lie.
-pub(super) struct EventLayout {
+pub(crate) struct EventLayout {
     ring: RingLayout,
     buffers: usize,
 }
 
 impl EventLayout {
-    pub(super) fn reserve(layout: &mut Layout, size: u16) -> Self {
+    pub(crate) fn reserve(layout: &mut Layout, size: u16) -> Self {
         EventLayout {
             ring: RingLayout::reserve(layout, size),
             buffers: layout.reserve(usize::from(size) * EVENT, 64),
@@ -131,7 +142,7 @@ impl EventLayout {
 
 impl EventQueue {
     /// Posts all buffers. The backend is not notified: it does not have the ring yet.
-    pub(super) fn new(session: Arc<Session>, layout: EventLayout) -> Result<Self, Error> {
+    pub(crate) fn new(session: Arc<Session>, layout: EventLayout) -> Result<Self, Error> {
         let memory = &session.memory;
         let event_idx = session.negotiated.event_idx();
         let ring = Ring::new(memory.clone(), layout.ring, event_idx, 0);
@@ -153,30 +164,21 @@ impl EventQueue {
                 failure: None,
             }),
         };
-        queue.refill();
+        queue.post_all();
         Ok(queue)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn vring(&self) -> VringSetup<'_> {
-        VringSetup {
-            index: EVENT_QUEUE,
-            layout: self.layout.ring,
-            call: &self.call,
-            kick: &self.kick,
-        }
+        lock(&self.state)
     }
 
     /// Notifies the backend whether it wants it or not.
-    pub(super) fn force_kick(&self) {
+    pub(crate) fn force_kick(&self) {
         signal(&self.kick);
     }
 
     /// Keeps what was written, and posts all other buffers on an empty ring.
-    pub(super) fn refill(&self) {
+    fn post_all(&self) {
         let mut state = self.lock();
         let State {
             ring,
@@ -202,14 +204,6 @@ impl EventQueue {
         ring.publish();
         // A backend that serves the ring before anyone waits makes the descriptor readable.
         let _ = ring.arm();
-    }
-
-    /// Makes sure that nobody has missed anything on a new connection.
-    pub(super) fn resume_service(&self) {
-        signal(&self.kick);
-        // As for a request queue: a former backend may have filled it up.
-        drain(&self.call);
-        signal(&self.call);
     }
 
     fn fail(&self, failure: Failure) -> Error {
@@ -241,7 +235,7 @@ impl EventQueue {
         }
         drop(state);
         match wire::Event::ref_from_bytes(&bytes) {
-            Ok(event) if used.len as usize == EVENT => Ok(Some(event.into())),
+            Ok(event) if used.len as usize == EVENT => Ok(Some(Event::parse(event))),
             _ => Err(self.fail(fault(Fault::EventLength { len: used.len }))),
         }
     }
@@ -262,6 +256,29 @@ impl EventQueue {
     }
 }
 
+impl Survivor for EventQueue {
+    /// Events that were written and not read stay.
+    fn refill(&self, _recovered: &Recovered) {
+        self.post_all();
+    }
+
+    fn vring(&self) -> VringSetup<'_> {
+        VringSetup {
+            index: EVENT_QUEUE,
+            layout: self.layout.ring,
+            call: &self.call,
+            kick: &self.kick,
+        }
+    }
+
+    fn resume_service(&self) {
+        signal(&self.kick);
+        // As for a request queue: the previous backend may have filled it up.
+        drain(&self.call);
+        signal(&self.call);
+    }
+}
+
 fn fault(fault: Fault) -> Failure {
     Failure::Protocol {
         queue: EVENT_QUEUE,
@@ -270,7 +287,7 @@ fn fault(fault: Fault) -> Failure {
 }
 
 impl EventStream {
-    pub(super) fn new(queue: Arc<EventQueue>) -> Self {
+    pub(crate) fn new(queue: Arc<EventQueue>) -> Self {
         EventStream { queue }
     }
 

@@ -36,7 +36,7 @@
 //! /// On the source, once no vCPU runs any more.
 //! fn save(frontend: &Frontend) -> Result<SavedVm, Error> {
 //!     let queue = frontend.queue();
-//!     queue.pause(false, SECOND)?;
+//!     queue.pause(SECOND)?;
 //!     queue.save(SECOND)
 //! }
 //!
@@ -44,22 +44,18 @@
 //! fn restore(saved: &SavedVm) -> Result<(), Error> {
 //!     let frontend = Frontend::connect("/run/vm1/timer.sock", Options::default())?;
 //!     let queue = frontend.queue();
-//!     let vcpus = saved.vcpus.len() as u32;
-//!     queue.configure(vcpus, saved.abi, saved.frequency, SECOND)?;
-//!     let options = RestoreOptions {
-//!         autorun: true,
-//!         timeout: Some(10 * SECOND),
-//!         ..RestoreOptions::default()
-//!     };
-//!     queue.restore_begin(vcpus, options, SECOND)?;
+//!     let vcpus = saved.vcpus().len() as u32;
+//!     queue.configure(vcpus, saved.abi(), Some(saved.frequency()), SECOND)?;
+//!     let options = RestoreOptions::default().autorun(true).timeout(10 * SECOND);
+//!     queue.restore_begin(options, SECOND)?;
 //!
 //!     // Each vCPU thread restores its own registers, in whatever order they come.
 //!     std::thread::scope(|scope| {
-//!         for vcpu in &saved.vcpus {
-//!             let queue = frontend.queue_of(vcpu.vcpu.get());
+//!         for vcpu in saved.vcpus() {
+//!             let queue = frontend.queue_of(vcpu.index());
 //!             scope.spawn(move || -> Result<(), Error> {
 //!                 queue.restore_vcpu(vcpu, SECOND)?;
-//!                 let run = queue.wait_run(vcpu.vcpu.get(), Deadline::NEVER)?;
+//!                 let run = queue.wait_run(vcpu.index(), Deadline::NEVER)?;
 //!                 println!("running with cntvoff {:#x}", run.cntvoff);
 //!                 // KVM_ARM_SET_COUNTER_OFFSET, KVM_RUN, …
 //!                 Ok(())
@@ -138,49 +134,60 @@
 //!     queue.kick();
 //!     tickets
 //!         .into_iter()
-//!         .map(|ticket| Ok(ticket.wait(Duration::from_secs(1))?[0].1))
+//!         .map(|ticket| Ok(ticket.wait(Duration::from_secs(1))?[0].value))
 //!         .collect()
 //! }
 //! # let _ = compare_values;
 //! ```
 
+mod answers;
 mod connection;
+mod connector;
 mod device_state;
 mod error;
 mod events;
 mod memory;
 mod operation;
-mod wait_set;
-
 mod options;
 mod queue;
+mod regs;
 mod replay;
+mod restore;
 mod ring;
+mod saved;
 mod session;
+mod sys;
 mod time_page;
-mod types;
 mod wait;
+mod wait_set;
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-pub use error::{Error, Fault, Refusal, RingFault};
+pub use answers::{Info, Run, SetRegs, Timer, Vm};
+pub use connector::Connector;
+pub use error::{
+    ContentFault, ControlError, DeviceStateError, Error, Fault, Feature, InvalidArgument, Refusal,
+    RingFault, StateLoss, VmShape,
+};
 pub use events::{Event, EventStream};
-pub use operation::{Answer, MAX_REGS, Operation, RawAnswer, Remaining};
+pub use operation::{Answer, NewEpoch, Operation, RawAnswer, Remaining};
 pub use options::{Options, Reconnect};
 pub use queue::{RequestQueue, Ticket};
+pub use regs::{MAX_REGS, RegIds, RegValue, RegValues};
+pub use restore::RestoreOptions;
+pub use saved::{SavedVcpu, SavedVm, SavedVmError};
 pub use time_page::{Counts, GuestClock, HostClock, Offsets, PageTime, TimePage};
-pub use types::{Info, List, RegIds, RegValues, RestoreOptions, Run, SavedVm, SetRegs, Timer, Vm};
 pub use wait::{Deadline, ShutdownHandle};
+
+/// What the protocol names.
+pub use vhost_user_timer_protocol::{Abi, Op, Phase, Register, Status};
 
 use connection::{Connection, VringSetup};
 use events::{EventLayout, EventQueue};
 use memory::{Layout, SharedMemory};
 use queue::QueueLayout;
-use session::{Connector, Session};
+use session::{Session, Survivor};
 
 use vhost_user_timer_protocol::{EVENT_QUEUE, FIRST_REQUEST_QUEUE};
 
@@ -198,95 +205,44 @@ pub struct Frontend {
 }
 
 impl Frontend {
-    /// Connects to the backend that listens at `path`.
+    /// Connects to a backend: by the path that it listens at, over a socket that is connected
+    /// already, or by a function ([`Connector`]).
     ///
     /// # Errors
     ///
-    /// [`Error::Connect`], or as [`from_stream`](Self::from_stream).
-    pub fn connect(path: impl AsRef<Path>, options: Options) -> Result<Self, Error> {
-        let connector = Connector::Path(path.as_ref().to_owned());
-        Self::connect_by(connector, options, ShutdownHandle::new()?)
-    }
-
-    /// Gets its connections, the first and those after it, from a function. It should not take
-    /// long: nothing interrupts it.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Io`] where the function's first call fails, or as
-    /// [`from_stream`](Self::from_stream).
-    pub fn connect_with(
-        connect: impl Fn() -> io::Result<UnixStream> + Send + Sync + 'static,
-        options: Options,
-        shutdown: ShutdownHandle,
-    ) -> Result<Self, Error> {
-        let connector = Connector::Function(Box::new(connect));
-        Self::connect_by(connector, options, shutdown)
-    }
-
-    fn connect_by(
-        connector: Connector,
-        options: Options,
-        shutdown: ShutdownHandle,
-    ) -> Result<Self, Error> {
+    /// [`Error::Connect`] where nobody listens at the path; [`Error::InvalidArgument`] for options
+    /// out of range; [`Error::TimedOut`], [`Error::ShutDown`], [`Error::Disconnected`] and
+    /// [`Error::Control`] for a handshake that fails; [`Error::MissingFeature`] and
+    /// [`Error::Version`] for a backend that this library cannot work with; [`Error::Io`] where
+    /// the function fails, or this process lacks resources.
+    pub fn connect(to: impl Into<Connector>, options: Options) -> Result<Self, Error> {
+        let connector = to.into();
         options.check()?;
-        let deadline = options.timeout.into();
-        let socket = connector.connect(deadline)?;
-        Self::set_up(socket, Some(connector), options, shutdown, deadline)
-    }
-
-    /// Uses a socket that is connected to a backend.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidArgument`] for options out of range, and for [`Options::reconnect`], which
-    /// needs to know where to ([`connect_with`](Self::connect_with)); [`Error::TimedOut`],
-    /// [`Error::Disconnected`] and [`Error::Control`] for a handshake that fails;
-    /// [`Error::MissingFeature`] and [`Error::Version`] for a backend that this library cannot
-    /// work with; [`Error::Io`] where this process lacks resources.
-    pub fn from_stream(socket: UnixStream, options: Options) -> Result<Self, Error> {
-        Self::from_stream_with(socket, options, ShutdownHandle::new()?)
-    }
-
-    /// As [`from_stream`](Self::from_stream), with a shutdown handle that exists already, so
-    /// that it can end the handshake too ([`Error::ShutDown`]).
-    ///
-    /// # Errors
-    ///
-    /// As [`from_stream`](Self::from_stream).
-    pub fn from_stream_with(
-        socket: UnixStream,
-        options: Options,
-        shutdown: ShutdownHandle,
-    ) -> Result<Self, Error> {
-        options.check()?;
-        if options.reconnect.is_some() {
-            return Err(Error::InvalidArgument(
-                "A frontend that was given its socket cannot reconnect",
-            ));
+        if options.reconnect.is_some() && !connector.can_reconnect() {
+            return Err(InvalidArgument::ReconnectStream.into());
         }
-        Self::set_up(socket, None, options, shutdown, options.timeout.into())
-    }
+        let shutdown = match &options.shutdown {
+            Some(shutdown) => shutdown.clone(),
+            None => ShutdownHandle::new()?,
+        };
+        let deadline = Deadline::from(options.timeout);
+        let (socket, reconnector) = connector.connect(deadline)?;
 
-    fn set_up(
-        socket: UnixStream,
-        connector: Option<Connector>,
-        options: Options,
-        shutdown: ShutdownHandle,
-        deadline: Deadline,
-    ) -> Result<Self, Error> {
         let connection = Connection::new(socket, shutdown.clone())?;
         let negotiated = connection.negotiate(None, deadline)?;
         let has_config = negotiated.has_config();
         if options.reconnect.is_some() && !has_config {
-            return Err(Error::MissingFeature("VHOST_USER_PROTOCOL_F_CONFIG"));
+            return Err(Error::MissingFeature(Feature::Config));
         }
         let info = has_config
             .then(|| connection.config(deadline))
             .transpose()?;
         let count = options.request_queues.unwrap_or(negotiated.request_queues);
         if count > negotiated.request_queues {
-            return Err(Error::MissingFeature("as many request queues as asked for"));
+            return Err(Error::MissingFeature(Feature::RequestQueues {
+                wanted: count,
+                offered: negotiated.request_queues,
+            }));
         }
 
         let mut layout = Layout::default();
@@ -300,7 +256,13 @@ impl Frontend {
 
         let page = TimePage::new(memory.clone(), page);
         let session = Arc::new(Session::new(
-            connection, shutdown, memory, negotiated, page, &options, connector,
+            connection,
+            shutdown,
+            memory,
+            negotiated,
+            page,
+            &options,
+            reconnector,
         )?);
         let events = Arc::new(EventQueue::new(session.clone(), event_layout)?);
         let queues = (FIRST_REQUEST_QUEUE..)
@@ -314,7 +276,9 @@ impl Frontend {
             .connection()
             .start(&session.memory, &vrings, deadline)?;
         drop(vrings);
-        session.attach(&events, &queues);
+        let events_ring: Weak<dyn Survivor> = Arc::<EventQueue>::downgrade(&events);
+        let rings = queues.iter().map(RequestQueue::survivor);
+        session.attach(std::iter::once(events_ring).chain(rings));
 
         let frontend = Frontend {
             session,
@@ -373,7 +337,7 @@ impl Frontend {
     /// [`Error::Version`] for what is in it, or as the handshake.
     pub fn config(&self) -> Result<Info, Error> {
         if !self.session.negotiated.has_config() {
-            return Err(Error::MissingFeature("VHOST_USER_PROTOCOL_F_CONFIG"));
+            return Err(Error::MissingFeature(Feature::Config));
         }
         self.session
             .exchange(self.session.timeout.into(), Connection::config)

@@ -15,7 +15,7 @@ use vhost::VhostUserMemoryRegionInfo;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{FileOffset, VolatileMemory, VolatileSlice};
 
-use super::Error;
+use crate::Error;
 
 /// Where the region lies for the backend, in both of vhost-user's address spaces. Any number
 /// does; this one tells nothing of the VMM's own address space, and 0 stays no address at all.
@@ -25,13 +25,13 @@ const PAGE: usize = 4096;
 
 /// Gives out the region's bytes, from the front.
 #[derive(Default)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     end: usize,
 }
 
 impl Layout {
     /// The offset of `len` bytes, aligned to `align`, that nothing else has.
-    pub(super) fn reserve(&mut self, len: usize, align: usize) -> usize {
+    pub(crate) fn reserve(&mut self, len: usize, align: usize) -> usize {
         let start = self.end.next_multiple_of(align);
         self.end = start + len;
         start
@@ -39,14 +39,14 @@ impl Layout {
 }
 
 /// The region.
-pub(super) struct SharedMemory {
+pub(crate) struct SharedMemory {
     region: MmapRegion,
     file: Arc<File>,
 }
 
 impl SharedMemory {
     /// A zeroed region that holds all of `layout`.
-    pub(super) fn new(layout: &Layout) -> Result<Self, Error> {
+    pub(crate) fn new(layout: &Layout) -> Result<Self, Error> {
         let error = |source: std::io::Error| Error::Io {
             what: "create the shared memory",
             source,
@@ -65,7 +65,7 @@ impl SharedMemory {
     }
 
     /// What SET_MEM_TABLE says of the region.
-    pub(super) fn region_info(&self) -> VhostUserMemoryRegionInfo {
+    pub(crate) fn region_info(&self) -> VhostUserMemoryRegionInfo {
         VhostUserMemoryRegionInfo {
             guest_phys_addr: BASE,
             memory_size: self.region.size() as u64,
@@ -76,7 +76,7 @@ impl SharedMemory {
     }
 
     /// The address of an offset, as the backend knows it.
-    pub(super) fn address(&self, offset: usize) -> u64 {
+    pub(crate) fn address(&self, offset: usize) -> u64 {
         BASE + offset as u64
     }
 
@@ -87,7 +87,7 @@ impl SharedMemory {
     }
 
     /// An index or flag that both sides use.
-    pub(super) fn atomic(&self, offset: usize) -> &AtomicU16 {
+    pub(crate) fn atomic(&self, offset: usize) -> &AtomicU16 {
         self.region
             .get_atomic_ref(offset)
             .expect("the layout's offsets lie inside the region, aligned")
@@ -95,7 +95,7 @@ impl SharedMemory {
 
     /// What the backend writes at any time, to be read at once.
     #[expect(unsafe_code, reason = "vm-memory has no arrays of atomics")]
-    pub(super) fn words<const N: usize>(&self, offset: usize) -> &[AtomicU64; N] {
+    pub(crate) fn words<const N: usize>(&self, offset: usize) -> &[AtomicU64; N] {
         let slice = self.slice(offset, size_of::<[AtomicU64; N]>());
         let words = slice.ptr_guard().as_ptr().cast::<[AtomicU64; N]>();
         assert!(words.is_aligned(), "the layout's offsets are aligned");
@@ -105,17 +105,17 @@ impl SharedMemory {
     }
 
     /// A futex that both sides use.
-    pub(super) fn atomic_u32(&self, offset: usize) -> &AtomicU32 {
+    pub(crate) fn atomic_u32(&self, offset: usize) -> &AtomicU32 {
         self.region
             .get_atomic_ref(offset)
             .expect("the layout's offsets lie inside the region, aligned")
     }
 
-    pub(super) fn write(&self, offset: usize, bytes: &[u8]) {
+    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) {
         self.slice(offset, bytes.len()).copy_from(bytes);
     }
 
-    pub(super) fn read(&self, offset: usize, bytes: &mut [u8]) {
+    pub(crate) fn read(&self, offset: usize, bytes: &mut [u8]) {
         self.slice(offset, bytes.len()).copy_to(bytes);
     }
 }

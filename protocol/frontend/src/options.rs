@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::Error;
+use crate::{Error, InvalidArgument, ShutdownHandle};
 use vhost_user_timer_protocol::{MAX_QUEUE_SIZE, MAX_REQUEST_QUEUES};
 
 /// How a frontend is set up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {
     /// Descriptors of a request queue: a power of two from 4 to 1024. As many requests can be in
@@ -19,16 +19,20 @@ pub struct Options {
     pub event_buffers: u16,
     /// How long connecting, the handshake, and any later control message may take.
     pub timeout: Duration,
-    /// Whether, and how, a lost connection is brought back. That takes a backend with a config
+    /// Whether and how to reconnect after the connection is lost. It takes a backend with a config
     /// space.
     pub reconnect: Option<Reconnect>,
+    /// The handle that ends the frontend's waits, connecting included. `None`: the frontend makes
+    /// its own.
+    pub shutdown: Option<ShutdownHandle>,
 }
 
-/// How a lost connection is brought back.
+/// How to reconnect after the connection is lost.
 ///
-/// What was answered is not asked again. What was not is, since each operation can be done twice:
+/// A request that was answered is not sent again. One that was not is, since every operation can
+/// be done twice:
 ///
-/// | operation | done twice | the repetition is refused because the first was done |
+/// | operation | done twice | refused when sent again, because the first was done |
 /// |---|---|---|
 /// | GET_INFO, GET_REG_LIST, GET_REGS, GET_VM | reads | never |
 /// | CONFIGURE_VM | the same values again are fine in any phase | never |
@@ -41,29 +45,28 @@ pub struct Options {
 /// | RESTORE_ABORT | sent only while the restore is open, or where it cannot have closed it | not sent where the restore was closed: it was done. Uncertain where an unanswered RESTORE_DONE may have closed it |
 /// | WAIT_RUN | changes nothing: waits on, or gets the present `run` | ESTALE is the truth. Not sent, but answered with ECANCELED, where a RESTORE_ABORT has been done meanwhile |
 /// | SET_TIME_PAGE | the same page; the library's own is named again on every connection | never |
-/// | an unknown one | | not sent: uncertain |
+/// | unknown | | not sent: uncertain |
 ///
-/// *Uncertain* is [`Error::Uncertain`]. With a backend that answers each request that changes
-/// something before it begins the next, and all before it begins such a one, which is what this
-/// project's does, only one change of all can have been done without an answer, and only threads that
-/// contradict each other get to see that error: one completes a restore, another one aborts it.
+/// *Uncertain* is [`Error::Uncertain`]. This project's backend leaves at most one state change
+/// unanswered (SPEC.md, "Requests"). With it, only threads that issue conflicting operations see
+/// that error, such as one that completes a restore while another aborts it.
 ///
-/// A restore's time-out that fell into the outage may go untold: WAIT_RUN then waits on.
+/// A restore's time-out during the outage may go unreported: WAIT_RUN then waits on.
 ///
-/// RESET_DEVICE and a device state's load are control messages. The first is sent again, and does
-/// the same; for the second the epoch tells whether it was done.
+/// RESET_DEVICE and the load of a device state are control messages. The first is sent again, and
+/// does the same; for the second the epoch tells whether it was done.
 ///
-/// An attempt to reconnect takes a handshake's time, and ends at the deadline of the thread that
-/// makes it. Where every thread waits in very short turns, none gets anywhere:
-/// [`keep_connected`](super::Frontend::keep_connected) is for that, too.
+/// An attempt to reconnect takes as long as a handshake, and ends at the deadline of the thread
+/// that makes it. If every thread waits in very short turns, no attempt gets anywhere:
+/// [`keep_connected`](crate::Frontend::keep_connected) is for that, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Reconnect {
-    /// How long an outage may last before it is [`Error::Disconnected`]. A backend that goes
-    /// away again without having answered anything does not get it anew.
+    /// How long an outage may last before it is [`Error::Disconnected`]. If the backend goes away
+    /// again without having answered anything, the same outage goes on.
     pub patience: Duration,
-    /// How long to wait after the first attempt that fails, from 1 ms to 1 h. The first one is
-    /// made at once; the wait doubles from one to the next.
+    /// How long to wait after the first attempt that fails, from 1 ms to 1 h. The first attempt is
+    /// made at once; the wait doubles with each one.
     pub first_delay: Duration,
     /// The longest such wait, up to 1 h.
     pub max_delay: Duration,
@@ -103,9 +106,10 @@ impl Reconnect {
         {
             Ok(())
         } else {
-            Err(Error::InvalidArgument(
-                "The delays between attempts to reconnect go from 1 ms to 1 h, the first one first",
-            ))
+            Err(Error::InvalidArgument(InvalidArgument::ReconnectDelays {
+                first: self.first_delay,
+                max: self.max_delay,
+            }))
         }
     }
 }
@@ -119,6 +123,7 @@ impl Default for Options {
             event_buffers: 256,
             timeout: Duration::from_secs(10),
             reconnect: None,
+            shutdown: None,
         }
     }
 }
@@ -159,22 +164,25 @@ impl Options {
         self
     }
 
-    pub(super) fn check(&self) -> Result<(), Error> {
+    /// Sets [`shutdown`](Self::shutdown).
+    #[must_use]
+    pub fn shutdown(mut self, shutdown: ShutdownHandle) -> Self {
+        self.shutdown = Some(shutdown);
+        self
+    }
+
+    pub(crate) fn check(&self) -> Result<(), Error> {
         self.reconnect.as_ref().map_or(Ok(()), Reconnect::check)?;
         let sizes = |least: u16| least..=MAX_QUEUE_SIZE;
         if !self.queue_size.is_power_of_two() || !sizes(4).contains(&self.queue_size) {
-            return Err(Error::InvalidArgument(
-                "The queue size must be a power of two from 4 to 1024",
-            ));
+            return Err(InvalidArgument::QueueSize(self.queue_size).into());
         }
         if !self.event_buffers.is_power_of_two() || !sizes(2).contains(&self.event_buffers) {
-            return Err(Error::InvalidArgument(
-                "The number of event buffers must be a power of two from 2 to 1024",
-            ));
+            return Err(InvalidArgument::EventBuffers(self.event_buffers).into());
         }
         let queues = self.request_queues.unwrap_or(1);
         if !(1..=MAX_REQUEST_QUEUES).contains(&queues) {
-            return Err(Error::InvalidArgument("There are 1 to 16 request queues"));
+            return Err(InvalidArgument::RequestQueues(queues).into());
         }
         Ok(())
     }

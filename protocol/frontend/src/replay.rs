@@ -17,12 +17,13 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use super::Info;
+use crate::Info;
+use crate::error::StateLoss;
 use vhost_user_timer_protocol::{Op, Phase, Status};
 
 /// What is known of the VM from answers: by this, repetitions are judged.
 #[derive(Default)]
-pub(super) struct History {
+pub(crate) struct History {
     epoch: AtomicU64,
     /// The last epoch in which a restore is known to have been open.
     opened: AtomicU64,
@@ -34,14 +35,16 @@ pub(super) struct History {
     aborted: AtomicU32,
     aborted_in: AtomicU64,
     configured: AtomicBool,
+    /// How many vCPUs the VM has; 0 where that is not known.
+    vcpus: AtomicU32,
     /// Grows when the host counter may have become another one, or is about to.
     counter: AtomicU64,
 }
 
 /// What a request was meant for.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Intent {
-    pub(super) op: Op,
+pub(crate) struct Intent {
+    pub(crate) op: Op,
     /// The epoch that it is to be done in.
     epoch: u64,
     /// The epoch that the caller named, or 0.
@@ -58,17 +61,17 @@ pub(super) struct Intent {
 
 /// What a new connection finds.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Recovered {
-    pub(super) phase: Phase,
-    pub(super) epoch: u64,
+pub(crate) struct Recovered {
+    pub(crate) phase: Phase,
+    pub(crate) epoch: u64,
     /// Requests that may have been done: how many RESTORE_BEGINs and RESTORE_DONEs.
-    pub(super) unanswered_begins: usize,
-    pub(super) unanswered_dones: usize,
+    pub(crate) unanswered_begins: usize,
+    pub(crate) unanswered_dones: usize,
 }
 
 /// What becomes of a request on a new connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Replay {
+pub(crate) enum Replay {
     /// It is sent.
     Send,
     /// It is sent, for this epoch.
@@ -79,7 +82,7 @@ pub(super) enum Replay {
 
 /// What a refusal means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// What it says.
     Refused,
     /// The request was done before.
@@ -100,28 +103,28 @@ fn changes(op: Op) -> bool {
 }
 
 impl History {
-    pub(super) fn epoch(&self) -> u64 {
+    pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
 
     /// The host counter may be another one from now on: an anchor comes or goes.
-    pub(super) fn counter_changes(&self) {
+    pub(crate) fn counter_changes(&self) {
         self.counter.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Where this is the same as before, the host counter is.
-    pub(super) fn counter_revision(&self) -> u64 {
+    pub(crate) fn counter_revision(&self) -> u64 {
         self.counter.load(Ordering::Acquire)
     }
 
     /// How many RESTORE_ABORTs were done.
-    pub(super) fn aborted(&self) -> u32 {
+    pub(crate) fn aborted(&self) -> u32 {
         self.aborted.load(Ordering::Acquire)
     }
 
     /// Whether a WAIT_RUN was sent again, and a RESTORE_ABORT, which came after it, may have
     /// overtaken it on another queue: then nothing would answer it.
-    pub(super) fn was_overtaken(&self, intent: &Intent) -> bool {
+    pub(crate) fn was_overtaken(&self, intent: &Intent) -> bool {
         intent.op == Op::WaitRun
             && intent.repeated
             && intent.aborted != self.aborted()
@@ -129,13 +132,13 @@ impl History {
     }
 
     /// A request in flight is asked for anew.
-    pub(super) fn reissued(&self, intent: &mut Intent) {
+    pub(crate) fn reissued(&self, intent: &mut Intent) {
         intent.aborted = self.aborted();
     }
 
     /// What a request that is submitted now means, behind `begins` RESTORE_BEGINs that are not
     /// answered; `named` is the epoch in its header.
-    pub(super) fn intent(&self, op: Op, named: u64, begins: u16) -> Intent {
+    pub(crate) fn intent(&self, op: Op, named: u64, begins: u16) -> Intent {
         let epoch = match named {
             0 => self.epoch().wrapping_add(begins.into()),
             named => named,
@@ -157,7 +160,7 @@ impl History {
     }
 
     /// Takes in an answer's header, and the first number of its body.
-    pub(super) fn learn(&self, op: Op, status: Status, epoch: u64, number: u32) {
+    pub(crate) fn learn(&self, op: Op, status: Status, epoch: u64, number: u32) {
         grow(&self.epoch, epoch);
         if op == Op::SetCounterAnchor {
             self.counter_changes();
@@ -183,29 +186,43 @@ impl History {
     }
 
     /// Takes in what the config space or GET_INFO says.
-    pub(super) fn learn_info(&self, info: &Info) {
+    pub(crate) fn learn_info(&self, info: &Info) {
         grow(&self.epoch, info.epoch);
         if info.phase == Phase::Restoring {
             grow(&self.opened, info.epoch);
         }
+        self.learn_vcpus(info.vcpus);
         if info.phase != Phase::New {
             self.configured.store(true, Ordering::Release);
         }
     }
 
+    pub(crate) fn learn_vcpus(&self, vcpus: u32) {
+        self.vcpus.store(vcpus, Ordering::Release);
+    }
+
+    /// How many vCPUs the VM has, if that is known.
+    pub(crate) fn vcpus(&self) -> Option<u32> {
+        Some(self.vcpus.load(Ordering::Acquire)).filter(|&vcpus| vcpus > 0)
+    }
+
     /// RESET_DEVICE is about to be sent: to find the VM in NEW is no loss any more.
-    pub(super) fn resetting(&self) {
+    pub(crate) fn resetting(&self) {
         self.counter_changes();
         self.configured.store(false, Ordering::Release);
         self.opened.store(0, Ordering::Release);
+        self.learn_vcpus(0);
     }
 
     /// Why this cannot be the VM that this history is of.
-    pub(super) fn contradicts(&self, info: &Info) -> Option<&'static str> {
+    pub(crate) fn contradicts(&self, info: &Info) -> Option<StateLoss> {
         if info.epoch < self.epoch() {
-            Some("its epoch is an earlier one")
+            Some(StateLoss::EarlierEpoch {
+                found: info.epoch,
+                seen: self.epoch(),
+            })
         } else if info.phase == Phase::New && self.configured.load(Ordering::Acquire) {
-            Some("its VM is not configured")
+            Some(StateLoss::NotConfigured)
         } else {
             None
         }
@@ -213,7 +230,7 @@ impl History {
 
     /// What to do about a request that was sent and not answered. `of_queue` is how many of
     /// the RESTORE_BEGINs that [`Recovered`] counts are of its queue.
-    pub(super) fn again(&self, intent: &mut Intent, found: &Recovered, of_queue: usize) -> Replay {
+    pub(crate) fn again(&self, intent: &mut Intent, found: &Recovered, of_queue: usize) -> Replay {
         let uncertain = |intent: &mut Intent| {
             intent.unsure = true;
             Replay::Answer(Status::Busy)
@@ -255,12 +272,12 @@ impl History {
     }
 
     /// A request that was not sent yet is sent first on a new connection.
-    pub(super) fn meant_in(&self, intent: &mut Intent, begins: u16) {
+    pub(crate) fn meant_in(&self, intent: &mut Intent, begins: u16) {
         *intent = self.intent(intent.op, intent.named, begins);
     }
 
     /// What it means that the request was refused.
-    pub(super) fn judge(&self, intent: &Intent, status: Status) -> Verdict {
+    pub(crate) fn judge(&self, intent: &Intent, status: Status) -> Verdict {
         if intent.unsure {
             return Verdict::Uncertain;
         }

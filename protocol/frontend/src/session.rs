@@ -11,76 +11,82 @@
 //! it is done with the old one (SPEC.md, "Connection": one frontend at a time). The rings are
 //! touched after that answer and not before.
 
-use std::io;
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use super::connection::{self, Connection, Negotiated, VringSetup};
-use super::error::Failure;
-use super::events::EventQueue;
-use super::memory::SharedMemory;
-use super::queue::Shared;
-use super::replay::{History, Recovered};
-use super::wait::{ConnectionWatch, Deadline, ShutdownHandle};
-use super::{Error, Options, Reconnect, RequestQueue, TimePage};
+use crate::connection::{Connection, Negotiated, VringSetup};
+use crate::connector::Reconnector;
+use crate::error::Failure;
+use crate::memory::SharedMemory;
+use crate::replay::{History, Recovered};
+use crate::sys::{lock, wait};
+use crate::wait::{ConnectionWatch, Deadline, ShutdownHandle};
+use crate::{Error, Operation, Options, Reconnect, TimePage};
 
-/// A connect() that has to wait for the listener's backlog is better tried again: the shutdown
-/// handle does not end it.
+/// How long one connect() may take. If it has to wait for the listener's backlog, it is better
+/// tried again: the shutdown handle does not end it.
 const CONNECT: Duration = Duration::from_millis(1);
 
-/// Where connections come from.
-pub(super) enum Connector {
-    Path(PathBuf),
-    Function(Box<dyn Fn() -> io::Result<UnixStream> + Send + Sync>),
-}
+/// A ring, with what is in flight on it, that outlives connections.
+///
+/// All rings take each of these steps before the next is taken, since what becomes of one's
+/// requests depends on the others'.
+pub(crate) trait Survivor: Send + Sync {
+    /// The connection is lost: publishes nothing from now on.
+    fn suspend(&self) {}
 
-impl Connector {
-    pub(super) fn connect(&self, deadline: Deadline) -> Result<UnixStream, Error> {
-        match self {
-            Connector::Path(path) => connection::connect(path, deadline),
-            Connector::Function(connect) => connect().map_err(|source| Error::Io {
-                what: "connect to the backend",
-                source,
-            }),
-        }
+    /// The new backend is there, so the old one is gone: takes what was answered, and counts what
+    /// may have been done without an answer.
+    fn collect_unanswered(&self, _recovered: &mut Recovered) {}
+
+    /// Answers the RESTORE_ABORTs that were done: that decides about other rings' requests.
+    fn settle_aborts(&self, _recovered: &Recovered) {}
+
+    /// Puts all that is to be sent again on an empty ring.
+    fn refill(&self, recovered: &Recovered);
+
+    /// The ring, as the new backend is to get it.
+    fn vring(&self) -> VringSetup<'_>;
+
+    /// The new backend has the ring: makes sure that neither side has missed anything.
+    fn resume_service(&self);
+
+    /// Makes those that wait look at the ring again.
+    fn wake_waiters(&self) {}
+
+    /// Sends an operation whose answer nobody waits for; `false` if there is no room.
+    fn send(&self, _operation: &Operation<'_, ()>) -> bool {
+        false
     }
 }
 
 /// Why there is no connection to go on with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stopped {
+pub(crate) enum Stopped {
     /// There will be none.
     Failed(Failure),
     /// There is none at the deadline.
     Late,
 }
 
-/// The rings that are to be taken from one connection to the next.
-pub(super) struct Rings {
-    events: Weak<EventQueue>,
-    queues: Box<[Weak<Shared>]>,
-}
-
-/// See the module.
-pub(super) struct Session {
-    pub(super) watch: ConnectionWatch,
-    pub(super) memory: Arc<SharedMemory>,
-    pub(super) negotiated: Negotiated,
-    pub(super) history: History,
-    pub(super) page: TimePage,
-    pub(super) timeout: Duration,
+/// See the module's documentation.
+pub(crate) struct Session {
+    pub(crate) watch: ConnectionWatch,
+    pub(crate) memory: Arc<SharedMemory>,
+    pub(crate) negotiated: Negotiated,
+    pub(crate) history: History,
+    pub(crate) page: TimePage,
+    pub(crate) timeout: Duration,
     /// Something was answered on the present connection.
-    pub(super) answered: AtomicBool,
+    pub(crate) answered: AtomicBool,
     connection: Mutex<Arc<Connection>>,
     /// Grows with every connection.
     generation: AtomicU64,
-    again: Option<(Connector, Reconnect)>,
-    rings: OnceLock<Rings>,
+    again: Option<(Reconnector, Reconnect)>,
+    rings: OnceLock<Box<[Weak<dyn Survivor>]>>,
     reconnecting: Mutex<Reconnecting>,
-    /// The reconnecting has changed.
+    /// `reconnecting` has changed.
     changed: Condvar,
 }
 
@@ -120,14 +126,14 @@ impl Drop for ReconnectGuard<'_> {
 }
 
 impl Session {
-    pub(super) fn new(
+    pub(crate) fn new(
         connection: Connection,
         shutdown: ShutdownHandle,
         memory: Arc<SharedMemory>,
         negotiated: Negotiated,
         page: TimePage,
         options: &Options,
-        connector: Option<Connector>,
+        reconnector: Option<Reconnector>,
     ) -> Result<Self, Error> {
         Ok(Session {
             watch: ConnectionWatch::new(&connection.socket, shutdown)?,
@@ -139,7 +145,7 @@ impl Session {
             answered: AtomicBool::new(false),
             connection: Mutex::new(Arc::new(connection)),
             generation: AtomicU64::new(0),
-            again: connector.zip(options.reconnect),
+            again: reconnector.zip(options.reconnect),
             rings: OnceLock::new(),
             reconnecting: Mutex::default(),
             changed: Condvar::new(),
@@ -147,32 +153,25 @@ impl Session {
     }
 
     /// Says what rings there are: once, before anyone waits.
-    pub(super) fn attach(&self, events: &Arc<EventQueue>, queues: &[RequestQueue]) {
-        let queues = queues.iter().map(|queue| Arc::downgrade(&queue.shared));
-        let _ = self.rings.set(Rings {
-            events: Arc::downgrade(events),
-            queues: queues.collect(),
-        });
+    pub(crate) fn attach(&self, rings: impl IntoIterator<Item = Weak<dyn Survivor>>) {
+        let _ = self.rings.set(rings.into_iter().collect());
     }
 
     /// Numbers the present connection. To be read before the watch is looked at.
-    pub(super) fn generation(&self) -> u64 {
+    pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
-    pub(super) fn connection(&self) -> Arc<Connection> {
-        let connection = self.connection.lock();
-        connection.unwrap_or_else(PoisonError::into_inner).clone()
+    pub(crate) fn connection(&self) -> Arc<Connection> {
+        lock(&self.connection).clone()
     }
 
     fn reconnecting(&self) -> MutexGuard<'_, Reconnecting> {
-        self.reconnecting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.reconnecting)
     }
 
     /// Has an exchange on the present connection, and again on the next one if it is lost.
-    pub(super) fn exchange<T>(
+    pub(crate) fn exchange<T>(
         &self,
         deadline: Deadline,
         exchange: impl Fn(&Connection, Deadline) -> Result<T, Error>,
@@ -187,7 +186,7 @@ impl Session {
     }
 
     /// As [`recover`](Self::recover), with [`Error`]s.
-    pub(super) fn reconnected(&self, lost: u64, deadline: Deadline) -> Result<(), Error> {
+    pub(crate) fn reconnected(&self, lost: u64, deadline: Deadline) -> Result<(), Error> {
         self.recover(lost, deadline)
             .map_err(|stopped| match stopped {
                 Stopped::Failed(failure) => failure.into(),
@@ -199,7 +198,7 @@ impl Session {
 
     /// What is left of the failure of a connection: nothing, where it was brought back, or may
     /// still be after the deadline.
-    pub(super) fn outlive(
+    pub(crate) fn outlive(
         &self,
         failure: Failure,
         generation: u64,
@@ -215,7 +214,7 @@ impl Session {
     }
 
     /// Returns once the connection of generation `lost` has a successor.
-    pub(super) fn recover(&self, lost: u64, deadline: Deadline) -> Result<(), Stopped> {
+    pub(crate) fn recover(&self, lost: u64, deadline: Deadline) -> Result<(), Stopped> {
         let Some((connector, policy)) = &self.again else {
             return Err(Stopped::Failed(Failure::Disconnected));
         };
@@ -246,7 +245,7 @@ impl Session {
                 return Err(Stopped::Late);
             }
             if reconnecting.busy {
-                reconnecting = self.wait_for_change(reconnecting, deadline);
+                reconnecting = wait(&self.changed, reconnecting, deadline);
                 continue;
             }
             reconnecting.busy = true;
@@ -277,28 +276,11 @@ impl Session {
         }
     }
 
-    fn wait_for_change<'a>(
-        &self,
-        reconnecting: MutexGuard<'a, Reconnecting>,
-        deadline: Deadline,
-    ) -> MutexGuard<'a, Reconnecting> {
-        match deadline.remaining() {
-            Some(left) => {
-                let woken = self.changed.wait_timeout(reconnecting, left);
-                woken.unwrap_or_else(PoisonError::into_inner).0
-            }
-            None => {
-                let woken = self.changed.wait(reconnecting);
-                woken.unwrap_or_else(PoisonError::into_inner)
-            }
-        }
-    }
-
     /// The connection was lost just now. If nothing was answered on it, the outage before goes on: a
     /// backend that falls over what it is asked must not be asked for ever.
     fn outage(&self, left: Option<PatienceLeft>, policy: &Reconnect) -> Outage {
-        for queue in self.queues() {
-            queue.suspend();
+        for ring in self.rings() {
+            ring.suspend();
         }
         let now = Instant::now();
         let answered = self.answered.swap(false, Ordering::AcqRel);
@@ -319,7 +301,7 @@ impl Session {
     /// Waits until the next attempt is due, and makes it; `None` if it is not due in time.
     fn try_when_due(
         &self,
-        connector: &Connector,
+        connector: &Reconnector,
         outage: Outage,
         deadline: Deadline,
     ) -> Option<Result<(), Error>> {
@@ -334,64 +316,60 @@ impl Session {
     }
 
     /// Makes those who wait look again, on every queue.
-    pub(super) fn wake_waiters(&self) {
-        for queue in self.queues() {
-            queue.wake_waiters();
+    pub(crate) fn wake_waiters(&self) {
+        for ring in self.rings() {
+            ring.wake_waiters();
         }
     }
 
-    /// Asks for the time page again after a reset.
-    pub(super) fn restart_page(&self) {
-        self.page.restart(&self.queues().collect::<Vec<_>>());
+    /// Asks for the time page again, after a reset or on a new connection.
+    pub(crate) fn restart_page(&self) {
+        self.page
+            .restart(|operation| self.rings().any(|ring| ring.send(operation)));
     }
 
-    fn queues(&self) -> impl Iterator<Item = Arc<Shared>> {
-        let queues = self.rings.get().map_or(&[][..], |rings| &rings.queues);
-        queues.iter().filter_map(Weak::upgrade)
+    fn rings(&self) -> impl Iterator<Item = Arc<dyn Survivor>> {
+        let rings = self.rings.get().map_or(&[][..], |rings| rings);
+        rings.iter().filter_map(Weak::upgrade)
     }
 
-    fn attempt(&self, connector: &Connector, deadline: Deadline) -> Result<(), Error> {
+    fn attempt(&self, connector: &Reconnector, deadline: Deadline) -> Result<(), Error> {
         let socket = connector.connect(deadline.or(CONNECT))?;
         let next = Connection::new(socket, self.watch.shutdown.clone())?;
         // Once that is answered, nobody is left who serves the old connection.
         next.negotiate(Some(&self.negotiated), deadline)?;
         let info = next.config(deadline)?;
-        let mut found = Recovered {
+        let mut recovered = Recovered {
             phase: info.phase,
             epoch: info.epoch,
             unanswered_begins: 0,
             unanswered_dones: 0,
         };
-        let events = self.rings.get().and_then(|rings| rings.events.upgrade());
-        let (Some(events), queues) = (events, self.queues().collect::<Vec<_>>()) else {
+        let rings = self.rings.get().map_or(&[][..], |rings| rings);
+        let rings: Option<Vec<_>> = rings.iter().map(Weak::upgrade).collect();
+        let Some(rings) = rings else {
             return Err(Error::ShutDown);
         };
-        for queue in &queues {
-            queue.collect_unanswered(&mut found);
+        for ring in &rings {
+            ring.collect_unanswered(&mut recovered);
         }
-        if let Some(contradiction) = self.history.contradicts(&info) {
-            return Err(Error::StateLost(contradiction));
+        if let Some(loss) = self.history.contradicts(&info) {
+            return Err(Error::StateLost(loss));
         }
         self.history.learn_info(&info);
-        for queue in &queues {
-            queue.settle_aborts(&found);
+        for ring in &rings {
+            ring.settle_aborts(&recovered);
         }
-        for queue in &queues {
-            queue.refill(&found);
+        for ring in &rings {
+            ring.refill(&recovered);
         }
-        events.refill();
 
-        let vrings: Vec<VringSetup<'_>> = std::iter::once(events.vring())
-            .chain(queues.iter().map(|queue| queue.vring()))
-            .collect();
-        // The former backend is gone, and the VM may change from here on.
+        let vrings: Vec<VringSetup<'_>> = rings.iter().map(|ring| ring.vring()).collect();
+        // The previous backend is gone, and the VM may change from here on.
         self.page.invalidate();
         next.start(&self.memory, &vrings, deadline)?;
         self.watch.follow(&next.socket)?;
-        let mut connection = self
-            .connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut connection = lock(&self.connection);
         *connection = Arc::new(next);
         if self.watch.shutdown.was_used() {
             // Whoever closed the frontend closed the connection before.
@@ -399,11 +377,10 @@ impl Session {
         }
         drop(connection);
         self.answered.store(false, Ordering::Release);
-        for queue in &queues {
-            queue.resume_service();
+        for ring in &rings {
+            ring.resume_service();
         }
-        events.resume_service();
-        self.page.restart(&queues);
+        self.restart_page();
         Ok(())
     }
 }

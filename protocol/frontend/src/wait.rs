@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::{DupFlags, Errno};
 
-use super::Error;
-use super::error::Failure;
+use crate::Error;
+use crate::error::Failure;
+use crate::sys::{eventfd, io, poll, signal};
 
 /// When a wait gives up.
 ///
@@ -27,7 +28,7 @@ impl Deadline {
     /// Waits until the backend answers, dies, or the frontend is shut down.
     pub const NEVER: Deadline = Deadline(None);
 
-    pub(super) fn instant(self) -> Option<Instant> {
+    pub(crate) fn instant(self) -> Option<Instant> {
         self.0
     }
 
@@ -43,7 +44,7 @@ impl Deadline {
     }
 
     /// The earlier of the two.
-    pub(super) fn or(self, other: impl Into<Deadline>) -> Deadline {
+    pub(crate) fn or(self, other: impl Into<Deadline>) -> Deadline {
         match (self.0, other.into().0) {
             (Some(a), Some(b)) => Deadline(Some(a.min(b))),
             (a, b) => Deadline(a.or(b)),
@@ -64,51 +65,6 @@ impl From<Duration> for Deadline {
     }
 }
 
-/// An eventfd, not blocking, closed on exec.
-pub(super) fn eventfd() -> Result<OwnedFd, Error> {
-    let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-    rustix::event::eventfd(0, flags).map_err(|e| Error::Io {
-        what: "create an eventfd",
-        source: e.into(),
-    })
-}
-
-/// Makes an eventfd readable, and has whoever watches it hear of that: where its counter is full, as
-/// nobody but a peer makes it, it is emptied first.
-pub(super) fn signal(fd: &OwnedFd) {
-    loop {
-        match rustix::io::write(fd, &1u64.to_ne_bytes()) {
-            Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => drain(fd),
-            _ => return,
-        }
-    }
-}
-
-/// Makes an eventfd unreadable.
-pub(super) fn drain(fd: &OwnedFd) {
-    while rustix::io::read(fd, &mut [0; 8]) == Err(Errno::INTR) {}
-}
-
-/// Sleeps until one of the descriptors reports, or the deadline passes (then none of them has).
-pub(super) fn poll(fds: &mut [PollFd<'_>], deadline: Deadline) -> Result<(), Error> {
-    loop {
-        let timeout = deadline
-            .remaining()
-            .and_then(|left| Timespec::try_from(left).ok());
-        match rustix::event::poll(fds, timeout.as_ref()) {
-            Ok(_) => return Ok(()),
-            Err(Errno::INTR) => {}
-            Err(e) => {
-                return Err(Error::Io {
-                    what: "poll",
-                    source: e.into(),
-                });
-            }
-        }
-    }
-}
-
 /// Ends every wait on a frontend, those to come included, with [`Error::ShutDown`].
 ///
 /// It is meant for a VMM that exits, or that gives a backend up, while threads wait. It says
@@ -117,7 +73,7 @@ pub(super) fn poll(fds: &mut [PollFd<'_>], deadline: Deadline) -> Result<(), Err
 pub struct ShutdownHandle(Arc<OwnedFd>);
 
 impl ShutdownHandle {
-    /// A handle for [`Frontend::from_stream_with`](super::Frontend::from_stream_with).
+    /// A handle for [`Options::shutdown`](crate::Options::shutdown).
     ///
     /// # Errors
     ///
@@ -131,13 +87,13 @@ impl ShutdownHandle {
         signal(&self.0);
     }
 
-    pub(super) fn was_used(&self) -> bool {
+    pub(crate) fn was_used(&self) -> bool {
         let mut fds = [PollFd::new(&*self.0, PollFlags::IN)];
         poll(&mut fds, Duration::ZERO.into()).is_ok() && !fds[0].revents().is_empty()
     }
 
     /// Sleeps until it is used, or the deadline passes.
-    pub(super) fn wait(&self, deadline: Deadline) -> Result<(), Error> {
+    pub(crate) fn wait(&self, deadline: Deadline) -> Result<(), Error> {
         poll(&mut [PollFd::new(&*self.0, PollFlags::IN)], deadline)
     }
 }
@@ -150,18 +106,18 @@ impl AsFd for ShutdownHandle {
 }
 
 /// What ends waits on every queue.
-pub(super) struct ConnectionWatch {
+pub(crate) struct ConnectionWatch {
     /// The present connection's control socket, behind the same number over every reconnect.
     /// vhost's `Frontend` has its own descriptor of it.
     socket: OwnedFd,
     /// Counts the connections.
     connections: AtomicU64,
-    pub(super) shutdown: ShutdownHandle,
+    pub(crate) shutdown: ShutdownHandle,
 }
 
 /// How a wait ended well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Woken {
+pub(crate) enum Woken {
     /// There was a call.
     Called,
     /// The deadline passed.
@@ -171,11 +127,10 @@ pub(super) enum Woken {
 }
 
 impl ConnectionWatch {
-    pub(super) fn new(socket: &UnixStream, shutdown: ShutdownHandle) -> Result<Self, Error> {
-        let socket = socket.try_clone().map_err(|source| Error::Io {
-            what: "duplicate the control socket",
-            source,
-        })?;
+    pub(crate) fn new(socket: &UnixStream, shutdown: ShutdownHandle) -> Result<Self, Error> {
+        let socket = socket
+            .try_clone()
+            .map_err(io("duplicate the control socket"))?;
         Ok(ConnectionWatch {
             socket: socket.into(),
             connections: AtomicU64::new(0),
@@ -184,24 +139,24 @@ impl ConnectionWatch {
     }
 
     /// Numbers the present connection.
-    pub(super) fn connection(&self) -> u64 {
+    pub(crate) fn connection(&self) -> u64 {
         self.connections.load(Ordering::Acquire)
     }
 
     /// The present connection's number, and its socket by another descriptor.
-    pub(super) fn present_socket(&self) -> Result<(u64, OwnedFd), Error> {
+    pub(crate) fn present_socket(&self) -> Result<(u64, OwnedFd), Error> {
         // First the number: a socket that is newer than it is only looked for again.
         let connection = self.connection();
-        let socket = self.socket.try_clone().map_err(|source| Error::Io {
-            what: "duplicate the control socket",
-            source,
-        })?;
+        let socket = self
+            .socket
+            .try_clone()
+            .map_err(io("duplicate the control socket"))?;
         Ok((connection, socket))
     }
 
     /// Watches another connection's socket from now on. Whoever sleeps on the former one is
     /// woken by its end.
-    pub(super) fn follow(&self, socket: &UnixStream) -> Result<(), Error> {
+    pub(crate) fn follow(&self, socket: &UnixStream) -> Result<(), Error> {
         #[expect(
             unsafe_code,
             reason = "dup3 needs an OwnedFd, which must not be dropped here"
@@ -218,25 +173,20 @@ impl ConnectionWatch {
                     return Ok(());
                 }
                 Err(Errno::INTR | Errno::BUSY) => {}
-                Err(e) => {
-                    return Err(Error::Io {
-                        what: "duplicate the control socket",
-                        source: e.into(),
-                    });
-                }
+                Err(error) => return Err(io("duplicate the control socket")(error)),
             }
         }
     }
 
     /// Sleeps until the connection fails; `None` at the deadline.
-    pub(super) fn until_failure(&self, deadline: Deadline) -> Result<Option<Failure>, Error> {
+    pub(crate) fn until_failure(&self, deadline: Deadline) -> Result<Option<Failure>, Error> {
         let mut fds = self.watched();
         poll(&mut fds, deadline)?;
         Ok(failure(&fds))
     }
 
     /// Whether the connection has failed, without waiting.
-    pub(super) fn failure(&self) -> Result<Option<Failure>, Error> {
+    pub(crate) fn failure(&self) -> Result<Option<Failure>, Error> {
         self.until_failure(Duration::ZERO.into())
     }
 
@@ -252,14 +202,6 @@ impl ConnectionWatch {
 impl AsFd for ConnectionWatch {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
-    }
-}
-
-/// What could not be done, and why.
-pub(super) fn io(what: &'static str) -> impl Fn(Errno) -> Error {
-    move |error| Error::Io {
-        what,
-        source: error.into(),
     }
 }
 

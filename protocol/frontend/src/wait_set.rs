@@ -8,7 +8,7 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -18,9 +18,10 @@ use rustix::time::{
     timerfd_settime,
 };
 
-use super::Error;
-use super::error::Failure;
-use super::wait::{ConnectionWatch, Deadline, Woken, io};
+use crate::Error;
+use crate::error::Failure;
+use crate::sys::{io, lock};
+use crate::wait::{ConnectionWatch, Deadline, Woken};
 
 /// What the epoll instance says of a descriptor.
 const CALL: u64 = 0;
@@ -29,7 +30,7 @@ const SOCKET: u64 = 2;
 const TIMER: u64 = 3;
 
 /// See the module.
-pub(super) struct WaitSet {
+pub(crate) struct WaitSet {
     epoll: OwnedFd,
     timer: OwnedFd,
     armed: Mutex<Armed>,
@@ -47,7 +48,7 @@ struct Armed {
 
 impl WaitSet {
     /// A wait_set for those who wait for this call eventfd.
-    pub(super) fn new(watch: &ConnectionWatch, call: BorrowedFd<'_>) -> Result<Self, Error> {
+    pub(crate) fn new(watch: &ConnectionWatch, call: BorrowedFd<'_>) -> Result<Self, Error> {
         let flags = epoll::CreateFlags::CLOEXEC;
         let epoll = epoll::create(flags).map_err(io("create an epoll instance"))?;
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
@@ -73,7 +74,7 @@ impl WaitSet {
     /// Sleeps until there was a call since the last sleep, the deadline passes or the connection
     /// fails. It may say that there was a call where there was none, and where the deadline has passed
     /// there may have been one.
-    pub(super) fn sleep(
+    pub(crate) fn sleep(
         &self,
         watch: &ConnectionWatch,
         deadline: Deadline,
@@ -106,7 +107,7 @@ impl WaitSet {
     }
 
     fn armed(&self) -> MutexGuard<'_, Armed> {
-        self.armed.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.armed)
     }
 
     /// Has the wait_set know the present connection's socket, and the timer go off in time.
@@ -158,7 +159,7 @@ mod tests {
 
     use super::*;
     use crate::ShutdownHandle;
-    use crate::wait::{eventfd, poll, signal};
+    use crate::sys::{eventfd, poll, signal};
 
     struct Room {
         watch: ConnectionWatch,

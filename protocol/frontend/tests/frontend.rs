@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use fake::{
     EVENT_IDX, Fake, INDIRECT, Pair, answer, echo, hold_wait_run, info, ok, pair, run_of,
-    socket_path, vcpu,
+    saved_vcpu, socket_path,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use vhost::vhost_user::VhostUserProtocolFeatures;
 use vhost_user_timer_frontend::{
-    Deadline, Error, Event, Fault, Frontend, Operation, Options, RequestQueue, RestoreOptions,
-    RingFault, ShutdownHandle, Timer,
+    ContentFault, Deadline, Error, Event, Fault, Frontend, Operation, Options, RegValue,
+    RequestQueue, RestoreOptions, RingFault, ShutdownHandle, Timer,
 };
 use vhost_user_timer_protocol::wire::{self, present};
 use vhost_user_timer_protocol::{Abi, Op, Phase, Register, Status};
@@ -30,27 +30,28 @@ fn echo_pair() -> Pair {
 
 fn every_operation(queue: &RequestQueue) {
     assert_eq!(queue.info(LONG).unwrap().phase, Phase::Paused);
-    queue.configure(4, Abi::Arm64, 0, LONG).unwrap();
+    queue.configure(4, Abi::Arm64, None, LONG).unwrap();
     assert_eq!(*queue.reg_list(0, LONG).unwrap(), [1, 2, 3, 4, 5, 6]);
     let values = queue.get_regs(5, &[10, 20], LONG).unwrap();
-    assert_eq!(*values, [(10, 15), (20, 25)]);
-    let set = queue.set_regs(3, &[(1, 2), (3, 4), (5, 6)], LONG).unwrap();
+    assert_eq!(*values, [RegValue::new(10, 15), RegValue::new(20, 25)]);
+    let values = [(1, 2), (3, 4), (5, 6)].map(|(id, value)| RegValue::new(id, value));
+    let set = queue.set_regs(3, &values, LONG).unwrap();
     assert!(set.virtual_line && set.physical_line && set.ignored == 3);
     let vm = queue.get_vm(3, 2, LONG).unwrap();
-    assert_eq!(vm.vcpus, [vcpu(3), vcpu(4)]);
+    assert_eq!(vm.vcpus, [saved_vcpu(3), saved_vcpu(4)]);
     queue.set_vm(&vm.vcpus, LONG).unwrap();
     queue.set_counter_offset(1, LONG).unwrap();
     queue.set_counter_anchor(1, 2, LONG).unwrap();
-    assert_eq!(queue.pause(false, LONG).unwrap().cntvoff, 1000);
-    assert_eq!(queue.pause(true, LONG).unwrap().cntvoff, 1001);
+    assert_eq!(queue.pause(LONG).unwrap().cntvoff, 1000);
+    assert_eq!(queue.pause_vm_only(LONG).unwrap().cntvoff, 1001);
     assert_eq!(queue.resume(LONG).unwrap().cntvoff, 1002);
     let options = RestoreOptions::default();
-    queue.restore_begin(4, options, LONG).unwrap();
+    queue.restore_begin(options, LONG).unwrap();
     assert_eq!(queue.restore_done(8, LONG).unwrap(), 9);
     assert_eq!(queue.wait_run(7, LONG).unwrap().cntvoff, 1007);
     queue.restore_abort(LONG).unwrap();
     queue.set_time_page(0, 0, LONG).unwrap();
-    assert_eq!(queue.restore_vcpu(&vcpu(8), LONG).unwrap(), 9);
+    assert_eq!(queue.restore_vcpu(&saved_vcpu(8), LONG).unwrap(), 9);
 }
 
 #[test]
@@ -81,10 +82,12 @@ fn the_largest_vm_is_saved_and_staged_in_one_request() {
     let pair = echo_pair();
     let queue = pair.frontend.queue();
     let saved = queue.save(LONG).unwrap();
-    assert_eq!((saved.abi, saved.frequency), (Abi::Arm64, 1_000_000_000));
-    assert_eq!(saved.vcpus.len(), 4096);
-    assert!((0..).map(vcpu).zip(&saved.vcpus).all(|(a, b)| a == *b));
-    queue.set_vm(&saved.vcpus, LONG).unwrap();
+    assert_eq!(saved.abi(), Abi::Arm64);
+    assert_eq!(saved.frequency().get(), 1_000_000_000);
+    let vcpus = saved.vcpus();
+    assert_eq!(vcpus.len(), 4096);
+    assert!((0..).map(saved_vcpu).zip(vcpus).all(|(a, b)| a == *b));
+    queue.set_vm(vcpus, LONG).unwrap();
 
     // There is one pair of large buffers.
     let first = queue.submit(&Operation::get_vm(0, 4096)).unwrap();
@@ -100,9 +103,15 @@ fn what_cannot_be_asked_is_refused_here() {
     let queue = pair.frontend.queue();
     let invalid = |error: Error| matches!(error, Error::InvalidArgument(_));
     assert!(invalid(queue.get_regs(0, &[0; 17], LONG).unwrap_err()));
-    assert!(invalid(queue.set_regs(0, &[(0, 0); 17], LONG).unwrap_err()));
+    assert!(invalid(
+        queue
+            .set_regs(0, &[RegValue::default(); 17], LONG)
+            .unwrap_err()
+    ));
     assert!(invalid(queue.get_vm(0, u32::MAX, LONG).unwrap_err()));
-    assert!(invalid(queue.set_vm(&[vcpu(0); 5000], LONG).unwrap_err()));
+    assert!(invalid(
+        queue.set_vm(&[saved_vcpu(0); 5000], LONG).unwrap_err()
+    ));
     assert_eq!(queue.get_regs(0, &[1; 16], LONG).unwrap().len(), 16);
 }
 
@@ -135,7 +144,7 @@ fn a_full_queue_makes_blocking_calls_wait_for_a_slot() {
             scope.spawn(move || {
                 for _ in 0..500 {
                     let values = queue.get_regs(vcpu, &[100], LONG).unwrap();
-                    assert_eq!(*values, [(100, 100 + u64::from(vcpu))]);
+                    assert_eq!(*values, [RegValue::new(100, 100 + u64::from(vcpu))]);
                     let vm = queue.get_vm(vcpu, 20, LONG).unwrap();
                     assert_eq!(vm.vcpus.len(), 20);
                 }
@@ -256,7 +265,7 @@ fn a_backend_that_never_answers_the_handshake_is_an_error_in_time() {
     let (ours, _theirs) = UnixStream::pair().unwrap();
     let options = Options::default().timeout(Duration::from_millis(50));
     let started = Instant::now();
-    let error = Frontend::from_stream(ours, options).unwrap_err();
+    let error = Frontend::connect(ours, options).unwrap_err();
     assert!(matches!(error, Error::TimedOut { .. }), "{error}");
     assert!(started.elapsed() < LONG);
 }
@@ -265,7 +274,7 @@ fn a_backend_that_never_answers_the_handshake_is_an_error_in_time() {
 fn a_backend_that_hangs_up_in_the_handshake_is_an_error_at_once() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     drop(theirs);
-    let error = Frontend::from_stream(ours, Options::default()).unwrap_err();
+    let error = Frontend::connect(ours, Options::default()).unwrap_err();
     assert!(matches!(error, Error::Disconnected), "{error}");
 }
 
@@ -274,8 +283,8 @@ fn the_shutdown_handle_ends_the_handshake() {
     let (ours, _theirs) = UnixStream::pair().unwrap();
     let shutdown = ShutdownHandle::new().unwrap();
     shutdown.shut_down();
-    let options = Options::default().timeout(LONG);
-    let error = Frontend::from_stream_with(ours, options, shutdown).unwrap_err();
+    let options = Options::default().timeout(LONG).shutdown(shutdown);
+    let error = Frontend::connect(ours, options).unwrap_err();
     assert!(matches!(error, Error::ShutDown), "{error}");
 }
 
@@ -289,7 +298,7 @@ fn connecting_to_a_listener_that_does_not_accept_ends_in_time() {
     while let Ok(socket) = rustix_connect(&path) {
         waiting.push(socket);
     }
-    let error = Frontend::connect(&path, options).unwrap_err();
+    let error = Frontend::connect(&path, options.clone()).unwrap_err();
     let _ = std::fs::remove_file(&path);
     assert!(
         matches!(error, Error::TimedOut { what: "connect" }),
@@ -402,7 +411,7 @@ fn the_config_space_is_the_info() {
 fn connect_error(fake: Fake, options: Options) -> Error {
     let path = socket_path();
     let _serving = fake::serve(fake.into(), &path);
-    let error = Frontend::connect(&path, options).unwrap_err();
+    let error = Frontend::connect(&path, options.clone()).unwrap_err();
     let _ = std::fs::remove_file(&path);
     error
 }
@@ -435,7 +444,7 @@ fn a_backend_that_this_library_cannot_work_with_is_named_so() {
     let error = connect_error(legacy, Options::default());
     assert_eq!(
         error.to_string(),
-        "The backend does not offer VIRTIO_F_VERSION_1"
+        "the backend does not offer VIRTIO_F_VERSION_1"
     );
 
     let error = connect_error(fake(), Options::default().request_queues(3));
@@ -444,18 +453,18 @@ fn a_backend_that_this_library_cannot_work_with_is_named_so() {
 
 #[test]
 fn options_out_of_range_are_refused() {
-    let options = Options::default();
+    let options = Options::default;
     for bad in [
-        options.queue_size(2),
-        options.queue_size(2048),
-        options.queue_size(100),
-        options.event_buffers(1),
-        options.event_buffers(3),
-        options.request_queues(0),
-        options.request_queues(17),
+        options().queue_size(2),
+        options().queue_size(2048),
+        options().queue_size(100),
+        options().event_buffers(1),
+        options().event_buffers(3),
+        options().request_queues(0),
+        options().request_queues(17),
     ] {
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        let error = Frontend::from_stream(ours, bad).unwrap_err();
+        let error = Frontend::connect(ours, bad.clone()).unwrap_err();
         assert!(matches!(error, Error::InvalidArgument(_)), "{bad:?}");
     }
 }
@@ -466,7 +475,7 @@ fn a_refusal_says_what_was_refused_and_why() {
         Register::TimerCtl.id(Abi::Arm64),
         Register::PtimerCval.id(Abi::Arm),
     );
-    let values = [(cval, 1), (0xabc, 2), (ctl, 3)];
+    let values = [(cval, 1), (0xabc, 2), (ctl, 3)].map(|(id, value)| RegValue::new(id, value));
     let ids = [cval, 0xabc, ctl];
     let set = Operation::set_regs(3, &values);
     let get = Operation::get_regs(3, &ids);
@@ -569,7 +578,7 @@ fn an_answer_that_makes_no_sense_ends_the_queue() {
     };
     let content = Fault::AnswerContent {
         op: Op::GetRegs,
-        what: "a register that was not asked for",
+        fault: ContentFault::UnaskedRegister,
     };
     for (bytes, fault) in [
         (vec![], length(0)),
@@ -690,7 +699,10 @@ fn events_come_in_order_and_their_buffers_go_back() {
             count: 6,
             epoch: 7,
         };
-        let unknown = Event::Unknown(event);
+        let unknown = Event::Unknown {
+            kind: event.kind.get(),
+            bytes: event.as_bytes().try_into().unwrap(),
+        };
         assert_eq!(got, if event == phase { known } else { unknown });
         assert_eq!(events.try_next().unwrap(), None);
     }

@@ -66,7 +66,7 @@ fn connect(path: &Path) -> Frontend {
 fn connect_with(path: &Path, options: Options) -> Frontend {
     let deadline: Deadline = LONG.into();
     loop {
-        match Frontend::connect(path, options) {
+        match Frontend::connect(path, options.clone()) {
             Ok(frontend) => return frontend,
             Err(error) if deadline.has_passed() => panic!("{error}"),
             Err(_) => std::thread::yield_now(),

@@ -12,11 +12,11 @@ use std::thread::{ScopedJoinHandle, scope};
 use std::time::{Duration, Instant};
 
 use fake::model::{Lost, Rig, VCPUS};
-use fake::{Fake, answer, echo, run_of, socket_path, vcpu};
+use fake::{Fake, answer, echo, run_of, saved_vcpu, socket_path};
 use vhost::vhost_user::VhostUserProtocolFeatures;
 use vhost_user_timer_frontend::{
-    Deadline, Error, Event, Frontend, Operation, Options, Reconnect, RequestQueue, RestoreOptions,
-    ShutdownHandle,
+    Connector, Deadline, Error, Event, Frontend, Operation, Options, Reconnect, RegValue,
+    RequestQueue, RestoreOptions,
 };
 use vhost_user_timer_protocol::{Abi, Op, Phase, Status, wire};
 use zerocopy::IntoBytes;
@@ -41,23 +41,23 @@ type Ask = fn(&RequestQueue) -> Outcome;
 /// The operations that change something, as a vCPU or a VMM's main thread asks for them.
 const WRITES: [(Op, Phase, &[u32], Ask); 8] = [
     (Op::ConfigureVm, Phase::Paused, &[], |queue| {
-        queue.configure(VCPUS, Abi::Arm64, 0, LONG).map(|()| 0)
+        queue.configure(VCPUS, Abi::Arm64, None, LONG).map(|()| 0)
     }),
     (Op::SetRegs, Phase::Paused, &[], |queue| {
-        queue.set_regs(1, &[(1, 2)], LONG).map(|_| 0)
+        queue.set_regs(1, &[RegValue::new(1, 2)], LONG).map(|_| 0)
     }),
     (Op::SetVm, Phase::Restoring, &[], |queue| {
-        queue.set_vm(&[vcpu(1)], LONG).map(|()| 0)
+        queue.set_vm(&[saved_vcpu(1)], LONG).map(|()| 0)
     }),
     (Op::Pause, Phase::Running, &[], |queue| {
-        queue.pause(false, LONG).map(|_| 0)
+        queue.pause(LONG).map(|_| 0)
     }),
     (Op::Resume, Phase::Paused, &[], |queue| {
         queue.resume(LONG).map(|_| 0)
     }),
     (Op::RestoreBegin, Phase::Paused, &[], |queue| {
         let options = RestoreOptions::default();
-        queue.restore_begin(VCPUS, options, LONG).map(|()| 0)
+        queue.restore_begin(options, LONG).map(|_| 0)
     }),
     (Op::RestoreDone, Phase::Restoring, &[0, 1, 2], |queue| {
         queue.restore_done(3, LONG)
@@ -181,7 +181,9 @@ fn a_write_with_a_change_of_phase_behind_it_is_uncertain() {
     tell(&frontend, &rig, Phase::Paused, &[]);
     rig.lose(|_| Lost::Done);
     let queue = frontend.queue();
-    let set = queue.submit(&Operation::set_regs(0, &[(1, 2)])).unwrap();
+    let set = queue
+        .submit(&Operation::set_regs(0, &[RegValue::new(1, 2)]))
+        .unwrap();
     let resume = queue.submit(&Operation::resume()).unwrap();
     queue.kick();
     rig.fake.wait_for_held(2);
@@ -205,13 +207,13 @@ fn what_was_meant_for_one_epoch_does_not_get_into_the_next() {
     let queues = frontend.queues();
     let done = queues[0].submit(&Operation::restore_done(3)).unwrap();
     let set = queues[0]
-        .submit(&Operation::set_regs(3, &[(1, 2)]))
+        .submit(&Operation::set_regs(3, &[RegValue::new(1, 2)]))
         .unwrap();
     let run = queues[0].submit(&Operation::wait_run(3)).unwrap();
     queues[0].kick();
     rig.fake.wait_for_held(3);
     queues[1]
-        .restore_begin(VCPUS, RestoreOptions::default(), LONG)
+        .restore_begin(RestoreOptions::default(), LONG)
         .unwrap();
     rig.kill();
     rig.revive();
@@ -253,7 +255,7 @@ fn a_whole_restore_in_one_batch_is_taken_up_where_it_was() {
         }
         let begin = Operation::restore_begin(VCPUS, RestoreOptions::default());
         let begin = queue.submit(&begin).unwrap();
-        let vcpus = [0, 1, 2, 3].map(vcpu);
+        let vcpus = [0, 1, 2, 3].map(saved_vcpu);
         let set = queue.submit(&Operation::set_vm(&vcpus)).unwrap();
         let dones = [0, 1, 2, 3].map(|v| queue.submit(&Operation::restore_done(v)).unwrap());
         queue.kick();
@@ -393,7 +395,7 @@ fn requests_of_the_outage_are_sent_as_they_are_when_it_ends() {
     let queue = frontend.queue();
     // It notices.
     assert!(matches!(queue.info(SHORT), Err(Error::TimedOut { .. })));
-    let pause = queue.submit(&Operation::pause(false)).unwrap();
+    let pause = queue.submit(&Operation::pause()).unwrap();
     // What is given up is not sent.
     let resume = queue.submit(&Operation::resume()).unwrap();
     queue.kick();
@@ -689,16 +691,15 @@ fn control_messages_are_sent_again() {
 #[test]
 fn a_function_can_say_where_the_backend_is() {
     let fake = Arc::new(Fake::new(|request| Some(echo(request))));
-    let shutdown = || ShutdownHandle::new().unwrap();
     let nowhere = || UnixStream::connect("/nowhere/at/all");
-    let error = Frontend::connect_with(nowhere, options(), shutdown());
+    let error = Frontend::connect(Connector::function(nowhere), options());
     assert!(matches!(error.unwrap_err(), Error::Io { .. }));
 
     let path = socket_path();
     let mut serving = fake::serve(fake.clone(), &path);
     let to = path.clone();
     let connect = move || UnixStream::connect(&to);
-    let frontend = Frontend::connect_with(connect, options(), shutdown()).unwrap();
+    let frontend = Frontend::connect(Connector::function(connect), options()).unwrap();
     for _ in 0..3 {
         frontend.queue().info(LONG).unwrap();
         // As if it had gone away.
@@ -713,7 +714,7 @@ fn a_function_can_say_where_the_backend_is() {
 #[test]
 fn reconnecting_needs_to_be_possible() {
     let (ours, _theirs) = UnixStream::pair().unwrap();
-    let error = Frontend::from_stream(ours, options()).unwrap_err();
+    let error = Frontend::connect(ours, options()).unwrap_err();
     assert!(matches!(error, Error::InvalidArgument(_)));
     let hour = Duration::from_secs(3600);
     for (first, max) in [(Duration::ZERO, LONG), (LONG, SHORT), (SHORT, 2 * hour)] {

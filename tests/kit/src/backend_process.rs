@@ -455,6 +455,8 @@ fn private_directory() -> io::Result<TempDir> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::num::NonZeroU64;
+
     use vhost_user_timer_frontend::{Error, Frontend, Options};
     use vhost_user_timer_protocol::{Abi, Phase};
 
@@ -500,7 +502,7 @@ mod tests {
         let frontend = Frontend::connect(backend.socket_path(), Options::default()).unwrap();
         let queue = frontend.queue();
         queue
-            .configure(1, Abi::Arm64, 1_000_000_000, GRACE)
+            .configure(1, Abi::Arm64, NonZeroU64::new(1_000_000_000), GRACE)
             .unwrap();
         assert_eq!(backend.kill().code(), None);
 
@@ -519,7 +521,7 @@ mod tests {
     #[test]
     fn a_backend_on_a_connected_socket_ends_with_its_frontend() {
         let (mut backend, socket) = BackendProcess::launch_connected(&["--max-vcpus=1"]).unwrap();
-        let frontend = Frontend::from_stream(socket, Options::default());
+        let frontend = Frontend::connect(socket, Options::default());
         assert_eq!(phase(frontend), Phase::New);
         assert!(backend.wait(GRACE).success(), "{}", backend.log());
     }

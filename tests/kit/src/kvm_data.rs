@@ -11,7 +11,8 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use vhost_user_timer_protocol::{Register, wire};
+use vhost_user_timer_frontend::SavedVcpu;
+use vhost_user_timer_protocol::Register;
 
 const RECORDING: &str = include_str!("../../data/kvm-arm64-7.3.4.jsonl");
 
@@ -21,9 +22,9 @@ pub struct KvmData {
     /// CNTFRQ_EL0 of that machine, Hz.
     pub frequency: u64,
     /// The registers of the `armed` case, by vCPU as recorded.
-    pub armed: Vec<wire::Vcpu>,
+    pub armed: Vec<SavedVcpu>,
     /// The registers of the skewed case, with the TIMER_CNT that each vCPU was given.
-    pub skewed: Vec<wire::Vcpu>,
+    pub skewed: Vec<SavedVcpu>,
     /// The TIMER_CNT that vCPU 0 read on KVM when all those had been given.
     pub kvm_count_after_skew: u64,
 }
@@ -81,7 +82,7 @@ impl KvmData {
                 Line::AfterSkewedCnt { vcpu, regs } => {
                     let mut registers = registers(vcpu, &regs);
                     if vcpu == 0 {
-                        data.kvm_count_after_skew = registers.get(Register::TimerCnt);
+                        data.kvm_count_after_skew = value(&registers, Register::TimerCnt);
                     }
                     registers.set(Register::TimerCnt, given[&vcpu]);
                     data.skewed.push(registers);
@@ -98,22 +99,27 @@ impl KvmData {
 
     /// The registers of a VM of this many vCPUs. Where that is more than were recorded, they
     /// repeat.
-    pub fn for_vcpus(recorded: &[wire::Vcpu], vcpus: u32) -> Vec<wire::Vcpu> {
+    pub fn for_vcpus(recorded: &[SavedVcpu], vcpus: u32) -> Vec<SavedVcpu> {
         (0..vcpus)
             .zip(recorded.iter().cycle())
-            .map(|(index, &registers)| wire::Vcpu {
-                vcpu: index.into(),
-                ..registers
+            .map(|(index, registers)| {
+                let known = |register| Some((register, registers.get(register)?));
+                let known = Register::ALL.into_iter().filter_map(known);
+                known.fold(SavedVcpu::new(index), |vcpu, (register, value)| {
+                    vcpu.with(register, value)
+                })
             })
             .collect()
     }
 }
 
-fn registers(index: u32, recorded: &Registers) -> wire::Vcpu {
-    let mut vcpu = wire::Vcpu {
-        vcpu: index.into(),
-        ..Default::default()
-    };
+/// A register that was recorded.
+fn value(vcpu: &SavedVcpu, register: Register) -> u64 {
+    vcpu.get(register).expect("all six were recorded")
+}
+
+fn registers(index: u32, recorded: &Registers) -> SavedVcpu {
+    let mut vcpu = SavedVcpu::new(index);
     for (name, Recorded { value }) in recorded {
         let register = Register::from_name(name).expect("the recording names timer registers");
         let digits = value.strip_prefix("0x").unwrap_or(value);
@@ -126,7 +132,8 @@ fn registers(index: u32, recorded: &Registers) -> wire::Vcpu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vhost_user_timer_protocol::wire::{ctl, present};
+    use vhost_user_timer_protocol::Abi;
+    use vhost_user_timer_protocol::wire::ctl;
 
     #[test]
     fn armed_timers_are_due_one_and_two_seconds_after_the_recording() {
@@ -135,15 +142,15 @@ mod tests {
         let ahead = data
             .armed
             .iter()
-            .map(|v| v.get(Register::TimerCval) - v.get(Register::TimerCnt));
+            .map(|v| value(v, Register::TimerCval) - value(v, Register::TimerCnt));
         let seconds: Vec<_> = ahead
             .map(|ticks| (ticks + 500_000_000) / data.frequency)
             .collect();
         assert_eq!(seconds, [1, 2]);
         for vcpu in &data.armed {
-            assert_eq!(vcpu.present.get(), present::ALL);
-            assert_eq!(vcpu.get(Register::TimerCtl), ctl::ENABLE);
-            assert_eq!(vcpu.get(Register::PtimerCtl), ctl::ENABLE | ctl::IMASK);
+            assert_eq!(vcpu.regs(Abi::Arm64).count(), Register::ALL.len());
+            assert_eq!(value(vcpu, Register::TimerCtl), ctl::ENABLE);
+            assert_eq!(value(vcpu, Register::PtimerCtl), ctl::ENABLE | ctl::IMASK);
         }
     }
 
@@ -153,7 +160,7 @@ mod tests {
         let given: Vec<_> = data
             .skewed
             .iter()
-            .map(|v| v.get(Register::TimerCnt))
+            .map(|v| value(v, Register::TimerCnt))
             .collect();
         let seconds = [1, 2, 3, 4].map(|s| s * data.frequency);
         assert_eq!(given, seconds);
@@ -165,11 +172,9 @@ mod tests {
     fn registers_repeat_beyond_the_recorded_vcpus() {
         let data = KvmData::recorded();
         let vcpus = KvmData::for_vcpus(&data.armed, 5);
-        let indices: Vec<_> = vcpus.iter().map(|v| v.vcpu.get()).collect();
+        let indices: Vec<_> = vcpus.iter().map(SavedVcpu::index).collect();
         assert_eq!(indices, [0, 1, 2, 3, 4]);
-        assert_eq!(
-            vcpus[4].get(Register::TimerCval),
-            data.armed[0].get(Register::TimerCval)
-        );
+        let cval = |vcpu| value(vcpu, Register::TimerCval);
+        assert_eq!(cval(&vcpus[4]), cval(&data.armed[0]));
     }
 }

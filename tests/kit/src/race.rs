@@ -17,8 +17,10 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use vhost_user_timer_frontend::{self as frontend, Operation, RequestQueue, Run, Ticket};
-use vhost_user_timer_protocol::{Abi, Register, wire};
+use vhost_user_timer_frontend::{
+    self as frontend, Operation, RegValue, RequestQueue, Run, SavedVcpu, Ticket,
+};
+use vhost_user_timer_protocol::{Abi, Register};
 
 /// One restore of one VM.
 #[derive(Debug)]
@@ -130,11 +132,11 @@ impl Race {
     pub fn enter(
         &self,
         queue: &RequestQueue,
-        registers: &wire::Vcpu,
+        registers: &SavedVcpu,
         rng: &mut Rng,
         hold: Option<&dyn Fn()>,
     ) -> Result<Release, RaceError> {
-        let vcpu = registers.vcpu.get();
+        let vcpu = registers.index();
         let parts = shuffled_parts(registers, rng, !self.loaded);
         let steps = match self.asking {
             Asking::First => parts.len() + 1,
@@ -252,7 +254,7 @@ impl Wait {
 
 /// What one request stages.
 enum Part {
-    Registers(Vec<(u64, u64)>),
+    Registers(Vec<RegValue>),
     Whole,
 }
 
@@ -260,19 +262,19 @@ enum Part {
 fn check_registers(
     queue: &RequestQueue,
     vcpu: u32,
-    values: &[(u64, u64)],
+    values: &[RegValue],
     deadline: Instant,
 ) -> Result<(), RaceError> {
-    let ids: Vec<_> = values.iter().map(|&(id, _)| id).collect();
+    let ids: Vec<_> = values.iter().map(|saved| saved.id).collect();
     let loaded = queue.get_regs(vcpu, &ids, deadline)?;
-    for (&(id, saved), &(_, loaded)) in values.iter().zip(loaded.iter()) {
-        if saved != loaded
-            && let Ok(register) = Register::from_id(id, Abi::Arm64)
+    for (saved, loaded) in values.iter().zip(loaded.iter()) {
+        if saved.value != loaded.value
+            && let Ok(register) = Register::from_id(saved.id, Abi::Arm64)
         {
             return Err(RaceError::Register {
                 register,
-                saved,
-                loaded,
+                saved: saved.value,
+                loaded: loaded.value,
             });
         }
     }
@@ -281,16 +283,11 @@ fn check_registers(
 
 /// A vCPU's registers in random order, in one request or several; or all by SET_VM, where that
 /// is possible.
-fn shuffled_parts(registers: &wire::Vcpu, rng: &mut Rng, set_vm: bool) -> Vec<Part> {
+fn shuffled_parts(registers: &SavedVcpu, rng: &mut Rng, set_vm: bool) -> Vec<Part> {
     if set_vm && rng.u8(..4) == 0 {
         return vec![Part::Whole];
     }
-    let present = registers.present.get();
-    let mut values: Vec<_> = Register::ALL
-        .into_iter()
-        .filter(|register| present & register.present_bit() != 0)
-        .map(|register| (register.id(Abi::Arm64), registers.get(register)))
-        .collect();
+    let mut values: Vec<_> = registers.regs(Abi::Arm64).collect();
     rng.shuffle(&mut values);
     let at_most = rng.usize(1..=values.len().max(1));
     values

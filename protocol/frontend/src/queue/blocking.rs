@@ -1,11 +1,13 @@
 //! Every operation as a method that waits, and the two that a save and a restore are made of.
 
+use std::num::NonZeroU64;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::RequestQueue;
-use crate::types::{Info, RegIds, RegValues, RestoreOptions, Run, SavedVm, SetRegs, Vm};
-use crate::{Deadline, Error, Operation};
-use vhost_user_timer_protocol::{Abi, Phase, Status, wire};
+use crate::answers::{Info, Run, SetRegs, Vm};
+use crate::regs::{RegIds, RegValue, RegValues};
+use crate::{Deadline, Error, NewEpoch, Operation, RestoreOptions, SavedVcpu, SavedVm};
+use vhost_user_timer_protocol::{Abi, Phase, Status};
 
 /// The operations. All of them wait for the answer until the deadline, a `Duration` from now or
 /// an [`Instant`](std::time::Instant) ([`Deadline`]).
@@ -26,16 +28,18 @@ impl RequestQueue {
     }
 
     /// CONFIGURE_VM: fixes the VM's vCPUs (1 to [`Info::max_vcpus`]), ABI and counter frequency
-    /// in Hz (0: the backend's). NEW → PAUSED; the same values again are taken in every phase,
-    /// others refused with EBUSY.
+    /// in Hz (`None`: the backend's). NEW → PAUSED; the same values again are accepted in every
+    /// phase, others refused with EBUSY.
     pub fn configure(
         &self,
         vcpus: u32,
         abi: Abi,
-        frequency: u64,
+        frequency: Option<NonZeroU64>,
         deadline: impl Into<Deadline>,
     ) -> Result<(), Error> {
-        self.perform(&Operation::configure(vcpus, abi, frequency), deadline)
+        self.perform(&Operation::configure(vcpus, abi, frequency), deadline)?;
+        self.shared.session().history.learn_vcpus(vcpus);
+        Ok(())
     }
 
     /// GET_REG_LIST: the KVM ids of the vCPU's timer registers. Not in NEW.
@@ -54,13 +58,13 @@ impl RequestQueue {
         self.perform(&Operation::get_regs(vcpu, ids), deadline)
     }
 
-    /// SET_REGS: writes up to [`MAX_REGS`](crate::MAX_REGS) registers, given as KVM id and
-    /// value, all together: their order does not matter. Not in NEW; counts in PAUSED and
+    /// SET_REGS: writes up to [`MAX_REGS`](crate::MAX_REGS) registers, all together: their order
+    /// does not matter. Not in NEW; counts in PAUSED and
     /// RESTORING only (EBUSY).
     pub fn set_regs(
         &self,
         vcpu: u32,
-        values: &[(u64, u64)],
+        values: &[RegValue],
         deadline: impl Into<Deadline>,
     ) -> Result<SetRegs, Error> {
         self.perform(&Operation::set_regs(vcpu, values), deadline)
@@ -77,7 +81,7 @@ impl RequestQueue {
     }
 
     /// SET_VM: stages the registers of many vCPUs. In RESTORING.
-    pub fn set_vm(&self, vcpus: &[wire::Vcpu], deadline: impl Into<Deadline>) -> Result<(), Error> {
+    pub fn set_vm(&self, vcpus: &[SavedVcpu], deadline: impl Into<Deadline>) -> Result<(), Error> {
         self.perform(&Operation::set_vm(vcpus), deadline)
     }
 
@@ -104,10 +108,15 @@ impl RequestQueue {
         )
     }
 
-    /// PAUSE: stops the VM's time, or with `keep_counting` only the VM. RUNNING → PAUSED; in
-    /// PAUSED it changes nothing.
-    pub fn pause(&self, keep_counting: bool, deadline: impl Into<Deadline>) -> Result<Run, Error> {
-        self.perform(&Operation::pause(keep_counting), deadline)
+    /// PAUSE: stops the VM's time. RUNNING → PAUSED; in PAUSED it changes nothing.
+    pub fn pause(&self, deadline: impl Into<Deadline>) -> Result<Run, Error> {
+        self.perform(&Operation::pause(), deadline)
+    }
+
+    /// PAUSE with KEEP_COUNTING: stops the VM and lets its time go on. RUNNING → PAUSED; in PAUSED
+    /// it changes nothing.
+    pub fn pause_vm_only(&self, deadline: impl Into<Deadline>) -> Result<Run, Error> {
+        self.perform(&Operation::pause_vm_only(), deadline)
     }
 
     /// RESUME: lets the VM's time go on. PAUSED → RUNNING; in RUNNING it changes nothing.
@@ -115,15 +124,23 @@ impl RequestQueue {
         self.perform(&Operation::resume(), deadline)
     }
 
-    /// RESTORE_BEGIN: opens a restore of all `vcpus` vCPUs, and with it a new epoch. In PAUSED
-    /// and RESTORING.
+    /// RESTORE_BEGIN: opens a restore of all the VM's vCPUs, and with it a new epoch, which it
+    /// returns. In PAUSED and RESTORING.
+    ///
+    /// [`Frontend::restore`](crate::Frontend::restore) does this, and the rest of a restore too.
     pub fn restore_begin(
         &self,
-        vcpus: u32,
         options: RestoreOptions,
         deadline: impl Into<Deadline>,
-    ) -> Result<(), Error> {
-        self.perform(&Operation::restore_begin(vcpus, options), deadline)
+    ) -> Result<u64, Error> {
+        let deadline = deadline.into();
+        let vcpus = match self.shared.session().history.vcpus() {
+            Some(vcpus) => vcpus,
+            None => self.info(deadline)?.vcpus,
+        };
+        let begin = Operation::restore_begin(vcpus, options);
+        let NewEpoch(epoch) = self.perform(&begin, deadline)?;
+        Ok(epoch)
     }
 
     /// RESTORE_DONE: the vCPU has all its timer registers. Returns how many vCPUs are still
@@ -161,7 +178,7 @@ impl RequestQueue {
         }
     }
 
-    /// RESTORE_ABORT: gives the open restore up; the VM is PAUSED as it was before it.
+    /// RESTORE_ABORT: drops the open restore; the VM is PAUSED, as it was before.
     pub fn restore_abort(&self, deadline: impl Into<Deadline>) -> Result<(), Error> {
         self.perform(&Operation::restore_abort(), deadline)
     }
@@ -200,14 +217,8 @@ impl RequestQueue {
         let vm = self.get_vm(0, info.vcpus, deadline)?;
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
         let realtime_ns = since_1970.map_or(0, |since| since.as_nanos());
-        Ok(SavedVm {
-            abi: info.abi,
-            frequency: vm.frequency,
-            realtime_ns: u64::try_from(realtime_ns).unwrap_or(u64::MAX),
-            virt_count: vm.virt_count,
-            phys_count: vm.phys_count,
-            vcpus: vm.vcpus,
-        })
+        let realtime_ns = u64::try_from(realtime_ns).unwrap_or(u64::MAX);
+        Ok(SavedVm::read(info.abi, realtime_ns, vm)?)
     }
 
     /// Restores one vCPU in an open restore: stages its registers and says RESTORE_DONE.
@@ -217,12 +228,12 @@ impl RequestQueue {
     /// does not matter.
     pub fn restore_vcpu(
         &self,
-        vcpu: &wire::Vcpu,
+        vcpu: &SavedVcpu,
         deadline: impl Into<Deadline>,
     ) -> Result<u32, Error> {
         let deadline = deadline.into();
         // Not pipelined: after a refused SET_VM there must be no RESTORE_DONE.
         self.set_vm(std::slice::from_ref(vcpu), deadline)?;
-        self.restore_done(vcpu.vcpu.get(), deadline)
+        self.restore_done(vcpu.index(), deadline)
     }
 }

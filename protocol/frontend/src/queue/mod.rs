@@ -25,26 +25,26 @@ mod waiting;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::time::Duration;
 
 use zerocopy::FromBytes;
 
-use super::connection::VringSetup;
-use super::error::{Failure, Fault};
-use super::operation::{Answer, HEADER, OperationContext, Rejection};
-use super::replay::Verdict;
-use super::ring::{self, DESCRIPTOR, Ring};
-use super::session::Session;
-use super::wait::{Deadline, drain, eventfd, signal};
-use super::wait_set::WaitSet;
-use super::{Error, Operation};
+use crate::error::{Failure, Fault};
+use crate::operation::{Answer, HEADER, OperationContext, Rejection};
+use crate::replay::Verdict;
+use crate::ring::{self, DESCRIPTOR, Ring};
+use crate::session::{Session, Survivor};
+use crate::sys::{drain, eventfd, signal};
+use crate::wait::Deadline;
+use crate::wait_set::WaitSet;
+use crate::{Error, Operation};
 use locked::Locked;
 use slots::{Await, Need, Stage, State};
 use vhost_user_timer_protocol::wire::ResponseHeader;
 use vhost_user_timer_protocol::{Op, Status};
 
-pub(super) use layout::QueueLayout;
+pub(crate) use layout::QueueLayout;
 pub use ticket::Ticket;
 
 /// The bytes of a slot's own request buffer, and of its response buffer. What does not fit goes
@@ -65,11 +65,11 @@ const CHAIN: u16 = 2;
 /// with the same.
 #[derive(Clone)]
 pub struct RequestQueue {
-    pub(super) shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 /// What a queue's users share.
-pub(super) struct Shared {
+pub(crate) struct Shared {
     index: u16,
     session: Arc<Session>,
     layout: QueueLayout,
@@ -87,7 +87,7 @@ pub(super) struct Shared {
 }
 
 impl RequestQueue {
-    pub(super) fn new(
+    pub(crate) fn new(
         index: u16,
         session: Arc<Session>,
         layout: QueueLayout,
@@ -121,6 +121,10 @@ impl RequestQueue {
         })
     }
 
+    pub(crate) fn survivor(&self) -> Weak<dyn Survivor> {
+        Arc::<Shared>::downgrade(&self.shared)
+    }
+
     /// The virtqueue's index, from 1.
     pub fn index(&self) -> u16 {
         self.shared.index
@@ -133,7 +137,7 @@ impl RequestQueue {
 
     /// Notifies the backend whether it wants it or not: it may have missed a notification while
     /// the ring was disabled.
-    pub(super) fn force_kick(&self) {
+    pub(crate) fn force_kick(&self) {
         signal(&self.shared.kick);
     }
 
@@ -228,7 +232,7 @@ impl fmt::Debug for RequestQueue {
 }
 
 impl Shared {
-    pub(super) fn session(&self) -> &Arc<Session> {
+    pub(crate) fn session(&self) -> &Arc<Session> {
         &self.session
     }
 
@@ -238,45 +242,12 @@ impl Shared {
         u16::from_le(index.load(Ordering::Acquire))
     }
 
-    pub(super) fn vring(&self) -> VringSetup<'_> {
-        VringSetup {
-            index: self.index,
-            layout: self.layout.ring,
-            call: &self.call,
-            kick: &self.kick,
-        }
-    }
-
-    /// Makes whoever leads look again.
-    pub(super) fn wake_waiters(&self) {
-        signal(&self.call);
-    }
-
     fn kick(&self) {
         let wanted = self.lock().publish();
         // Not under the lock: the system call wakes the backend.
         if wanted {
             signal(&self.kick);
         }
-    }
-
-    /// Sends a call whose answer nobody waits for, if there is room.
-    pub(super) fn send<T>(&self, operation: &Operation<'_, T>) -> bool {
-        let Ok(slot) = self.start(operation, None) else {
-            return false;
-        };
-        let mut state = self.lock();
-        match state.slot(slot).stage {
-            // Others' kicks and looks may have been quicker.
-            Stage::Done { len } => {
-                self.learn(&mut state, slot, len, true);
-                self.free(&mut state, slot);
-            }
-            _ => state.orphan(slot),
-        }
-        drop(state);
-        self.kick();
-        true
     }
 
     /// Puts a call on the ring, waiting for room if there is a deadline.
@@ -474,7 +445,10 @@ impl Shared {
         };
         answer.map_err(|reply| match reply {
             Rejection::Refused(refusal) => refusal.into(),
-            Rejection::Version(version) => Error::Version(version),
+            Rejection::Version(version) => {
+                self.fail(&mut state, Failure::Version(version));
+                Error::Version(version)
+            }
             Rejection::Fault(fault) => {
                 self.fault(&mut state, fault);
                 Error::Protocol {

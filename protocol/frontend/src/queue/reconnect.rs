@@ -1,49 +1,32 @@
 //! A request queue's way from one connection to the next.
-//!
-//! It goes in steps that all queues take together, since what becomes of one's requests depends
-//! on the others': [`suspend`](Shared::suspend) when the loss is noticed,
-//! [`collect_unanswered`](Shared::collect_unanswered) when the new backend is there and the old one therefore gone,
-//! [`settle_aborts`](Shared::settle_aborts) and [`refill`](Shared::refill) when the VM's state is
-//! known, and [`resume_service`](Shared::resume_service) when the backend has the rings.
+
+use std::mem::offset_of;
 
 use super::Shared;
 use super::slots::{Stage, State};
+use crate::Operation;
+use crate::connection::VringSetup;
 use crate::operation::HEADER;
 use crate::replay::{Recovered, Replay};
-use crate::wait::{drain, signal};
-use vhost_user_timer_protocol::wire::ResponseHeader;
+use crate::session::Survivor;
+use crate::sys::{drain, signal};
+use vhost_user_timer_protocol::wire::{RequestHeader, ResponseHeader};
 use vhost_user_timer_protocol::{Op, Status};
 use zerocopy::IntoBytes;
 
-/// A request's epoch in its header (SPEC.md, "Requests").
-const EPOCH: usize = 8;
-
-impl Shared {
-    /// Publishes nothing from now on.
-    pub(crate) fn suspend(&self) {
+impl Survivor for Shared {
+    fn suspend(&self) {
         self.lock().down = true;
     }
 
-    /// Takes what was answered, and counts what may have been done without an answer.
-    pub(crate) fn collect_unanswered(&self, found: &mut Recovered) {
+    fn collect_unanswered(&self, recovered: &mut Recovered) {
         let mut state = self.lock();
         self.reap(&mut state);
-        found.unanswered_begins += self.unanswered(&state, Op::RestoreBegin);
-        found.unanswered_dones += self.unanswered(&state, Op::RestoreDone);
+        recovered.unanswered_begins += self.unanswered(&state, Op::RestoreBegin);
+        recovered.unanswered_dones += self.unanswered(&state, Op::RestoreDone);
     }
 
-    fn unanswered(&self, state: &State, op: Op) -> usize {
-        let slots = state.slots.iter();
-        let unanswered = slots.filter(|slot| {
-            matches!(slot.stage, Stage::InFlight | Stage::Orphaned)
-                && slot.intent.is_some_and(|intent| intent.op == op)
-                && state.was_published(slot)
-        });
-        unanswered.count()
-    }
-
-    /// Answers the RESTORE_ABORTs that were done: that says something of other queues' requests.
-    pub(crate) fn settle_aborts(&self, found: &Recovered) {
+    fn settle_aborts(&self, recovered: &Recovered) {
         let mut state = self.lock();
         for slot in 0..state.slots.len() as u16 {
             let entry = state.slots[usize::from(slot)];
@@ -53,16 +36,15 @@ impl Shared {
                 .intent
                 .is_some_and(|intent| intent.op == Op::RestoreAbort);
             if open && abort && state.was_published(&entry) {
-                let again = self.again(&mut state, slot, found, 0);
+                let again = self.again(&mut state, slot, recovered, 0);
                 if let Replay::Answer(status) = again {
-                    self.answer(&mut state, slot, status, found.epoch);
+                    self.answer(&mut state, slot, status, recovered.epoch);
                 }
             }
         }
     }
 
-    /// Puts all that is to be sent again on an empty ring, in the order of submission.
-    pub(crate) fn refill(&self, found: &Recovered) {
+    fn refill(&self, recovered: &Recovered) {
         let mut state = self.lock();
         let begins_here = self.unanswered(&state, Op::RestoreBegin);
         state.ring.restart(0);
@@ -77,7 +59,7 @@ impl Shared {
         }
         for slot in in_order(&state) {
             let again = if state.was_published(&state.slots[usize::from(slot)]) {
-                self.again(&mut state, slot, found, begins_here)
+                self.again(&mut state, slot, recovered, begins_here)
             } else {
                 if let Some(intent) = &mut state.slot(slot).intent {
                     self.session.history.meant_in(intent, begins);
@@ -86,15 +68,16 @@ impl Shared {
             };
             match again {
                 Replay::Answer(status) => {
-                    self.answer(&mut state, slot, status, found.epoch);
+                    self.answer(&mut state, slot, status, recovered.epoch);
                     continue;
                 }
                 Replay::SendIn(epoch) => {
                     let large = state.slot(slot).large;
                     let (request, _) = self.layout.buffers(slot, large);
-                    self.session
-                        .memory
-                        .write(request + EPOCH, &epoch.to_le_bytes());
+                    self.session.memory.write(
+                        request + offset_of!(RequestHeader, epoch),
+                        &epoch.to_le_bytes(),
+                    );
                 }
                 Replay::Send => {}
             }
@@ -109,22 +92,69 @@ impl Shared {
         state.publish_all();
     }
 
-    /// Publishes again, and makes sure that nobody has missed anything: the backend a kick,
-    /// those who wait an answer.
-    pub(crate) fn resume_service(&self) {
+    fn vring(&self) -> VringSetup<'_> {
+        VringSetup {
+            index: self.index,
+            layout: self.layout.ring,
+            call: &self.call,
+            kick: &self.kick,
+        }
+    }
+
+    fn resume_service(&self) {
         let mut state = self.lock();
         state.down = false;
         state.publish();
         drop(state);
         signal(&self.kick);
-        // A former backend may have filled it up; then the next one's calls would go unheard.
+        // The previous backend may have filled it up; then the next one's calls would be missed.
         drain(&self.call);
         signal(&self.call);
     }
 
-    fn again(&self, state: &mut State, slot: u16, found: &Recovered, begins_here: usize) -> Replay {
+    fn wake_waiters(&self) {
+        signal(&self.call);
+    }
+
+    fn send(&self, operation: &Operation<'_, ()>) -> bool {
+        let Ok(slot) = self.start(operation, None) else {
+            return false;
+        };
+        let mut state = self.lock();
+        match state.slot(slot).stage {
+            // Other threads' kicks and looks may have been quicker.
+            Stage::Done { len } => {
+                self.learn(&mut state, slot, len, true);
+                self.free(&mut state, slot);
+            }
+            _ => state.orphan(slot),
+        }
+        drop(state);
+        self.kick();
+        true
+    }
+}
+
+impl Shared {
+    fn unanswered(&self, state: &State, op: Op) -> usize {
+        let slots = state.slots.iter();
+        let unanswered = slots.filter(|slot| {
+            matches!(slot.stage, Stage::InFlight | Stage::Orphaned)
+                && slot.intent.is_some_and(|intent| intent.op == op)
+                && state.was_published(slot)
+        });
+        unanswered.count()
+    }
+
+    fn again(
+        &self,
+        state: &mut State,
+        slot: u16,
+        recovered: &Recovered,
+        begins_here: usize,
+    ) -> Replay {
         match &mut state.slot(slot).intent {
-            Some(intent) => self.session.history.again(intent, found, begins_here),
+            Some(intent) => self.session.history.again(intent, recovered, begins_here),
             None => Replay::Send,
         }
     }

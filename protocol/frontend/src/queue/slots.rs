@@ -1,9 +1,52 @@
 //! A request queue's slots: a request each, from its submission until its answer is taken.
 
-use super::locked::Wakes;
 use crate::error::Failure;
 use crate::replay::Intent;
 use crate::ring::Ring;
+use vhost_user_timer_protocol::MAX_QUEUE_SIZE;
+
+const WORDS: usize = MAX_QUEUE_SIZE as usize / u64::BITS as usize;
+
+/// Slots whose waiters are to be woken, a bit each. There are no more slots than descriptors.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Wakes {
+    any: bool,
+    /// All that wait to run.
+    runs: bool,
+    slots: [u64; WORDS],
+}
+
+impl Wakes {
+    /// Adds the waiter of a slot. One that waits to run is woken together with all that do.
+    pub(super) fn add(&mut self, slot: u16, runs: bool) {
+        self.any = true;
+        self.runs |= runs;
+        if runs {
+            return;
+        }
+        let (word, bit) = (slot / 64, slot % 64);
+        self.slots[usize::from(word)] |= 1 << bit;
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        !self.any
+    }
+
+    /// Whether all that wait to run are to be woken.
+    pub(super) fn runs(&self) -> bool {
+        self.runs
+    }
+
+    /// Calls for each slot whose waiter is to be woken.
+    pub(super) fn for_each_slot(&self, mut wake: impl FnMut(usize)) {
+        for (word, mut bits) in self.slots.into_iter().enumerate() {
+            while bits != 0 {
+                wake(64 * word + bits.trailing_zeros() as usize);
+                bits &= bits - 1;
+            }
+        }
+    }
+}
 
 /// What one lock protects.
 pub(super) struct State {

@@ -8,8 +8,8 @@ use super::Shared;
 use super::locked::Locked;
 use super::slots::{Await, Stage};
 use crate::operation::{Answer, OperationContext};
-use crate::wait::{Deadline, signal};
-use crate::{Error, Operation};
+use crate::sys::signal;
+use crate::{Deadline, Error, InvalidArgument, Operation};
 use vhost_user_timer_protocol::Status;
 
 /// How often a busy wait looks whether the backend is still there.
@@ -55,7 +55,7 @@ impl<T: Answer> Ticket<T> {
         let slot = self.open_slot()?;
         let state = shared.wait(Await::Slot(slot), self.context.name(), deadline)?;
         self.take(&shared, state, slot)
-            .unwrap_or(Err(Error::InvalidArgument("The answer was taken already")))
+            .unwrap_or(Err(InvalidArgument::SpentTicket.into()))
     }
 
     /// The answer, if it is there. This makes no system call, unless there is something to kick
@@ -124,7 +124,7 @@ impl<T: Answer> Ticket<T> {
 
     fn open_slot(&self) -> Result<u16, Error> {
         self.slot
-            .ok_or(Error::InvalidArgument("The answer was taken already"))
+            .ok_or(Error::InvalidArgument(InvalidArgument::SpentTicket))
     }
 
     /// The answer, if the slot has one.

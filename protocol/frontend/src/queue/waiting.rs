@@ -1,13 +1,14 @@
 //! Who of those that wait on a queue sleeps on what, and who wakes whom.
 
-use std::sync::{Condvar, PoisonError};
+use std::sync::Condvar;
 
 use super::Shared;
 use super::locked::Locked;
 use super::slots::{Await, Need, State};
 use crate::Error;
 use crate::error::Failure;
-use crate::wait::{Deadline, Woken, signal};
+use crate::sys::{self, signal};
+use crate::wait::{Deadline, Woken};
 
 impl Shared {
     /// Waits as a leader or a follower. On success the lock is still held.
@@ -89,13 +90,7 @@ impl Shared {
                 &self.room[need as usize]
             }
         };
-        state = state.while_free(|guard| match deadline.remaining() {
-            Some(left) => {
-                let woken = condvar.wait_timeout(guard, left);
-                woken.unwrap_or_else(PoisonError::into_inner).0
-            }
-            None => condvar.wait(guard).unwrap_or_else(PoisonError::into_inner),
-        });
+        state = state.while_free(|guard| sys::wait(condvar, guard, deadline));
         match what {
             Await::Slot(slot) => {
                 state.slot(slot).followed = false;

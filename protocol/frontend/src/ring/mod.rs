@@ -13,34 +13,34 @@ use virtio_bindings::virtio_ring::{
     VRING_USED_F_NO_NOTIFY,
 };
 
-use super::error::RingFault;
-use super::memory::{Layout, SharedMemory};
+use crate::error::RingFault;
+use crate::memory::{Layout, SharedMemory};
 
 /// Bytes of a descriptor.
-pub(super) const DESCRIPTOR: usize = 16;
+pub(crate) const DESCRIPTOR: usize = 16;
 
 /// The device may write to this descriptor's buffer.
-pub(super) const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+pub(crate) const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 /// Another descriptor follows.
-pub(super) const NEXT: u16 = VRING_DESC_F_NEXT as u16;
+pub(crate) const NEXT: u16 = VRING_DESC_F_NEXT as u16;
 /// The buffer is a table of descriptors.
-pub(super) const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+pub(crate) const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
 
 // Avoids two sides' writes in one cache line.
 const CACHE_LINE: usize = 64;
 
 /// Where a ring's three parts lie.
 #[derive(Clone, Copy)]
-pub(super) struct RingLayout {
+pub(crate) struct RingLayout {
     /// Descriptors; a power of two.
-    pub(super) size: u16,
-    pub(super) descriptors: usize,
-    pub(super) avail: usize,
-    pub(super) used: usize,
+    pub(crate) size: u16,
+    pub(crate) descriptors: usize,
+    pub(crate) avail: usize,
+    pub(crate) used: usize,
 }
 
 impl RingLayout {
-    pub(super) fn reserve(layout: &mut Layout, size: u16) -> Self {
+    pub(crate) fn reserve(layout: &mut Layout, size: u16) -> Self {
         let n = usize::from(size);
         RingLayout {
             size,
@@ -62,7 +62,7 @@ impl RingLayout {
         self.avail + 4 + 2 * usize::from(self.size)
     }
 
-    pub(super) fn used_idx(&self) -> usize {
+    pub(crate) fn used_idx(&self) -> usize {
         self.used + 2
     }
 
@@ -77,15 +77,15 @@ impl RingLayout {
 
 /// A chain that the device is done with.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Used {
+pub(crate) struct Used {
     /// The chain's first descriptor.
-    pub(super) head: u16,
+    pub(crate) head: u16,
     /// How many bytes the device says that it wrote; at most what it could.
-    pub(super) len: u32,
+    pub(crate) len: u32,
 }
 
 /// The driver's side of a ring.
-pub(super) struct Ring {
+pub(crate) struct Ring {
     memory: Arc<SharedMemory>,
     layout: RingLayout,
     event_idx: bool,
@@ -102,7 +102,7 @@ pub(super) struct Ring {
 
 impl Ring {
     /// A ring whose first entry goes to index `start`.
-    pub(super) fn new(
+    pub(crate) fn new(
         memory: Arc<SharedMemory>,
         layout: RingLayout,
         event_idx: bool,
@@ -124,7 +124,7 @@ impl Ring {
 
     /// Forgets all that was posted: a device that does not know the ring yet is to have it, from
     /// index `start` on. The descriptors stay.
-    pub(super) fn restart(&mut self, start: u16) {
+    pub(crate) fn restart(&mut self, start: u16) {
         self.next_avail = start;
         self.published = start;
         self.next_used = start;
@@ -149,13 +149,13 @@ impl Ring {
     }
 
     /// Where descriptor `index` of the ring's own table lies.
-    pub(super) fn descriptor(&self, index: u16) -> usize {
+    pub(crate) fn descriptor(&self, index: u16) -> usize {
         self.layout.descriptors + DESCRIPTOR * usize::from(index)
     }
 
     /// Makes the chain at `head`, of which the device may write `writable` bytes, part of the
     /// next [`publish`](Self::publish). The head is one that is not posted.
-    pub(super) fn push(&mut self, head: u16, writable: u32) {
+    pub(crate) fn push(&mut self, head: u16, writable: u32) {
         let free = self.posted[usize::from(head)].replace(writable).is_none();
         debug_assert!(free, "descriptor {head} is posted already");
         let entry = self.layout.avail_entry(self.next_avail);
@@ -164,12 +164,12 @@ impl Ring {
     }
 
     /// How many chains were pushed and not published yet.
-    pub(super) fn unpublished(&self) -> u16 {
+    pub(crate) fn unpublished(&self) -> u16 {
         self.next_avail.wrapping_sub(self.published)
     }
 
     /// Gives the device all that was pushed. Returns whether it wants to be notified.
-    pub(super) fn publish(&mut self) -> bool {
+    pub(crate) fn publish(&mut self) -> bool {
         let (old, new) = (self.published, self.next_avail);
         if old == new {
             return false;
@@ -195,7 +195,7 @@ impl Ring {
     /// # Errors
     ///
     /// The device broke the rules; the ring is of no more use.
-    pub(super) fn pop(&mut self) -> Result<Option<Used>, RingFault> {
+    pub(crate) fn pop(&mut self) -> Result<Option<Used>, RingFault> {
         // Acquire: the entry and the buffers were written before the index.
         let used_idx = self.load(self.layout.used_idx(), Ordering::Acquire);
         let waiting = used_idx.wrapping_sub(self.next_used);
@@ -232,7 +232,7 @@ impl Ring {
     /// Asks to be called at the next used chain. Returns whether one waits already: then the
     /// call may never come, and [`pop`](Self::pop) is next.
     #[must_use]
-    pub(super) fn arm(&mut self) -> bool {
+    pub(crate) fn arm(&mut self) -> bool {
         if self.event_idx {
             self.store(self.layout.used_event(), self.next_used, Ordering::Relaxed);
         } else {
@@ -244,7 +244,7 @@ impl Ring {
     }
 
     /// Asks not to be called. A call may come none the less.
-    pub(super) fn disarm(&mut self) {
+    pub(crate) fn disarm(&mut self) {
         if self.event_idx {
             let far = self.next_used.wrapping_sub(1);
             self.store(self.layout.used_event(), far, Ordering::Relaxed);
@@ -256,7 +256,7 @@ impl Ring {
 }
 
 /// The bytes of a descriptor.
-pub(super) fn descriptor(address: u64, len: u32, flags: u16, next: u16) -> [u8; DESCRIPTOR] {
+pub(crate) fn descriptor(address: u64, len: u32, flags: u16, next: u16) -> [u8; DESCRIPTOR] {
     let mut bytes = [0; DESCRIPTOR];
     bytes[..8].copy_from_slice(&address.to_le_bytes());
     bytes[8..12].copy_from_slice(&len.to_le_bytes());

@@ -9,7 +9,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, Mmap
 
 use super::*;
 use crate::error::RingFault;
-use crate::wait::{drain, eventfd, poll, signal};
+use crate::sys::{drain, eventfd, poll, signal};
 
 const SIZE: u16 = 8;
 

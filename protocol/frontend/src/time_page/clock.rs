@@ -7,7 +7,7 @@ use vhost_user_timer_counter::{HostCounter, clock_ticks};
 
 use super::{SPINS, TimePage};
 use crate::session::Session;
-use crate::{Deadline, Error, RequestQueue};
+use crate::{Deadline, Error, InvalidArgument, RequestQueue};
 use vhost_user_timer_protocol::Phase;
 use vhost_user_timer_protocol::counter::{Anchor, NS_PER_SEC};
 
@@ -109,9 +109,7 @@ impl RequestQueue {
             }
             frequency = info.frequency;
         }
-        Err(Error::InvalidArgument(
-            "The backend's host counter is another one",
-        ))
+        Err(InvalidArgument::HostClock.into())
     }
 }
 

@@ -17,9 +17,8 @@ use rustix::io::Errno;
 use rustix::thread::futex;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::memory::{Layout, SharedMemory};
-use super::queue::Shared;
-use super::{Deadline, Error, Operation, RequestQueue};
+use crate::memory::{Layout, SharedMemory};
+use crate::{Deadline, Error, Operation, RequestQueue};
 use vhost_user_timer_counter::zero_after;
 use vhost_user_timer_protocol::Phase;
 use vhost_user_timer_protocol::wire::{Page, page_flags};
@@ -81,11 +80,11 @@ pub struct TimePage {
 }
 
 impl TimePage {
-    pub(super) fn reserve(layout: &mut Layout) -> usize {
+    pub(crate) fn reserve(layout: &mut Layout) -> usize {
         layout.reserve(LEN, LEN)
     }
 
-    pub(super) fn new(memory: Arc<SharedMemory>, offset: usize) -> Self {
+    pub(crate) fn new(memory: Arc<SharedMemory>, offset: usize) -> Self {
         TimePage {
             memory,
             offset,
@@ -126,20 +125,16 @@ impl TimePage {
         Operation::set_time_page(self.memory.address(self.offset), len)
     }
 
-    /// Asks a new backend to write the page, if the former one did, or the same one after a reset.
-    /// Nobody waits for the answer.
-    pub(super) fn restart(&self, queues: &[Arc<Shared>]) {
-        if !self.wanted.load(Ordering::Acquire) {
-            return;
-        }
-        let call = self.operation(LEN as u64);
-        if !queues.iter().any(|queue| queue.send(&call)) {
+    /// Asks a new backend to write the page if the previous one did, or the same one after a
+    /// reset. `send` sends an operation whose answer nobody waits for, if there is room.
+    pub(crate) fn restart(&self, send: impl FnOnce(&Operation<'_, ()>) -> bool) {
+        if self.wanted.load(Ordering::Acquire) && !send(&self.operation(LEN as u64)) {
             self.invalidate();
         }
     }
 
     /// The backend does not write the page: what it says is to be believed no longer.
-    pub(super) fn invalidate(&self) {
+    pub(crate) fn invalidate(&self) {
         self.half(offset_of!(Page, seq)).store(0, Ordering::Release);
         self.nudge();
     }

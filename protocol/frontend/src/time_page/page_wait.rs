@@ -7,10 +7,11 @@
 //! that the backend is gone, that it came back. A leader that leaves, or has an answer, makes the
 //! others look again, and one of them leads.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, TryLockError, Weak};
 use std::time::Duration;
 
 use super::{NUDGE, PageTime, TimePage};
+use crate::sys::lock;
 use crate::{Deadline, Error, Operation, Refusal, RequestQueue, Run, Ticket};
 use vhost_user_timer_protocol::{Phase, Status};
 
@@ -38,7 +39,7 @@ impl From<Run> for Offsets {
 /// Where threads meet that wait by the page.
 #[derive(Default)]
 pub(super) struct PageWait {
-    /// The last shared; gone when nobody is in it.
+    /// The latest one; gone when no thread is in it.
     last: Mutex<Weak<SharedWait>>,
 }
 
@@ -126,8 +127,7 @@ impl RequestQueue {
     }
 
     fn join(&self, page: &TimePage, time: &PageTime, vcpu: u32) -> Result<Arc<SharedWait>, Error> {
-        let last = page.waiters.last.lock();
-        let mut last = last.unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&page.waiters.last);
         let open = last.upgrade().filter(|shared| {
             // But for nudges, which say nothing of the VM.
             shared.epoch == time.epoch

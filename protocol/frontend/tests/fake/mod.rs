@@ -17,7 +17,7 @@ use std::time::Duration;
 use vhost::vhost_user::message::{VhostTransferStateDirection, VhostTransferStatePhase};
 use vhost::vhost_user::{Listener, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{ShutdownHandle, VhostUserBackend, VhostUserDaemon, VringRwLock, VringT};
-use vhost_user_timer_frontend::{Frontend, Options};
+use vhost_user_timer_frontend::{Frontend, Options, SavedVcpu};
 use vhost_user_timer_protocol::request::{Body, Request};
 use vhost_user_timer_protocol::wire::{self, ResponseHeader};
 use vhost_user_timer_protocol::{Phase, Status, VERSION};
@@ -371,6 +371,14 @@ pub(crate) fn vcpu(index: u32) -> wire::Vcpu {
         vcpu.set(register, u64::from(index) * 10 + n);
     }
     vcpu
+}
+
+/// The same, as the library has it.
+pub(crate) fn saved_vcpu(index: u32) -> SavedVcpu {
+    let registers = (1..).zip(vhost_user_timer_protocol::Register::ALL);
+    registers.fold(SavedVcpu::new(index), |vcpu, (n, register)| {
+        vcpu.with(register, u64::from(index) * 10 + n)
+    })
 }
 
 /// Answers every well-formed request with the values that are in it, WAIT_RUN with

@@ -9,8 +9,8 @@ use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use vhost_user_timer_frontend::{self as frontend, RestoreOptions, Run};
-use vhost_user_timer_protocol::{Phase, Register, wire};
+use vhost_user_timer_frontend::{self as frontend, RestoreOptions, Run, SavedVcpu};
+use vhost_user_timer_protocol::{Phase, Register};
 
 use super::error::Error;
 use super::guest::{Guest, Machine, Taken};
@@ -42,7 +42,7 @@ pub(super) struct Act<'a> {
     pub(super) name: &'static str,
     pub(super) vmm: &'a Vmm,
     /// The registers that each vCPU brings.
-    pub(super) brought: &'a [wire::Vcpu],
+    pub(super) brought: &'a [SavedVcpu],
     pub(super) watch: &'a Watch,
     pub(super) life: Life,
     /// The vCPU that keeps the others waiting, and for how long.
@@ -74,7 +74,7 @@ struct Stage<'a> {
 /// What one vCPU thread is given.
 struct Role<'a> {
     guest: &'a mut Guest,
-    registers: wire::Vcpu,
+    registers: SavedVcpu,
     rng: Rng,
     inbox: Receiver<Wake>,
     released: Sender<(u32, Release)>,
@@ -153,20 +153,17 @@ impl Act<'_> {
     /// Opens the restore.
     fn begin(&self) -> Result<(), Error> {
         for registers in self.brought {
-            self.watch.has_seen(registers.get(Register::TimerCnt));
+            self.watch.has_seen(count(registers));
         }
         if let Some(state) = self.device_state {
             return self.vmm.load_device_state(state);
         }
-        let options = RestoreOptions {
-            autorun: true,
-            // A saved VM has one count.
-            strict: self.life == Life::GoOn,
-            timeout: Some(PATIENCE),
-            ..RestoreOptions::default()
-        };
+        let options = RestoreOptions::default()
+            .autorun(true)
+            .strict(self.life == Life::GoOn)
+            .timeout(PATIENCE);
         self.vmm.ask("begin a restore", |queue| {
-            queue.restore_begin(self.vcpus(), options, PATIENCE)
+            queue.restore_begin(options, PATIENCE).map(drop)
         })
     }
 
@@ -206,12 +203,7 @@ impl Act<'_> {
         let counts = releases.iter().map(|release| release.run.virt_count);
         Restore {
             name: self.name,
-            largest_brought: self
-                .brought
-                .iter()
-                .map(|v| v.get(Register::TimerCnt))
-                .max()
-                .unwrap_or(0),
+            largest_brought: self.brought.iter().map(count).max().unwrap_or(0),
             released_at: counts.min().unwrap_or(0),
             offsets: offsets.len(),
             releases: different.len(),
@@ -220,13 +212,18 @@ impl Act<'_> {
     }
 }
 
+/// The count that a vCPU brings.
+fn count(registers: &SavedVcpu) -> u64 {
+    registers.get(Register::TimerCnt).unwrap_or(0)
+}
+
 impl Stage<'_> {
     fn spawn<'scope, 'env>(
         &'env self,
         scope: &'scope Scope<'scope, 'env>,
         role: Role<'env>,
     ) -> Result<VcpuThread<'scope>, Error> {
-        let vcpu = role.registers.vcpu.get();
+        let vcpu = role.registers.index();
         thread::Builder::new()
             .name(format!("vcpu {vcpu}"))
             .stack_size(STACK)
@@ -253,7 +250,7 @@ impl Stage<'_> {
         let Act {
             vmm, watch, life, ..
         } = self.act;
-        let (vcpu, side) = (registers.vcpu.get(), vmm.side);
+        let (vcpu, side) = (registers.index(), vmm.side);
         let queue = vmm.queue_of(vcpu);
         let hold = || self.hold();
         let straggles = self.act.straggler.is_some_and(|(index, _)| index == vcpu);

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use serde::Serialize;
-use vhost_user_timer_frontend::{Run, Timer};
-use vhost_user_timer_protocol::{Phase, Register, wire};
+use vhost_user_timer_frontend::{Run, SavedVcpu, Timer};
+use vhost_user_timer_protocol::{Phase, Register};
 
 use super::act::{Act, Life, Played};
 use super::error::{Error, Side};
@@ -60,7 +60,7 @@ pub(super) enum Via {
 /// The VM as it was paused and saved.
 struct Saved {
     paused: Run,
-    vcpus: Vec<wire::Vcpu>,
+    vcpus: Vec<SavedVcpu>,
     device_state: Option<Vec<u8>>,
 }
 
@@ -117,12 +117,12 @@ pub(super) fn run(plan: &Plan, console: &Console) -> Result<Report, Error> {
     })
 }
 
-fn row(guest: &Guest, saved: &wire::Vcpu, release: &Release, straggler: u32) -> Row {
-    let vcpu = saved.vcpu.get();
+fn row(guest: &Guest, saved: &SavedVcpu, release: &Release, straggler: u32) -> Row {
+    let vcpu = saved.index();
     Row {
         vcpu,
         straggler: vcpu == straggler,
-        saved_count: saved.get(Register::TimerCnt),
+        saved_count: saved.get(Register::TimerCnt).unwrap_or(0),
         released_count: release.run.virt_count,
         cntvoff: release.run.cntvoff,
         cntpoff: release.run.cntpoff,
@@ -166,10 +166,8 @@ impl Demo<'_> {
     fn skewed(&mut self, vmm: &Vmm, data: &KvmData) -> Result<u64, Error> {
         let brought = KvmData::for_vcpus(&data.skewed, self.vcpus);
         self.headline("1. The vCPUs bring counts that are seconds apart, in random order");
-        let recorded = data
-            .skewed
-            .iter()
-            .map(|v| seconds(v.get(Register::TimerCnt)));
+        let counts = data.skewed.iter().filter_map(|v| v.get(Register::TimerCnt));
+        let recorded = counts.map(seconds);
         self.console.say(format_args!(
             "given counts of {} s, KVM made the one written last the count of every vCPU",
             recorded.collect::<Vec<_>>().join(", "),
@@ -204,11 +202,9 @@ impl Demo<'_> {
             guest.adopt(registers);
         }
         // The timers that fire before the move; the rest are due about a second later.
-        let first = brought.iter().map(|v| v.get(Register::TimerCval)).min();
-        let due_first = brought
-            .iter()
-            .filter(|v| Some(v.get(Register::TimerCval)) == first)
-            .count();
+        let cval = |vcpu: &SavedVcpu| vcpu.get(Register::TimerCval);
+        let first = brought.iter().filter_map(cval).min();
+        let due_first = brought.iter().filter(|vcpu| cval(vcpu) == first).count();
 
         self.headline("2. The registers of a real VM, with its timers armed; it runs");
         let few = self.vcpus <= FEW;
@@ -249,9 +245,12 @@ impl Demo<'_> {
             "the vCPUs are stopped; {} came due afterwards, with no vCPU to take the interrupt",
             counted((ticks.len() - unasserted) as u64, "tick")
         ));
-        let paused = vmm.ask("pause the VM", |queue| queue.pause(false, PATIENCE))?;
+        let paused = vmm.ask("pause the VM", |queue| queue.pause(PATIENCE))?;
         // With a device state, the vCPUs check it against these.
-        let vcpus = vmm.ask("save the VM", |queue| queue.save(PATIENCE))?.vcpus;
+        let vcpus = vmm
+            .ask("save the VM", |queue| queue.save(PATIENCE))?
+            .vcpus()
+            .to_vec();
         let device_state = match self.plan.via {
             Via::Requests => None,
             Via::DeviceState => Some(vmm.save_device_state()?),
@@ -338,7 +337,7 @@ impl Demo<'_> {
         guests: &mut [Guest],
         inboxes: &[Receiver<Wake>],
     ) -> Result<(), Error> {
-        vmm.ask("pause the VM", |queue| queue.pause(false, PATIENCE))?;
+        vmm.ask("pause the VM", |queue| queue.pause(PATIENCE))?;
         let info = vmm.ask("ask for the phase", |queue| queue.info(PATIENCE))?;
         // Events arrive in order, so everything asserted before is in the inboxes by then.
         vmm.lines.until_phase(Phase::Paused, info.epoch);

@@ -7,8 +7,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::Instant;
 
 use serde::Serialize;
-use vhost_user_timer_frontend::{self as frontend, RequestQueue, Run, Timer};
-use vhost_user_timer_protocol::wire::{self, ctl};
+use vhost_user_timer_frontend::{self as frontend, RegValue, RequestQueue, Run, SavedVcpu, Timer};
+use vhost_user_timer_protocol::wire::ctl;
 use vhost_user_timer_protocol::{Abi, Register};
 
 use super::error::Side;
@@ -82,14 +82,17 @@ impl Guest {
     }
 
     /// Enters the deadlines of these registers: of timers that are enabled and not masked.
-    pub(super) fn adopt(&mut self, registers: &wire::Vcpu) {
+    pub(super) fn adopt(&mut self, registers: &SavedVcpu) {
         use Register::{PtimerCtl, PtimerCval, TimerCtl, TimerCval};
         for (timer, control, compare) in [
             (Timer::Virtual, TimerCtl, TimerCval),
             (Timer::Physical, PtimerCtl, PtimerCval),
         ] {
-            if registers.get(control) & (ctl::ENABLE | ctl::IMASK) == ctl::ENABLE {
-                self.program(timer, registers.get(compare));
+            let on = |control| control & (ctl::ENABLE | ctl::IMASK) == ctl::ENABLE;
+            if registers.get(control).is_some_and(on)
+                && let Some(cval) = registers.get(compare)
+            {
+                self.program(timer, cval);
             }
         }
     }
@@ -242,7 +245,7 @@ impl Machine<'_> {
     ) -> Result<frontend::SetRegs, frontend::Error> {
         let values: Vec<_> = values
             .iter()
-            .map(|&(register, value)| (register.id(Abi::Arm64), value))
+            .map(|&(register, value)| RegValue::new(register.id(Abi::Arm64), value))
             .collect();
         self.queue.set_regs(vcpu, &values, PATIENCE)
     }

@@ -2,6 +2,7 @@
 //! from its event stream to the vCPU threads.
 
 use std::collections::HashSet;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -146,7 +147,7 @@ impl Vmm {
     /// CONFIGURE_VM.
     pub(super) fn configure(&self, vcpus: u32, frequency: u64) -> Result<(), Error> {
         self.ask("configure the VM", |queue| {
-            queue.configure(vcpus, Abi::Arm64, frequency, PATIENCE)
+            queue.configure(vcpus, Abi::Arm64, NonZeroU64::new(frequency), PATIENCE)
         })
     }
 
@@ -302,7 +303,7 @@ impl Lines {
                 }
             }
             Event::PhaseChanged { phase, epoch, .. } => state.phase = Some((phase, epoch)),
-            Event::Unknown(_) => {}
+            _ => {}
         }
         drop(state);
         self.changed.notify_all();

@@ -102,13 +102,8 @@ impl<'a> Crew<'a> {
     /// Releases them by a restore, which ends when the last vCPU is done.
     fn by_restore(&self) -> io::Result<f64> {
         let (queue, threads) = (self.queue, self.released.len() as u32);
-        let options = RestoreOptions {
-            autorun: true,
-            ..Default::default()
-        };
-        queue
-            .restore_begin(threads, options, LIMIT)
-            .map_err(other)?;
+        let options = RestoreOptions::default().autorun(true);
+        queue.restore_begin(options, LIMIT).map_err(other)?;
         let rows = queue.get_vm(0, threads, LIMIT).map_err(other)?.vcpus;
         queue.set_vm(&rows, LIMIT).map_err(other)?;
         for vcpu in 1..threads {
@@ -117,7 +112,7 @@ impl<'a> Crew<'a> {
         let apart = self.round(false, || {
             queue.restore_done(0, LIMIT).map(drop).map_err(other)
         })?;
-        queue.pause(false, LIMIT).map_err(other)?;
+        queue.pause(LIMIT).map_err(other)?;
         Ok(apart)
     }
 

@@ -2,8 +2,9 @@
 
 use std::io;
 
-use vhost_user_timer_frontend::{Answer, Operation, Options, RequestQueue, RestoreOptions};
-use vhost_user_timer_protocol::wire;
+use vhost_user_timer_frontend::{
+    Answer, Operation, Options, RequestQueue, RestoreOptions, SavedVcpu,
+};
 
 use super::{Bench, LIMIT, configured, ns, other};
 use crate::bench::report::{Plot, Series};
@@ -34,13 +35,10 @@ fn each<T: Answer>(
     Ok(())
 }
 
-fn restore(queue: &RequestQueue, rows: &[wire::Vcpu]) -> io::Result<()> {
+fn restore(queue: &RequestQueue, rows: &[SavedVcpu]) -> io::Result<()> {
     let vcpus = rows.len() as u32;
-    let options = RestoreOptions {
-        autorun: true,
-        ..Default::default()
-    };
-    queue.restore_begin(vcpus, options, LIMIT).map_err(other)?;
+    let options = RestoreOptions::default().autorun(true);
+    queue.restore_begin(options, LIMIT).map_err(other)?;
     queue.set_vm(rows, LIMIT).map_err(other)?;
     each(queue, vcpus, Operation::restore_done)?;
     each(queue, vcpus, Operation::wait_run)
@@ -59,7 +57,7 @@ pub(super) fn vcpus(bench: &mut Bench) -> io::Result<()> {
         for _ in 0..bench.count(60, 10) {
             read.push(ns(|| queue.get_vm(0, vcpus, LIMIT).map(drop)).map_err(other)?);
             restored.push(ns(|| restore(queue, &rows))?);
-            queue.pause(false, LIMIT).map_err(other)?;
+            queue.pause(LIMIT).map_err(other)?;
         }
         let x = f64::from(vcpus);
         for (name, samples, points) in [

@@ -10,6 +10,7 @@ mod time_page;
 mod timers;
 
 use std::io;
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use vhost_user_timer_frontend::{Frontend, Options};
@@ -46,7 +47,7 @@ fn configured(backend: &BackendProcess, vcpus: u32, options: Options) -> io::Res
     let frontend = Frontend::connect(backend.socket_path(), options).map_err(other)?;
     let queue = frontend.queue();
     queue
-        .configure(vcpus, Abi::Arm64, 1_000_000_000, LIMIT)
+        .configure(vcpus, Abi::Arm64, NonZeroU64::new(1_000_000_000), LIMIT)
         .map_err(other)?;
     Ok(frontend)
 }

@@ -78,7 +78,7 @@ fn read(bench: &mut Bench, backend: &BackendProcess, source: &str, name: &str) -
         }
         _ => HostClock::MONOTONIC,
     };
-    queue.configure(1, Abi::Arm64, 0, LIMIT).map_err(other)?;
+    queue.configure(1, Abi::Arm64, None, LIMIT).map_err(other)?;
     let page = frontend.time_page();
     page.start(queue, LIMIT).map_err(other)?;
     queue.resume(LIMIT).map_err(other)?;

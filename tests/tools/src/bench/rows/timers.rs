@@ -2,7 +2,7 @@
 
 use std::io;
 
-use vhost_user_timer_frontend::{Event, EventStream, Options, RequestQueue};
+use vhost_user_timer_frontend::{Event, EventStream, Options, RegValue, RequestQueue};
 use vhost_user_timer_protocol::{Abi, Register, wire};
 
 use super::{Bench, LIMIT, configured, other};
@@ -23,8 +23,8 @@ fn late(deadline: u64) -> f64 {
 /// Returns whether it was already due, which no event reports.
 fn arm(queue: &RequestQueue, vcpu: u32, cval: u64) -> io::Result<bool> {
     let values = [
-        (Register::TimerCval.id(Abi::Arm64), cval),
-        (Register::TimerCtl.id(Abi::Arm64), wire::ctl::ENABLE),
+        RegValue::new(Register::TimerCval.id(Abi::Arm64), cval),
+        RegValue::new(Register::TimerCtl.id(Abi::Arm64), wire::ctl::ENABLE),
     ];
     queue
         .set_regs(vcpu, &values, LIMIT)

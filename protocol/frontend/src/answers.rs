@@ -1,13 +1,13 @@
 //! What the backend answers, parsed: a value of these types cannot be wrong in form.
 
-use std::time::Duration;
-
-use super::Error;
+use crate::error::ContentFault;
+use crate::{Error, SavedVcpu};
 use vhost_user_timer_protocol::wire::{self, info_flags};
 use vhost_user_timer_protocol::{Abi, Phase, VERSION};
 
 /// The VM, as GET_INFO and the device's config space tell it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Info {
     /// Where the VM is in its life.
     pub phase: Phase,
@@ -41,10 +41,11 @@ pub struct Info {
 
 impl Info {
     /// Parses all but the version.
-    pub(super) fn parse(info: &wire::Info) -> Result<Self, &'static str> {
+    pub(crate) fn parse(info: &wire::Info) -> Result<Self, ContentFault> {
         let flag = |bit| info.flags & bit != 0;
         Ok(Info {
-            phase: Phase::from_code(info.phase.get()).ok_or("an unknown phase")?,
+            phase: Phase::from_code(info.phase.get())
+                .ok_or(ContentFault::Phase(info.phase.get()))?,
             vcpus: info.vcpus.get(),
             restored: info.restored.get(),
             frequency: info.frequency.get(),
@@ -53,7 +54,7 @@ impl Info {
             epoch: info.epoch.get(),
             max_vcpus: info.max_vcpus.get(),
             request_queues: info.request_queues.get(),
-            abi: Abi::from_code(info.abi).ok_or("an unknown ABI")?,
+            abi: Abi::from_code(info.abi).ok_or(ContentFault::Abi(info.abi))?,
             offset_pinned: flag(info_flags::OFFSET_PINNED),
             anchored: flag(info_flags::ANCHORED),
             phys_virtualised: flag(info_flags::PHYS_VIRTUALISED),
@@ -61,9 +62,9 @@ impl Info {
         })
     }
 
-    pub(super) fn from_config(info: &wire::Info) -> Result<Self, Error> {
+    pub(crate) fn from_config(info: &wire::Info) -> Result<Self, Error> {
         match info.version.get() {
-            VERSION => Info::parse(info).map_err(|what| Error::Config { what }),
+            VERSION => Info::parse(info).map_err(Error::Config),
             version => Err(Error::Version(version)),
         }
     }
@@ -74,6 +75,7 @@ impl Info {
 /// A VMM that sets the offsets in hardware (KVM_ARM_SET_COUNTER_OFFSET, CNTVOFF_EL2) takes
 /// them from here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Run {
     /// Host count − virtual count, modulo 2^64.
     pub cntvoff: u64,
@@ -87,8 +89,8 @@ pub struct Run {
     pub host_count: u64,
 }
 
-impl From<&wire::Run> for Run {
-    fn from(run: &wire::Run) -> Self {
+impl Run {
+    pub(crate) fn parse(run: &wire::Run) -> Self {
         Run {
             cntvoff: run.cntvoff.get(),
             cntpoff: run.cntpoff.get(),
@@ -110,6 +112,7 @@ pub enum Timer {
 
 /// What SET_REGS led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SetRegs {
     /// The virtual timer's line stands high.
     pub virtual_line: bool,
@@ -119,42 +122,9 @@ pub struct SetRegs {
     pub ignored: u32,
 }
 
-/// How RESTORE_BEGIN opens a restore.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RestoreOptions {
-    /// The last RESTORE_DONE leads to RUNNING, not PAUSED.
-    pub autorun: bool,
-    /// Counts that differ between vCPUs refuse the last RESTORE_DONE; else the largest holds.
-    pub strict: bool,
-    /// Adds the wall-clock time since this instant (CLOCK_REALTIME, ns since 1970, the
-    /// [`SavedVm::realtime_ns`] of the save) to the counts.
-    pub elapsed_since: Option<u64>,
-    /// After so long, [`wait_run`](super::RequestQueue::wait_run) is refused with
-    /// [`Status::TimedOut`](vhost_user_timer_protocol::Status::TimedOut) while vCPUs are missing. `None`: never.
-    pub timeout: Option<Duration>,
-}
-
-/// A VM's timers, saved: plain data for the VMM's migration stream.
-///
-/// A [`wire::Vcpu`]'s bytes are its stable form (`zerocopy::IntoBytes`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SavedVm {
-    /// The ABI of the VM's registers.
-    pub abi: Abi,
-    /// Counter frequency, Hz.
-    pub frequency: u64,
-    /// CLOCK_REALTIME when the state was read, ns since 1970.
-    pub realtime_ns: u64,
-    /// The virtual count.
-    pub virt_count: u64,
-    /// The physical count.
-    pub phys_count: u64,
-    /// Every vCPU's registers.
-    pub vcpus: Vec<wire::Vcpu>,
-}
-
 /// The VM or a part of it at one instant: GET_VM's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Vm {
     /// The virtual count.
     pub virt_count: u64,
@@ -165,61 +135,5 @@ pub struct Vm {
     /// Counter frequency, Hz.
     pub frequency: u64,
     /// The vCPUs asked for.
-    pub vcpus: Vec<wire::Vcpu>,
+    pub vcpus: Vec<SavedVcpu>,
 }
-
-/// Up to [`MAX_REGS`](super::MAX_REGS) values, without an allocation. It derefs to a slice.
-#[derive(Clone, Copy)]
-pub struct List<T> {
-    items: [T; super::MAX_REGS],
-    len: usize,
-}
-
-/// GET_REG_LIST's answer: KVM register ids.
-pub type RegIds = List<u64>;
-
-/// GET_REGS's answer: KVM register ids and values, in the order asked for.
-pub type RegValues = List<(u64, u64)>;
-
-impl<T: Copy + Default> List<T> {
-    /// The items; `None` if there are too many.
-    pub(super) fn collect(items: impl IntoIterator<Item = T>) -> Option<Self> {
-        let mut list = List::default();
-        for item in items {
-            *list.items.get_mut(list.len)? = item;
-            list.len += 1;
-        }
-        Some(list)
-    }
-}
-
-impl<T: Copy + Default> Default for List<T> {
-    fn default() -> Self {
-        List {
-            items: [T::default(); super::MAX_REGS],
-            len: 0,
-        }
-    }
-}
-
-impl<T> std::ops::Deref for List<T> {
-    type Target = [T];
-
-    fn deref(&self) -> &[T] {
-        &self.items[..self.len]
-    }
-}
-
-impl<T: std::fmt::Debug> std::fmt::Debug for List<T> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(&**self).finish()
-    }
-}
-
-impl<T: PartialEq> PartialEq for List<T> {
-    fn eq(&self, other: &Self) -> bool {
-        **self == **other
-    }
-}
-
-impl<T: Eq> Eq for List<T> {}

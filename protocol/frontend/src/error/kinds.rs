@@ -1,0 +1,186 @@
+//! The kinds of an [`Error`](super::Error), for callers that act on them.
+
+use std::time::Duration;
+
+use vhost_user_timer_protocol::{Abi, MAX_MESSAGE};
+
+use crate::MAX_REGS;
+
+/// A feature that the backend does not offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Feature {
+    /// Virtio 1.0 and later.
+    #[error("VIRTIO_F_VERSION_1")]
+    VirtioVersion1,
+    /// Negotiation of vhost-user's own features.
+    #[error("VHOST_USER_F_PROTOCOL_FEATURES")]
+    ProtocolFeatures,
+    /// More than one queue.
+    #[error("VHOST_USER_PROTOCOL_F_MQ")]
+    Mq,
+    /// A config space; [`Options::reconnect`](crate::Options::reconnect) and
+    /// [`Frontend::config`](crate::Frontend::config) need it.
+    #[error("VHOST_USER_PROTOCOL_F_CONFIG")]
+    Config,
+    /// RESET_DEVICE.
+    #[error("VHOST_USER_PROTOCOL_F_RESET_DEVICE")]
+    ResetDevice,
+    /// Saving and loading a device state.
+    #[error("VHOST_USER_PROTOCOL_F_DEVICE_STATE")]
+    DeviceState,
+    /// Request queues: as many as [`Options::request_queues`](crate::Options::request_queues), or
+    /// one.
+    #[error("{wanted} request queues, but {offered}")]
+    RequestQueues {
+        /// How many are needed.
+        wanted: u16,
+        /// How many the backend serves.
+        offered: u16,
+    },
+    /// All that the previous backend on this connection offered.
+    #[error("all that the previous backend did")]
+    SameAsBefore,
+}
+
+impl Feature {
+    /// Whether only some calls need the feature, and the queues do not.
+    pub(super) fn is_optional(self) -> bool {
+        matches!(
+            self,
+            Feature::Config | Feature::ResetDevice | Feature::DeviceState
+        )
+    }
+}
+
+/// An option or argument that is out of its range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidArgument {
+    /// [`Options::queue_size`](crate::Options::queue_size).
+    #[error("queue size {0}: must be a power of two from 4 to 1024")]
+    QueueSize(u16),
+    /// [`Options::event_buffers`](crate::Options::event_buffers).
+    #[error("{0} event buffers: must be a power of two from 2 to 1024")]
+    EventBuffers(u16),
+    /// [`Options::request_queues`](crate::Options::request_queues).
+    #[error("{0} request queues: must be 1 to 16")]
+    RequestQueues(u16),
+    /// [`Reconnect::delays`](crate::Reconnect::delays).
+    #[error(
+        "reconnect delays {first:?} and {max:?}: must be from 1 ms to 1 h, the first the shorter"
+    )]
+    ReconnectDelays {
+        /// The first delay.
+        first: Duration,
+        /// The longest delay.
+        max: Duration,
+    },
+    /// [`Options::reconnect`](crate::Options::reconnect) with a socket that is connected already.
+    #[error(
+        "cannot reconnect a socket that was connected elsewhere: \
+         give the frontend a path, or a function that connects"
+    )]
+    ReconnectStream,
+    /// A request for more than [`MAX_REGS`] registers.
+    #[error("{0} registers in one request: must be at most {MAX_REGS}")]
+    Registers(usize),
+    /// A request, or its answer, of more than 256 KiB.
+    #[error("a message of {0} bytes: must be at most {MAX_MESSAGE}")]
+    MessageLength(usize),
+    /// A [`Ticket`](crate::Ticket) whose answer was taken already.
+    #[error("the ticket's answer was taken already")]
+    SpentTicket,
+    /// A [`HostClock`](crate::HostClock) that is not what the backend counts by.
+    #[error("the backend's host counter is not the clock that was named")]
+    HostClock,
+    /// A saved VM, for a backend that is configured for another one.
+    #[error(
+        "cannot restore a VM of {} vCPUs, {}, {} Hz: the backend has one of {} vCPUs, {}, {} Hz",
+        saved.vcpus, saved.abi, saved.frequency, backend.vcpus, backend.abi, backend.frequency
+    )]
+    OtherVm {
+        /// The VM that is saved.
+        saved: VmShape,
+        /// The VM that the backend has.
+        backend: VmShape,
+    },
+}
+
+/// What CONFIGURE_VM fixes of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct VmShape {
+    /// How many vCPUs.
+    pub vcpus: u32,
+    /// The ABI of the registers.
+    pub abi: Abi,
+    /// Counter frequency, Hz.
+    pub frequency: u64,
+}
+
+/// How it shows that a backend that came back does not have the VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateLoss {
+    /// The VM's epoch is earlier than one seen before.
+    #[error("its epoch is {found}, after {seen}")]
+    EarlierEpoch {
+        /// The epoch that the backend has.
+        found: u64,
+        /// The latest epoch seen.
+        seen: u64,
+    },
+    /// The VM was configured, and is not.
+    #[error("its VM is not configured")]
+    NotConfigured,
+}
+
+/// Why a device state was not transferred.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceStateError {
+    /// The backend refused to save it.
+    #[error("saved: the backend refused; its log says why")]
+    SaveRefused,
+    /// The backend refused to load it; the VM is as it was.
+    #[error("loaded: the backend refused; its log says why")]
+    LoadRefused,
+    /// The backend refused the transfer that
+    /// [`check_device_state`](crate::Frontend::check_device_state) waited for.
+    #[error("transferred: the backend refused; its log says why")]
+    TransferRefused,
+    /// What the backend saved is longer than any device state.
+    #[error("saved: it is longer than 4 MiB")]
+    TooLong,
+}
+
+/// How a vhost-user message failed.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct ControlError(vhost::Error);
+
+impl ControlError {
+    pub(crate) fn new(error: vhost::Error) -> Self {
+        ControlError(error)
+    }
+
+    /// Whether the message failed because the peer closed the connection.
+    pub(crate) fn is_disconnect(&self) -> bool {
+        use vhost::vhost_user::Error::{Disconnected, PartialMessage, SocketBroken};
+        matches!(
+            self.0,
+            vhost::Error::VhostUserProtocol(Disconnected | PartialMessage | SocketBroken(_))
+        )
+    }
+
+    /// Whether the backend carried the message's request out and failed, rather than the
+    /// message.
+    pub fn is_refusal(&self) -> bool {
+        use vhost::vhost_user::Error::BackendInternalError;
+        matches!(
+            self.0,
+            vhost::Error::VhostUserProtocol(BackendInternalError)
+        )
+    }
+}

@@ -1,0 +1,204 @@
+//! Requests as values: what is asked, and of which type the answer is.
+//!
+//! [`RequestQueue::perform`](crate::RequestQueue::perform) runs an [`Operation`] and waits;
+//! [`submit`](crate::RequestQueue::submit) does not wait. Making one costs nothing.
+
+mod answer;
+mod table;
+
+use std::marker::PhantomData;
+
+use zerocopy::IntoBytes;
+
+use crate::memory::SharedMemory;
+use crate::regs::{MAX_REGS, RegIds, RegValue};
+use crate::{Error, InvalidArgument, Refusal, SavedVcpu};
+use vhost_user_timer_protocol::wire::{self, RequestHeader, ResponseHeader};
+use vhost_user_timer_protocol::{MAX_MESSAGE, Op, Status, VM_WIDE};
+
+pub(crate) use answer::Rejection;
+pub use answer::{Answer, NewEpoch, RawAnswer, Remaining};
+
+/// The bytes of a header, request's and response's alike.
+pub(crate) const HEADER: usize = size_of::<RequestHeader>();
+
+const _: () = assert!(HEADER == size_of::<ResponseHeader>());
+
+/// The longest body that is one structure, in bytes.
+const STRUCT: usize = 24;
+
+/// A request, not sent yet, that `T` answers.
+#[derive(Clone, Copy, Debug)]
+pub struct Operation<'a, T> {
+    op: Op,
+    vcpu: u32,
+    epoch: u64,
+    body: Body<'a>,
+    /// Room for the answer's body, in bytes.
+    answer: usize,
+    answers: PhantomData<fn() -> T>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Body<'a> {
+    /// A structure of that many bytes.
+    Struct([u8; STRUCT], usize),
+    Ids(&'a [u64]),
+    Values(&'a [RegValue]),
+    Vcpus(&'a [SavedVcpu]),
+    Bytes(&'a [u8]),
+}
+
+impl Body<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Body::Struct(_, len) => *len,
+            Body::Ids(ids) => size_of_val(*ids),
+            Body::Values(values) => values.len().saturating_mul(size_of::<wire::RegValue>()),
+            Body::Vcpus(vcpus) => vcpus.len().saturating_mul(size_of::<wire::Vcpu>()),
+            Body::Bytes(bytes) => bytes.len(),
+        }
+    }
+
+    fn write(&self, memory: &SharedMemory, offset: usize) {
+        match self {
+            Body::Struct(bytes, len) => memory.write(offset, &bytes[..*len]),
+            Body::Bytes(bytes) => memory.write(offset, bytes),
+            Body::Ids(ids) => write_each(memory, offset, ids, |id| id.to_le_bytes()),
+            Body::Values(values) => write_each(memory, offset, values, |value| wire::RegValue {
+                id: value.id.into(),
+                value: value.value.into(),
+            }),
+            Body::Vcpus(vcpus) => write_each(memory, offset, vcpus, |vcpu| *vcpu.wire()),
+        }
+    }
+}
+
+fn write_each<T, W: IntoBytes + zerocopy::Immutable>(
+    memory: &SharedMemory,
+    offset: usize,
+    items: &[T],
+    wire: impl Fn(&T) -> W,
+) {
+    for (n, item) in items.iter().enumerate() {
+        memory.write(offset + n * size_of::<W>(), wire(item).as_bytes());
+    }
+}
+
+impl<'a, T> Operation<'a, T> {
+    fn new(op: Op, vcpu: u32, body: Body<'a>, answer: usize) -> Self {
+        Operation {
+            op,
+            vcpu,
+            epoch: 0,
+            body,
+            answer,
+            answers: PhantomData,
+        }
+    }
+
+    fn with_struct(op: Op, vcpu: u32, body: &[u8], answer: usize) -> Self {
+        let mut bytes = [0; STRUCT];
+        bytes[..body.len()].copy_from_slice(body);
+        Self::new(op, vcpu, Body::Struct(bytes, body.len()), answer)
+    }
+
+    /// Means this epoch: in every other one the request is refused with [`Status::Stale`].
+    /// Without this, or with 0, it means whatever epoch is current.
+    #[must_use]
+    pub fn in_epoch(mut self, epoch: u64) -> Self {
+        self.epoch = epoch;
+        self
+    }
+
+    /// Bytes of the request and room for the answer, headers included.
+    pub(crate) fn lens(&self) -> Result<(usize, usize), Error> {
+        let registers = match self.body {
+            Body::Ids(ids) => ids.len(),
+            Body::Values(values) => values.len(),
+            _ => 0,
+        };
+        if registers > MAX_REGS {
+            return Err(InvalidArgument::Registers(registers).into());
+        }
+        let request = HEADER.saturating_add(self.body.len());
+        let answer = HEADER.saturating_add(self.answer);
+        let longer = request.max(answer);
+        if longer > MAX_MESSAGE {
+            return Err(InvalidArgument::MessageLength(longer).into());
+        }
+        Ok((request, answer))
+    }
+
+    pub(crate) fn op(&self) -> Op {
+        self.op
+    }
+
+    /// The epoch in the header.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The vCPU and epoch, if this is a WAIT_RUN.
+    pub(crate) fn as_wait_run(&self) -> Option<(u32, u64)> {
+        let same =
+            self.op == Op::WaitRun && self.body.len() == 0 && self.answer == size_of::<wire::Run>();
+        same.then_some((self.vcpu, self.epoch))
+    }
+
+    /// Writes the request's bytes.
+    pub(crate) fn write(&self, memory: &SharedMemory, offset: usize) {
+        let header = RequestHeader {
+            op: self.op.code().into(),
+            flags: 0.into(),
+            vcpu: self.vcpu.into(),
+            epoch: self.epoch.into(),
+        };
+        memory.write(offset, header.as_bytes());
+        self.body.write(memory, offset + HEADER);
+    }
+
+    /// What must be known of the operation to judge its answer.
+    pub(crate) fn context(&self) -> OperationContext {
+        let ids = match self.body {
+            Body::Ids(ids) => RegIds::collect(ids.iter().copied()),
+            Body::Values(values) => RegIds::collect(values.iter().map(|value| value.id)),
+            _ => None,
+        };
+        OperationContext {
+            op: self.op,
+            vcpu: self.vcpu,
+            // `lens` has refused longer lists.
+            ids: ids.unwrap_or_default(),
+            answer: self.answer,
+        }
+    }
+}
+
+/// What is kept of an operation until its answer comes. The answer is checked against this, and
+/// the backend cannot write here.
+#[derive(Clone, Copy, Debug)]
+pub struct OperationContext {
+    pub(crate) op: Op,
+    pub(crate) vcpu: u32,
+    ids: RegIds,
+    answer: usize,
+}
+
+impl OperationContext {
+    pub(crate) fn name(&self) -> &'static str {
+        self.op.name()
+    }
+
+    /// A refusal by this library, in the backend's place.
+    pub(crate) fn refused(&self, status: Status, epoch: u64) -> Refusal {
+        Refusal {
+            op: self.op,
+            vcpu: (self.vcpu != VM_WIDE).then_some(self.vcpu),
+            status,
+            detail: 0,
+            epoch,
+            register: None,
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Restores.
+
+mod options;
+
+pub use options::RestoreOptions;
