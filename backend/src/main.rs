@@ -62,7 +62,11 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
             utc: args.rtc_clock,
             counter_offset: args.rtc_counter_offset,
         };
-        let clock = Arc::new(ClockDevice::new(device, config)?);
+        let clock = Arc::new(ClockDevice::new(
+            Arc::clone(&device),
+            device.store(),
+            config,
+        )?);
         ports.push(Endpoint::clock(clock, socket).polling(poll_max));
     }
     server::serve(ports)?;

@@ -48,7 +48,8 @@ impl Backend {
             frequency_fixed: false,
         };
         let timer = Arc::new(TimerDevice::new(profile, counter, state_file).unwrap());
-        let clock = ClockDevice::new(Arc::clone(&timer), ClockConfig::default()).unwrap();
+        let clock =
+            ClockDevice::new(Arc::clone(&timer), timer.store(), ClockConfig::default()).unwrap();
         let (timer_end, timer_backend) = UnixStream::pair().unwrap();
         let (clock_end, clock_backend) = UnixStream::pair().unwrap();
         let server = std::thread::spawn(move || {

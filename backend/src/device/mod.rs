@@ -12,8 +12,10 @@ mod timer;
 use std::io;
 
 use crate::state::file::StateFileError;
-pub use clock::{ClockConfig, ClockDevice, UtcKind};
+pub use clock::{ClockConfig, ClockDevice, GuestTime, GuestTimeGuard, UtcKind};
 pub use timer::TimerDevice;
+#[cfg(test)]
+pub(crate) use timer::persist;
 
 /// Why a device cannot be made.
 #[derive(Debug, thiserror::Error)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::device::{ClockDevice, TimerDevice};
+use crate::device::{ClockDevice, GuestTime, TimerDevice};
 use crate::server::poll::{EndpointEvent, Poll, Token};
 use crate::server::{ServerError, Socket};
 use crate::vhost_user::{ConnectError, Connection, Device, Ended, Listener};
@@ -31,7 +31,7 @@ impl Endpoint {
     }
 
     /// The clock device's.
-    pub fn clock(device: Arc<ClockDevice>, socket: Socket) -> Self {
+    pub fn clock<G: GuestTime>(device: Arc<ClockDevice<G>>, socket: Socket) -> Self {
         Self::new(device, socket)
     }
 

@@ -8,7 +8,7 @@ use vhost_user_timer_model::rtc::wire;
 use vm_memory::GuestAddressSpace;
 use zerocopy::IntoBytes;
 
-use crate::device::clock::{ClockDevice, ClockState};
+use crate::device::clock::{ClockDevice, ClockState, GuestTime};
 use crate::state::clock_stream;
 use crate::vhost_user::{self, Device, DirtyLog, StateError, Vring};
 use crate::virtio::ring::{Stop, WhenIdle};
@@ -22,9 +22,9 @@ const QUEUES: u16 = 2;
 const HEAD: usize = size_of::<wire::RespHead>();
 const NOTIFICATION: usize = size_of::<wire::NotifAlarm>();
 
-type Turn<'a> = vhost_user::Turn<'a, ClockDevice>;
+type Turn<'a, G> = vhost_user::Turn<'a, ClockDevice<G>>;
 
-impl ClockDevice {
+impl<G: GuestTime> ClockDevice<G> {
     /// A new driver is noticed before it is notified of or answered anything: whichever queue is
     /// served first, a kept alarm that is past is reported to it once.
     fn notice_new_driver(&self, state: &mut ClockState, requests: &Vring<DirtyLog>) {
@@ -38,7 +38,7 @@ impl ClockDevice {
     fn serve_requests(
         &self,
         state: &mut ClockState,
-        turn: &mut Turn<'_>,
+        turn: &mut Turn<'_, G>,
         when_idle: WhenIdle,
     ) -> Stop {
         let mem = turn.memory.memory();
@@ -68,7 +68,7 @@ impl ClockDevice {
     }
 
     /// Notifies the driver of expired alarms, in the buffers that it posted for that.
-    fn notify_alarms(&self, state: &mut ClockState, turn: &mut Turn<'_>) -> Stop {
+    fn notify_alarms(&self, state: &mut ClockState, turn: &mut Turn<'_, G>) -> Stop {
         let mem = turn.memory.memory();
         let Some(mut ring) = turn
             .vring(ALARM_QUEUE)
@@ -96,7 +96,7 @@ impl ClockDevice {
     }
 
     /// Reports alarms and sets the timerfd.
-    fn carry_out(&self, state: &mut ClockState, turn: &mut Turn<'_>) {
+    fn carry_out(&self, state: &mut ClockState, turn: &mut Turn<'_, G>) {
         if let Some(requests) = turn.vring(REQUEST_QUEUE) {
             self.notice_new_driver(state, requests);
         }
@@ -109,7 +109,7 @@ impl ClockDevice {
     }
 }
 
-impl Device for ClockDevice {
+impl<G: GuestTime> Device for ClockDevice<G> {
     type Bitmap = DirtyLog;
     type InFlight = ();
 
@@ -136,7 +136,7 @@ impl Device for ClockDevice {
         u64::MAX
     }
 
-    fn serve(&self, turn: &mut Turn<'_>, queue: u16, when_idle: WhenIdle) -> Stop {
+    fn serve(&self, turn: &mut Turn<'_, G>, queue: u16, when_idle: WhenIdle) -> Stop {
         let mut state = self.state();
         let stop = if queue == REQUEST_QUEUE {
             self.serve_requests(&mut state, turn, when_idle)
@@ -147,7 +147,7 @@ impl Device for ClockDevice {
         stop
     }
 
-    fn time_passed(&self, turn: &mut Turn<'_>) {
+    fn time_passed(&self, turn: &mut Turn<'_, G>) {
         let mut state = self.state();
         state.alarm.went_off();
         state.rearm = true;
@@ -155,7 +155,7 @@ impl Device for ClockDevice {
     }
 
     /// Whatever serves the ring next expects kicks.
-    fn stop_queue(&self, turn: &mut Turn<'_>, queue: u16) {
+    fn stop_queue(&self, turn: &mut Turn<'_, G>, queue: u16) {
         let mem = turn.memory.memory();
         if let Some(mut ring) = turn
             .vring(queue)
@@ -170,7 +170,7 @@ impl Device for ClockDevice {
         self.state().rtc.set_features(alarms);
     }
 
-    fn reset(&self, _turn: &mut Turn<'_>) {
+    fn reset(&self, _turn: &mut Turn<'_, G>) {
         let mut state = self.state();
         let now = self.sample();
         let ClockState { rtc, effects, .. } = &mut *state;
@@ -185,7 +185,7 @@ impl Device for ClockDevice {
         Ok(clock_stream::encode(&saved))
     }
 
-    fn load(&self, turn: &mut Turn<'_>, stream: &[u8]) -> Result<(), StateError> {
+    fn load(&self, turn: &mut Turn<'_, G>, stream: &[u8]) -> Result<(), StateError> {
         let saved = clock_stream::decode(stream)?;
         let mut state = self.state();
         let now = self.sample();
@@ -197,10 +197,10 @@ impl Device for ClockDevice {
     }
 
     fn before_enabling(&self, canceled: &AtomicBool) {
-        self.timer.hold_while_restoring(canceled);
+        self.guest.hold(canceled);
     }
 
     fn wake_held(&self) {
-        self.timer.wake_held();
+        self.guest.wake_held();
     }
 }

@@ -1,32 +1,42 @@
 //! The clock device, virtio-rtc: the guest's way to the host's clocks.
 //!
-//! Its frontend is a VMM that gives the device to its guest; the guest is the driver, and the memory
-//! is the guest's. Nothing of the timer device can be reached from here but what the guest reads of
-//! its counter anyway, and that a restore is open: for as long as it is, the acknowledgement of
+//! The device's frontend is a VMM that gives it to its guest; the guest is the driver, and the
+//! memory is the guest's. Of the guest's counter the device learns through [`GuestTime`] what the
+//! guest reads anyway, and that its vCPUs must not run: meanwhile the acknowledgement of
 //! SET_VRING_ENABLE is held back. QEMU waits for it before it starts its vCPUs, so a QEMU that knows
 //! nothing of the timer device runs none before the gate opens.
 
 mod device;
-pub(super) mod wall;
+mod guest_time;
+mod wall;
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::device::DeviceError;
-use crate::device::timer::TimerDevice;
 use crate::sys::lock;
-use vhost_user_timer_model::rtc::{ClockKind, Effects, Rtc, Sample, Wants};
+use vhost_user_timer_model::rtc::{
+    BadRecord, ClockKind, Counter, Effects, Rtc, RtcRecord, Sample, Wants,
+};
+use vhost_user_timer_model::vm::GuestCounter;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::state::Store;
+use crate::state::file::{CLOCK_RECORD, Record};
+pub use guest_time::{GuestTime, GuestTimeGuard};
 use wall::WallAlarm;
+
+const _: () = assert!(size_of::<RtcRecord>() == CLOCK_RECORD);
 
 /// Two samples of clocks that nobody set in between agree on an expiry to this, ns.
 const SAME: u64 = 1_000_000;
 
-/// What the operator says of the guest's clocks.
+/// The options of the guest's clocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClockConfig {
-    /// What the host's wall clock does at a leap second; found out where it is not said.
+    /// What the host's wall clock does at a leap second; `None` asks the kernel.
     pub utc: Option<UtcKind>,
-    /// The counter offset of a VM that nobody configures over the timer device, ticks.
+    /// The counter offset, ticks, of a VM that is not configured over the timer device.
     pub counter_offset: Option<u64>,
 }
 
@@ -42,8 +52,8 @@ pub enum UtcKind {
 }
 
 impl UtcKind {
-    /// What this host's clock does. A kernel that was told how far TAI is from UTC is kept by somebody
-    /// who knows of leap seconds, and steps; of any other nobody knows.
+    /// What this host's clock does. A kernel that knows how far TAI is from UTC is kept by a time
+    /// service that knows of leap seconds, and steps; for any other it is not known.
     fn of_this_host() -> Self {
         if wall::tai_is_known() {
             UtcKind::Utc
@@ -53,10 +63,18 @@ impl UtcKind {
     }
 }
 
-/// The clocks, their alarms, and what tells of the alarms: what outlives every connection.
+/// The device of a record in a state file, on a host that has these clocks.
+fn from_record(clocks: &[ClockKind], record: &[u8]) -> Result<Rtc, String> {
+    let record = RtcRecord::read_from_bytes(record)
+        .map_err(|_| "the clock device's record has the wrong length".to_owned())?;
+    Rtc::from_record(clocks, &record).map_err(|bad: BadRecord| bad.to_string())
+}
+
+/// The clocks and their alarms: what outlives every connection. `G` keeps the guest's counter.
 #[derive(Debug)]
-pub struct ClockDevice {
-    timer: Arc<TimerDevice>,
+pub struct ClockDevice<G> {
+    guest: Arc<G>,
+    store: Option<Arc<Store>>,
     counter_offset: Option<u64>,
     tai: bool,
     alarm_fd: RawFd,
@@ -72,14 +90,18 @@ struct ClockState {
     rearm: bool,
 }
 
-impl ClockDevice {
-    /// A device whose guest counts as the timer device's VM does. With a state file it goes on
-    /// with the alarms that a former process left there.
+impl<G: GuestTime> ClockDevice<G> {
+    /// A device for the guest whose counter `guest` keeps. With a store, the device goes on with the
+    /// alarms that a previous process left there, and keeps its own there.
     ///
     /// # Errors
     ///
     /// [`DeviceError`] where the system refuses, or the state file has no valid clocks.
-    pub fn new(timer: Arc<TimerDevice>, config: ClockConfig) -> Result<Self, DeviceError> {
+    pub fn new(
+        guest: Arc<G>,
+        store: Option<Arc<Store>>,
+        config: ClockConfig,
+    ) -> Result<Self, DeviceError> {
         let tai = wall::tai_is_known();
         let utc = match config.utc.unwrap_or_else(UtcKind::of_this_host) {
             UtcKind::Utc => ClockKind::Utc,
@@ -91,11 +113,15 @@ impl ClockDevice {
         if tai {
             clocks.push(ClockKind::Tai);
         }
-        let former = timer.former_clocks(|record| Rtc::from_record(&clocks, record))?;
-        let rtc = former.unwrap_or_else(|| Rtc::new(&clocks));
+        let kept = match &store {
+            Some(store) => store.clock(|record| from_record(&clocks, record))?,
+            None => None,
+        };
+        let rtc = kept.unwrap_or_else(|| Rtc::new(&clocks));
         let alarm = WallAlarm::new().map_err(DeviceError::Alarm)?;
         let device = ClockDevice {
-            timer,
+            guest,
+            store,
             counter_offset: config.counter_offset,
             tai,
             alarm_fd: alarm.as_raw_fd(),
@@ -124,17 +150,33 @@ impl ClockDevice {
             Wants::Nothing => Sample::default(),
             Wants::Clock(kind) => wall::sample_of(kind, self.tai),
             Wants::Time => self.sample(),
-            Wants::Cross => self
-                .timer
-                .sample_with_counter(self.tai, self.counter_offset),
+            Wants::Cross => self.sample_with_counter(),
         }
     }
 
-    /// Takes what changed into the state file. It may be seen after that, not before.
+    /// What the host's clocks read, and the guest's virtual counter at the same instant.
+    fn sample_with_counter(&self) -> Sample {
+        let mut guest = self.guest.lock();
+        let (sample, host, _) = wall::sample_with(self.tai, || guest.host_count());
+        let counter = match guest.guest_counter(host) {
+            GuestCounter::Running(count) => Counter::At(count),
+            GuestCounter::Stopped => Counter::Withheld,
+            GuestCounter::Unconfigured => match self.counter_offset {
+                Some(offset) => Counter::At(host.wrapping_sub(offset)),
+                None => Counter::Unknown,
+            },
+        };
+        Sample { counter, ..sample }
+    }
+
+    /// Puts what changed into the state file. It may be visible after that, not before.
     fn persist(&self, state: &mut ClockState) {
         if std::mem::take(&mut state.effects.changed) {
             state.rearm = true;
-            self.timer.persist_clock(&state.rtc.record());
+            if let Some(store) = &self.store {
+                let record = state.rtc.record();
+                store.commit(|change| change.put(Record::Clock, record.as_bytes()));
+            }
         }
     }
 
@@ -153,7 +195,7 @@ impl ClockDevice {
                     return;
                 }
             }
-            // The clock may have been set between the look at it and the timerfd's.
+            // The clock may have been set between the reading and setting the timerfd.
             if let Some(due) = due {
                 let after = state.rtc.next_expiry_utc_ns(&self.sample());
                 state.rearm |= after.is_none_or(|after| due.abs_diff(after) > SAME);

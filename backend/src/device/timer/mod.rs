@@ -7,21 +7,22 @@ mod alarm;
 mod device;
 mod guest_time;
 mod page;
+pub(crate) mod persist;
 mod requests;
 mod state;
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
-use std::sync::{Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use vhost_user_timer_counter::HostCounter;
 use vhost_user_timer_model::vm::{Profile, Vm};
 
 use crate::device::DeviceError;
-use crate::state::file::StateFile;
+use crate::state::Store;
 use crate::sys::lock;
 use alarm::Alarm;
-use state::{TimerState, instant};
+use state::TimerState;
 
 /// The VM, its clock and its alarm: what outlives every connection.
 #[derive(Debug)]
@@ -29,6 +30,7 @@ pub struct TimerDevice {
     profile: Profile,
     alarm_fd: RawFd,
     state: Mutex<TimerState>,
+    store: Option<Arc<Store>>,
     /// Notified whenever the VM's phase has changed, or a restore has timed out.
     phase_changed: Condvar,
 }
@@ -45,41 +47,28 @@ impl TimerDevice {
         mut counter: HostCounter,
         state_file: Option<&Path>,
     ) -> Result<Self, DeviceError> {
-        let mut vm = Vm::new(profile);
-        let mut file = None;
-        if let Some(path) = state_file {
-            let (opened, found) = StateFile::open(path, profile.max_vcpus, |old| {
-                if let Some(old) = old {
-                    counter = counter.at_rate(old.frequency);
-                }
-                counter.id()
-            })?;
-            // A measured rate is the VM's for as long as the VM lives.
-            if !profile.frequency_fixed {
-                profile.frequency = counter.native_frequency();
+        let (store, vm) = match state_file {
+            None => (None, Vm::new(profile)),
+            Some(path) => {
+                let (store, vm) = persist::open(path, &mut profile, &mut counter)?;
+                (Some(Arc::new(store)), vm)
             }
-            if let Some(found) = found {
-                let now = |vm: &Vm| instant(counter, vm);
-                vm = Vm::from_records(profile, found.vm(), |index| found.vcpu(index), now)
-                    .map_err(|bad| opened.damaged(&bad))?;
-                log::info!(
-                    "Going on with the VM in {}: {}, epoch {}",
-                    path.display(),
-                    vm.phase(),
-                    vm.epoch()
-                );
-            }
-            file = Some(opened);
-        }
+        };
         let alarm = Alarm::new(counter).map_err(DeviceError::Alarm)?;
-        let mut state = TimerState::new(vm, counter, alarm, file);
+        let mut state = TimerState::new(vm, counter, alarm, store.clone());
         state.follow_time();
         Ok(TimerDevice {
             profile,
             alarm_fd: state.alarm.as_raw_fd(),
             state: Mutex::new(state),
+            store,
             phase_changed: Condvar::new(),
         })
+    }
+
+    /// The state file that the VM is kept in, for another device to keep its records there too.
+    pub fn store(&self) -> Option<Arc<Store>> {
+        self.store.clone()
     }
 
     fn state(&self) -> MutexGuard<'_, TimerState> {

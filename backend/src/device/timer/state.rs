@@ -1,5 +1,7 @@
 //! What is behind the timer device's lock.
 
+use std::sync::Arc;
+
 use rustix::time::ClockId;
 use vhost_user_timer_counter::{HostCounter, clock_ticks};
 use vhost_user_timer_model::vm::{Anchor, Effects, Notice, Now, PageOrder, Vm};
@@ -8,7 +10,8 @@ use vhost_user_timer_protocol::{Ranges, Status};
 
 use crate::device::timer::alarm::Alarm;
 use crate::device::timer::page::Page;
-use crate::state::file::StateFile;
+use crate::device::timer::persist;
+use crate::state::Store;
 use crate::virtio::Memory;
 
 #[derive(Debug)]
@@ -19,7 +22,7 @@ pub(super) struct TimerState {
     counter: HostCounter,
     /// The last instant, and what the host counter was then.
     last: Option<(CountedBy, u64)>,
-    pub(super) file: Option<StateFile>,
+    store: Option<Arc<Store>>,
     /// The time page of the present connection.
     pub(super) page: Page,
 }
@@ -44,14 +47,19 @@ pub(super) fn instant(counter: HostCounter, vm: &Vm) -> Now {
 }
 
 impl TimerState {
-    pub(super) fn new(vm: Vm, counter: HostCounter, alarm: Alarm, file: Option<StateFile>) -> Self {
+    pub(super) fn new(
+        vm: Vm,
+        counter: HostCounter,
+        alarm: Alarm,
+        store: Option<Arc<Store>>,
+    ) -> Self {
         TimerState {
             vm,
             effects: Effects::default(),
             alarm,
             counter,
             last: None,
-            file,
+            store,
             page: Page::new(),
         }
     }
@@ -81,8 +89,8 @@ impl TimerState {
         if !self.effects.changed.any() && !self.page.is_open() {
             return;
         }
-        match &mut self.file {
-            Some(file) => file.commit(&self.vm, &mut self.effects.changed),
+        match &self.store {
+            Some(store) => persist::commit(store, &self.vm, &mut self.effects.changed),
             None => self.effects.changed.clear(),
         }
         self.page.follow(&self.vm, memory);

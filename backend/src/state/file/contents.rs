@@ -3,119 +3,91 @@
 use std::sync::atomic::Ordering;
 
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::IntoBytes;
 
-use super::{
-    CLOCK_SLOT, CLOCK_SLOTS, COMMIT, HEAD, SlotHead, VCPU_SLOT, VCPU_SLOTS, VM_SLOT, VM_SLOTS,
-    VOID, checksum,
-};
-use vhost_user_timer_model::rtc::RtcRecord;
-use vhost_user_timer_model::vm::{VcpuRecord, VmRecord};
-
-/// All of a file that may be one.
-pub(super) struct Mapping {
-    pub(super) region: MmapRegion,
-}
+use crate::state::file::layout::{COMMIT, HEAD, Record, SlotHead, VOID, checksum, vcpus_in};
 
 /// What there is in a file.
 pub(super) struct Contents {
     pub(super) commit: u64,
-    pub(super) vm: VmRecord,
-    pub(super) vm_in_use: usize,
-    pub(super) clock: Option<RtcRecord>,
-    pub(super) clock_in_use: usize,
-    pub(super) vcpus: Vec<VcpuRecord>,
-    pub(super) vcpu_in_use: Vec<u8>,
+    pub(super) vm: Vec<u8>,
+    pub(super) clock: Option<Vec<u8>>,
+    /// By vCPU; `None` where no change wrote one.
+    pub(super) vcpus: Vec<Option<Vec<u8>>>,
+    /// Which slot counts, by [`Record::index`].
+    pub(super) in_use: Vec<u8>,
     /// Slots of a change that never became whole.
-    pub(super) never_whole: Vec<usize>,
+    pub(super) torn_slots: Vec<usize>,
 }
 
-/// Which of a record's slots counts.
+/// The slot of a record that counts.
 #[derive(Default)]
-struct Newest<T> {
-    record: T,
+struct Newest {
+    record: Vec<u8>,
     generation: u64,
-    slot: usize,
+    slot: u8,
 }
 
-/// How many vCPUs have their slots there.
-pub(super) fn vcpu_slots(region: &MmapRegion) -> usize {
-    region.len().saturating_sub(VCPU_SLOTS) / (2 * VCPU_SLOT)
-}
-
-impl Mapping {
-    /// Reads all records that count.
-    pub(super) fn read_back(&self) -> Result<Contents, String> {
-        let load: Result<u64, _> = self
-            .region
-            .as_volatile_slice()
-            .load(COMMIT, Ordering::Acquire);
-        let mut contents = Contents {
-            commit: load.map_err(|error| error.to_string())?,
-            vm: VmRecord::default(),
-            vm_in_use: 0,
-            clock: None,
-            clock_in_use: 0,
-            vcpus: Vec::new(),
-            vcpu_in_use: Vec::new(),
-            never_whole: Vec::new(),
-        };
-        let slots = [VM_SLOTS, VM_SLOTS + VM_SLOT];
-        let newest = self.newest(slots, &mut contents, "the VM's record")?;
-        // Every change writes it.
-        if newest.generation != contents.commit {
-            return Err("the VM's record is not of the last change".to_owned());
-        }
-        (contents.vm, contents.vm_in_use) = (newest.record, newest.slot);
-        let slots = [CLOCK_SLOTS, CLOCK_SLOTS + CLOCK_SLOT];
-        let newest = self.newest(slots, &mut contents, "the clock device's record")?;
-        contents.clock = (newest.generation != 0).then_some(newest.record);
-        contents.clock_in_use = newest.slot;
-        for index in 0..vcpu_slots(&self.region) {
-            let first = VCPU_SLOTS + 2 * VCPU_SLOT * index;
-            let slots = [first, first + VCPU_SLOT];
-            let newest = self.newest(slots, &mut contents, "a vCPU's record")?;
-            if newest.generation == 0 && index < contents.vm.vcpus() as usize {
-                return Err(format!("vCPU {index} has no record"));
-            }
-            contents.vcpus.push(newest.record);
-            contents.vcpu_in_use.push(newest.slot as u8);
-        }
-        if contents.vm.vcpus() as usize > contents.vcpus.len() {
-            return Err("it is cut off".to_owned());
-        }
-        Ok(contents)
+impl Newest {
+    /// The record, where a change ever wrote it.
+    fn record(self) -> Option<Vec<u8>> {
+        (self.generation != 0).then_some(self.record)
     }
+}
 
-    /// The newest record of these two slots.
-    fn newest<T: FromBytes + IntoBytes + Default + Immutable + KnownLayout>(
-        &self,
-        slots: [usize; 2],
-        contents: &mut Contents,
-        name: &str,
-    ) -> Result<Newest<T>, String> {
+/// Reads all records that count.
+pub(super) fn read_back(region: &MmapRegion) -> Result<Contents, String> {
+    let load: Result<u64, _> = region.as_volatile_slice().load(COMMIT, Ordering::Acquire);
+    let mut contents = Contents {
+        commit: load.map_err(|error| error.to_string())?,
+        vm: Vec::new(),
+        clock: None,
+        vcpus: Vec::new(),
+        in_use: Vec::new(),
+        torn_slots: Vec::new(),
+    };
+    let newest = contents.newest(region, Record::Vm, "the VM's record")?;
+    // Every change writes it.
+    if newest.generation != contents.commit {
+        return Err("the VM's record is not of the last change".to_owned());
+    }
+    contents.vm = newest.record;
+    contents.clock = contents
+        .newest(region, Record::Clock, "the clock device's record")?
+        .record();
+    for index in 0..vcpus_in(region.len()) {
+        let newest = contents.newest(region, Record::Vcpu(index), "a vCPU's record")?;
+        contents.vcpus.push(newest.record());
+    }
+    Ok(contents)
+}
+
+impl Contents {
+    /// The newest slot of a record, at or before the commit.
+    fn newest(&mut self, region: &MmapRegion, which: Record, name: &str) -> Result<Newest, String> {
         let mut newest = Newest::default();
-        for (slot, at) in slots.into_iter().enumerate() {
+        let bytes = region.as_volatile_slice();
+        for slot in 0..2 {
+            let at = which.slot(slot);
             let mut head = SlotHead::default();
-            let mut record = T::default();
-            let bytes = self.region.as_volatile_slice();
+            let mut record = vec![0; which.len()];
             let read = bytes
                 .read_slice(head.as_mut_bytes(), at)
-                .and_then(|()| bytes.read_slice(record.as_mut_bytes(), at + HEAD));
+                .and_then(|()| bytes.read_slice(&mut record, at + HEAD));
             read.map_err(|error| error.to_string())?;
             let generation = head.generation;
             let right = match generation {
                 VOID => continue,
                 0 => head.crc == 0,
-                _ => head.crc == checksum(generation, record.as_bytes()),
+                _ => head.crc == checksum(generation, &record),
             };
             if !right {
                 return Err(format!("{name} has a wrong checksum"));
             }
-            if generation == contents.commit + 1 {
-                contents.never_whole.push(at);
-            } else if generation > contents.commit {
-                return Err(format!("{name} is of a change that is to come"));
+            if self.commit.checked_add(1) == Some(generation) {
+                self.torn_slots.push(at);
+            } else if generation > self.commit {
+                return Err(format!("{name} is of a future change"));
             } else if generation > newest.generation {
                 newest = Newest {
                     record,
@@ -124,6 +96,7 @@ impl Mapping {
                 };
             }
         }
+        self.in_use.push(newest.slot);
         Ok(newest)
     }
 }

@@ -1,7 +1,23 @@
-use super::*;
-use vhost_user_timer_model::vm::{Effects, Incoming, Now, Profile, Token};
+use std::fs::OpenOptions;
+use std::path::Path;
+
+use vhost_user_timer_counter::CounterId;
+use vhost_user_timer_model::rtc::RtcRecord;
+use vhost_user_timer_model::vm::{Effects, Incoming, Now, Profile, Token, Vm};
 use vhost_user_timer_protocol::wire::{self, RequestHeader};
 use vhost_user_timer_protocol::{Abi, Op, Phase, Register, VM_WIDE};
+use zerocopy::FromBytes;
+
+use super::layout::VOID;
+use super::*;
+use crate::device::persist::{self, Found};
+use crate::state::Store;
+
+/// Where a slot begins, and its length.
+fn slot(record: Record, which: u8) -> (usize, usize) {
+    let at = record.slot(which);
+    (at, record.slot(1) - record.slot(0))
+}
 
 const COUNTER: CounterId = CounterId {
     source: 1,
@@ -19,18 +35,40 @@ const PROFILE: Profile = Profile {
 struct Kept {
     vm: Vm,
     effects: Effects,
-    file: StateFile,
+    store: Store,
     host: u64,
+}
+
+/// Opens a state file as the timer device does.
+fn open(
+    path: &Path,
+    max_vcpus: u32,
+    counter: impl FnOnce(Option<CounterId>) -> CounterId,
+) -> Result<(Store, Option<Found>), StateFileError> {
+    let opening = Opening::new(path)?;
+    let counter = counter(opening.counter());
+    opening.expect_counter(counter)?;
+    let found = Found::new(&opening, max_vcpus)?;
+    let profile = Profile {
+        max_vcpus,
+        ..PROFILE
+    };
+    let vm = match &found {
+        None => Vm::new(profile),
+        Some(found) => found.vm(profile, |_| Now::at(0)).unwrap(),
+    };
+    let file = opening.accept(counter, max_vcpus, vm.vm_record().as_bytes())?;
+    Ok((Store::from(file), found))
 }
 
 impl Kept {
     fn new(path: &Path) -> Self {
-        let (file, found) = StateFile::open(path, PROFILE.max_vcpus, |_| COUNTER).unwrap();
+        let (store, found) = open(path, PROFILE.max_vcpus, |_| COUNTER).unwrap();
         assert!(found.is_none());
         Kept {
             vm: Vm::new(PROFILE),
             effects: Effects::default(),
-            file,
+            store,
             host: 1_000,
         }
     }
@@ -51,7 +89,7 @@ impl Kept {
     }
 
     fn commit(&mut self) {
-        self.file.commit(&self.vm, &mut self.effects.changed);
+        persist::commit(&self.store, &self.vm, &mut self.effects.changed);
     }
 
     fn op(&mut self, op: Op, vcpu: u32, body: &[u8]) {
@@ -113,9 +151,9 @@ fn records(vm: &Vm) -> Vec<u8> {
 }
 
 fn reopened(path: &Path, host: u64) -> Vm {
-    let (_file, found) = StateFile::open(path, PROFILE.max_vcpus, |_| COUNTER).unwrap();
+    let (_file, found) = open(path, PROFILE.max_vcpus, |_| COUNTER).unwrap();
     let found = found.expect("a VM in the file");
-    Vm::from_records(PROFILE, found.vm(), |i| found.vcpu(i), |_| Now::at(host)).unwrap()
+    found.vm(PROFILE, |_| Now::at(host)).unwrap()
 }
 
 fn generator(seed: u64) -> impl FnMut(u64) -> u64 {
@@ -148,13 +186,12 @@ fn whatever_was_committed_is_what_the_next_process_finds() {
 
 /// Where slots begin, and their lengths.
 fn slots(len: usize) -> impl Iterator<Item = (usize, usize)> {
-    let vm = (0..2).map(|slot| (VM_SLOTS + VM_SLOT * slot, VM_SLOT));
-    let clock = (0..2).map(|slot| (CLOCK_SLOTS + CLOCK_SLOT * slot, CLOCK_SLOT));
-    vm.chain(clock).chain(
-        (VCPU_SLOTS..len)
-            .step_by(VCPU_SLOT)
-            .map(|at| (at, VCPU_SLOT)),
-    )
+    let records = [Record::Vm, Record::Clock].into_iter();
+    let vcpus = (0..).map(Record::Vcpu);
+    records
+        .chain(vcpus)
+        .flat_map(|record| [slot(record, 0), slot(record, 1)])
+        .take_while(move |(at, _)| *at < len)
 }
 
 /// What a file may be after a kill in the middle of a commit, at any instruction but the last.
@@ -189,30 +226,36 @@ fn the_clock_devices_record_is_kept_with_the_vm_and_as_whole() {
     let mut random = generator(11);
     let mut kept = Kept::new(&path);
     kept.configure(4);
-    assert_eq!(kept.file.clock(), None);
-    let reopen = |path: &Path| {
-        let (file, found) = StateFile::open(path, PROFILE.max_vcpus, |_| COUNTER).unwrap();
-        assert_eq!(found.unwrap().vm().vcpus(), 4);
-        file.clock()
+    // What another process finds in a file of these bytes.
+    let reopen = |bytes: &[u8], host: u64| {
+        std::fs::write(&torn_path, bytes).unwrap();
+        let (store, found) = open(&torn_path, PROFILE.max_vcpus, |_| COUNTER).unwrap();
+        let vm = found.unwrap().vm(PROFILE, |_| Now::at(host)).unwrap();
+        let clock = store.clock(|bytes| RtcRecord::read_from_bytes(bytes).map_err(|_| "length"));
+        (records(&vm), clock.unwrap())
     };
+    let mut record = None;
     for round in 0..100 {
-        let before = (std::fs::read(&path).unwrap(), kept.file.clock());
-        let mut record = RtcRecord::default();
-        record.as_mut_bytes().fill_with(|| random(256) as u8);
-        kept.perform_random(&mut random);
-        let Kept {
-            vm, effects, file, ..
-        } = &mut kept;
-        file.commit_clock(vm, &mut effects.changed, &record);
-        let after = std::fs::read(&path).unwrap();
-        std::fs::write(&torn_path, cut_short(&before.0, &after, &mut random)).unwrap();
-        assert_eq!(reopen(&torn_path), before.1, "round {round}");
-        std::fs::write(&torn_path, &after).unwrap();
-        assert_eq!(reopen(&torn_path), Some(record), "round {round}");
-        // What else changes leaves it alone.
         kept.perform_random(&mut random);
         kept.commit();
-        assert_eq!(kept.file.clock(), Some(record));
+        let before = (std::fs::read(&path).unwrap(), record);
+        // A change of the VM that is not committed yet.
+        let vm = records(&kept.vm);
+        kept.perform_random(&mut random);
+        let mut new = RtcRecord::default();
+        new.as_mut_bytes().fill_with(|| random(256) as u8);
+        kept.store
+            .commit(|change| change.put(Record::Clock, new.as_bytes()));
+        record = Some(new);
+        let after = std::fs::read(&path).unwrap();
+        let torn = cut_short(&before.0, &after, &mut random);
+        let host = kept.host;
+        assert_eq!(reopen(&torn, host), (vm.clone(), before.1), "round {round}");
+        assert_eq!(reopen(&after, host), (vm, record), "round {round}");
+        // What else changes leaves it alone.
+        kept.commit();
+        let last = std::fs::read(&path).unwrap();
+        assert_eq!(reopen(&last, host), (records(&kept.vm), record));
     }
 }
 
@@ -260,18 +303,18 @@ fn no_single_bit_that_flips_makes_another_vm_of_it() {
     let good = std::fs::read(&path).unwrap();
     // Written in place: to truncate a file and write it anew may wait for the disk.
     let in_place = OpenOptions::new().write(true).open(&path).unwrap();
-    // What is of another version or of another boot is begun anew, and that is all it can say.
-    let anew = [8..12, 24..60];
+    // A file of another version or boot is discarded, and that is all that these bits can say.
+    let discarded = [8..12, 24..60];
     for bit in 0..good.len() * 8 {
         let at = bit / 8;
-        if anew.iter().any(|range| range.contains(&at)) {
+        if discarded.iter().any(|range| range.contains(&at)) {
             continue;
         }
         let mut flipped = good.clone();
         flipped[at] ^= 1 << (bit % 8);
         in_place.write_all_at(&flipped, 0).unwrap();
         // The rate is believed, as it is where the source's own is measured.
-        let opened = StateFile::open(&path, PROFILE.max_vcpus, |old| old.unwrap_or(COUNTER));
+        let opened = open(&path, PROFILE.max_vcpus, |old| old.unwrap_or(COUNTER));
         let Ok((file, found)) = opened else {
             assert_eq!(
                 std::fs::read(&path).unwrap(),
@@ -283,7 +326,7 @@ fn no_single_bit_that_flips_makes_another_vm_of_it() {
         drop(file);
         let found = found.unwrap_or_else(|| panic!("bit {bit} makes the VM go away"));
         let now = |_: &Vm| Now::at(host);
-        let vm = Vm::from_records(PROFILE, found.vm(), |i| found.vcpu(i), now).unwrap();
+        let vm = found.vm(PROFILE, now).unwrap();
         assert_eq!(records(&vm), expected, "{bit}");
     }
 }
@@ -298,7 +341,7 @@ fn a_file_that_is_cut_off_is_refused_and_left_as_it_is() {
     let good = std::fs::read(&path).unwrap();
     for len in (8..good.len()).step_by(61) {
         std::fs::write(&path, &good[..len]).unwrap();
-        let error = StateFile::open(&path, PROFILE.max_vcpus, |_| COUNTER).unwrap_err();
+        let error = open(&path, PROFILE.max_vcpus, |_| COUNTER).unwrap_err();
         let refused = matches!(
             error,
             StateFileError::Damaged { .. } | StateFileError::Foreign(_)
@@ -318,7 +361,7 @@ fn a_file_of_anything_else_is_refused_and_left_as_it_is() {
         "x".repeat(100_000),
     ] {
         std::fs::write(&path, &text).unwrap();
-        let error = StateFile::open(&path, PROFILE.max_vcpus, |_| COUNTER).unwrap_err();
+        let error = open(&path, PROFILE.max_vcpus, |_| COUNTER).unwrap_err();
         assert!(matches!(error, StateFileError::Foreign(_)), "{error}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
     }
@@ -332,18 +375,18 @@ fn a_backend_for_more_vcpus_makes_room_for_them() {
     kept.configure(2);
     let expected = records(&kept.vm);
     drop(kept);
-    let (file, found) = StateFile::open(&path, 64, |_| COUNTER).unwrap();
+    let (store, found) = open(&path, 64, |_| COUNTER).unwrap();
     let found = found.unwrap();
     let larger = Profile {
         max_vcpus: 64,
         ..PROFILE
     };
-    let vm = Vm::from_records(larger, found.vm(), |i| found.vcpu(i), |_| Now::at(0)).unwrap();
+    let vm = found.vm(larger, |_| Now::at(0)).unwrap();
     assert_eq!(records(&vm), expected);
     let mut kept = Kept {
         vm,
         effects: Effects::default(),
-        file,
+        store,
         host: 2_000,
     };
     kept.vm.reset(&mut kept.effects);
@@ -351,9 +394,9 @@ fn a_backend_for_more_vcpus_makes_room_for_them() {
     kept.configure(64);
     let expected = records(&kept.vm);
     drop(kept);
-    let (_file, found) = StateFile::open(&path, 64, |_| COUNTER).unwrap();
+    let (_file, found) = open(&path, 64, |_| COUNTER).unwrap();
     let found = found.unwrap();
-    let vm = Vm::from_records(larger, found.vm(), |i| found.vcpu(i), |_| Now::at(0)).unwrap();
+    let vm = found.vm(larger, |_| Now::at(0)).unwrap();
     assert_eq!(records(&vm), expected);
 }
 
@@ -374,13 +417,13 @@ fn what_a_commit_cut_short_left_is_never_taken_for_part_of_the_next() {
     drop(kept);
     std::fs::write(&path, &torn).unwrap();
 
-    let (file, found) = StateFile::open(&path, PROFILE.max_vcpus, |_| COUNTER).unwrap();
+    let (store, found) = open(&path, PROFILE.max_vcpus, |_| COUNTER).unwrap();
     let found = found.unwrap();
-    let vm = Vm::from_records(PROFILE, found.vm(), |i| found.vcpu(i), |_| Now::at(0)).unwrap();
+    let vm = found.vm(PROFILE, |_| Now::at(0)).unwrap();
     let mut kept = Kept {
         vm,
         effects: Effects::default(),
-        file,
+        store,
         host: 2_000,
     };
     kept.op(Op::SetRegs, 0, entry.as_bytes());
@@ -398,11 +441,14 @@ fn a_damaged_record_is_refused_and_left_as_it_is() {
     drop(kept);
     let good = std::fs::read(&path).unwrap();
     // The first commit went to the second slots.
-    for at in [VM_SLOTS + VM_SLOT + HEAD + 3, VCPU_SLOTS + VCPU_SLOT + HEAD] {
+    for at in [
+        Record::Vm.slot(1) + HEAD + 3,
+        Record::Vcpu(0).slot(1) + HEAD,
+    ] {
         let mut bad = good.clone();
         bad[at] ^= 0x10;
         std::fs::write(&path, &bad).unwrap();
-        let error = StateFile::open(&path, PROFILE.max_vcpus, |_| COUNTER).unwrap_err();
+        let error = open(&path, PROFILE.max_vcpus, |_| COUNTER).unwrap_err();
         assert!(matches!(error, StateFileError::Damaged { .. }), "{error}");
         assert_eq!(std::fs::read(&path).unwrap(), bad);
     }
@@ -416,14 +462,14 @@ fn the_file_is_private_and_locked_against_a_second_backend() {
     let kept = Kept::new(&path);
     let mode = std::fs::metadata(&path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    let second = StateFile::open(&path, PROFILE.max_vcpus, |_| COUNTER);
+    let second = open(&path, PROFILE.max_vcpus, |_| COUNTER);
     assert!(matches!(second, Err(StateFileError::InUse(_))));
     drop(kept);
-    assert!(StateFile::open(&path, PROFILE.max_vcpus, |_| COUNTER).is_ok());
+    assert!(open(&path, PROFILE.max_vcpus, |_| COUNTER).is_ok());
 }
 
 #[test]
-fn a_vm_of_another_boot_or_version_is_begun_anew() {
+fn a_vm_of_another_boot_or_version_is_discarded() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state");
     for (offset, value) in [(24, b'?'), (8, 9)] {
@@ -434,7 +480,7 @@ fn a_vm_of_another_boot_or_version_is_begun_anew() {
         let mut other = std::fs::read(&path).unwrap();
         other[offset] = value;
         std::fs::write(&path, &other).unwrap();
-        let (_file, found) = StateFile::open(&path, PROFILE.max_vcpus, |old| {
+        let (_file, found) = open(&path, PROFILE.max_vcpus, |old| {
             assert_eq!(old, None);
             COUNTER
         })
@@ -454,7 +500,7 @@ fn a_vm_that_counted_otherwise_is_refused() {
         source: 2,
         ..COUNTER
     };
-    let refused = StateFile::open(&path, PROFILE.max_vcpus, |_| boottime);
+    let refused = open(&path, PROFILE.max_vcpus, |_| boottime);
     assert!(matches!(refused, Err(StateFileError::OtherCounter(_))));
     assert_eq!(reopened(&path, 0).phase(), Phase::Paused);
 }
@@ -467,7 +513,7 @@ fn a_backend_for_fewer_vcpus_refuses_a_larger_vm() {
     kept.configure(8);
     drop(kept);
     let before = std::fs::read(&path).unwrap();
-    let refused = StateFile::open(&path, 4, |_| COUNTER).unwrap_err();
+    let refused = open(&path, 4, |_| COUNTER).unwrap_err();
     let text = refused.to_string();
     assert!(text.contains("8 vCPUs, and this backend takes 4"), "{text}");
     assert_eq!(std::fs::read(&path).unwrap(), before);
@@ -495,4 +541,54 @@ fn a_running_vm_goes_on_and_tells_what_fell_due_meanwhile() {
     let event = vm.next_event(now).unwrap();
     assert_eq!((event.vcpu.get(), event.count.get()), (1, 7_000));
     assert_eq!(vm.next_event(now), None);
+}
+
+/// A state file as version 2 was first released, but for its boot id, which is all zeros.
+const GOLDEN: &[u8] = include_bytes!("../../../tests/data/state-file/2.bin");
+const BOOT_ID: std::ops::Range<usize> = 24..60;
+
+/// The life that the golden file has recorded.
+fn golden_life(path: &Path) -> (Kept, RtcRecord) {
+    let mut random = generator(2);
+    let mut kept = Kept::new(path);
+    let mut record = RtcRecord::default();
+    let commit_clock = |kept: &Kept, record: &RtcRecord| {
+        kept.store
+            .commit(|change| change.put(Record::Clock, record.as_bytes()));
+    };
+    commit_clock(&kept, &record);
+    kept.configure(4);
+    for _ in 0..60 {
+        kept.perform_random(&mut random);
+        kept.commit();
+        if random(4) == 0 {
+            record.as_mut_bytes().fill_with(|| random(256) as u8);
+            commit_clock(&kept, &record);
+        }
+    }
+    (kept, record)
+}
+
+#[test]
+fn the_same_life_writes_the_golden_file_to_the_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    drop(golden_life(&path));
+    let mut written = std::fs::read(&path).unwrap();
+    written[BOOT_ID].copy_from_slice(&GOLDEN[BOOT_ID]);
+    assert!(written == GOLDEN, "the layout has changed");
+}
+
+#[test]
+fn the_golden_file_is_the_vm_and_the_clocks_that_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, life) = (folder.path().join("state"), folder.path().join("life"));
+    let (kept, record) = golden_life(&life);
+    let mut golden = GOLDEN.to_vec();
+    golden[BOOT_ID].copy_from_slice(&std::fs::read(&life).unwrap()[BOOT_ID]);
+    std::fs::write(&path, golden).unwrap();
+    assert_eq!(records(&reopened(&path, kept.host)), records(&kept.vm));
+    let (store, _) = open(&path, PROFILE.max_vcpus, |_| COUNTER).unwrap();
+    let clock = store.clock(|bytes| RtcRecord::read_from_bytes(bytes).map_err(|_| "length"));
+    assert_eq!(clock.unwrap(), Some(record));
 }

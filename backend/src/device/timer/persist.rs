@@ -1,0 +1,116 @@
+//! The VM in a state file.
+
+use std::path::Path;
+
+use vhost_user_timer_counter::HostCounter;
+use vhost_user_timer_model::vm::{BadRecord, Changed, Now, Profile, VcpuRecord, Vm, VmRecord};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::device::timer::state::instant;
+use crate::state::Store;
+use crate::state::file::{Opening, Record, StateFileError, VCPU_RECORD, VM_RECORD};
+
+const _: () = {
+    assert!(size_of::<VmRecord>() == VM_RECORD);
+    assert!(size_of::<VcpuRecord>() == VCPU_RECORD);
+};
+
+/// The VM that a previous process left in a state file.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    vm: VmRecord,
+    vcpus: Vec<VcpuRecord>,
+}
+
+impl Found {
+    /// What there is, where there is a VM.
+    ///
+    /// # Errors
+    ///
+    /// [`StateFileError`] where the VM has too many vCPUs, or records are missing.
+    pub(crate) fn new(opening: &Opening, max_vcpus: u32) -> Result<Option<Self>, StateFileError> {
+        let Some(bytes) = opening.vm() else {
+            return Ok(None);
+        };
+        let damaged = || opening.damaged(&"a record has the wrong length");
+        let vm = VmRecord::read_from_bytes(bytes).map_err(|_| damaged())?;
+        let vcpus = opening.vcpus(vm.vcpus(), max_vcpus)?;
+        let vcpus = vcpus
+            .into_iter()
+            .map(|bytes| VcpuRecord::read_from_bytes(bytes).map_err(|_| damaged()))
+            .collect::<Result<_, _>>()?;
+        Ok(Some(Found { vm, vcpus }))
+    }
+
+    /// The VM, at the present instant that `now` gives.
+    ///
+    /// # Errors
+    ///
+    /// [`BadRecord`] where the records are no VM's.
+    pub(crate) fn vm(
+        &self,
+        profile: Profile,
+        now: impl FnOnce(&Vm) -> Now,
+    ) -> Result<Vm, BadRecord> {
+        let vcpu = |index: u32| self.vcpus.get(index as usize).copied().unwrap_or_default();
+        Vm::from_records(profile, &self.vm, vcpu, now)
+    }
+}
+
+/// Opens a state file, and makes the VM that a previous process left there, or a new one. The
+/// counter goes on at the rate that it had, where that was measured.
+///
+/// # Errors
+///
+/// [`StateFileError`]: nothing in the file was changed then.
+pub(super) fn open(
+    path: &Path,
+    profile: &mut Profile,
+    counter: &mut HostCounter,
+) -> Result<(Store, Vm), StateFileError> {
+    let opening = Opening::new(path)?;
+    if let Some(old) = opening.counter() {
+        *counter = counter.at_rate(old.frequency);
+    }
+    // A measured rate is the VM's for as long as the VM lives.
+    if !profile.frequency_fixed {
+        profile.frequency = counter.native_frequency();
+    }
+    opening.expect_counter(counter.id())?;
+    let vm = match Found::new(&opening, profile.max_vcpus)? {
+        None => Vm::new(*profile),
+        Some(found) => {
+            let vm = found.vm(*profile, |vm| instant(*counter, vm));
+            let vm = vm.map_err(|bad| opening.damaged(&bad))?;
+            log::info!(
+                "Going on with the VM in {}: {}, epoch {}",
+                path.display(),
+                vm.phase(),
+                vm.epoch()
+            );
+            vm
+        }
+    };
+    let record = vm.vm_record();
+    let file = opening.accept(counter.id(), profile.max_vcpus, record.as_bytes())?;
+    Ok((Store::from(file), vm))
+}
+
+/// Puts what changed of the VM into the state file.
+pub(crate) fn commit(store: &Store, vm: &Vm, changed: &mut Changed) {
+    if !changed.any() {
+        return;
+    }
+    store.commit(|change| {
+        let mut put = |index: u32| {
+            change.put(Record::Vcpu(index), vm.vcpu_record(index).as_bytes());
+        };
+        if changed.all {
+            (0..vm.vcpu_records()).for_each(&mut put);
+        } else {
+            changed.vcpus.iter().copied().for_each(&mut put);
+        }
+        change.put(Record::Vm, vm.vm_record().as_bytes());
+    });
+    changed.clear();
+}

@@ -1,0 +1,77 @@
+//! Why a state file cannot be used.
+
+use std::fmt::Display;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why a state file cannot be used. Nothing in the file was changed then, unless the system refused
+/// in the midst of making a new one.
+#[derive(Debug, thiserror::Error)]
+pub enum StateFileError {
+    /// The system refuses.
+    #[error("{what} the state file {} failed", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another process has it.
+    #[error("The state file {} is in use by another backend; each VM needs its own", .0.display())]
+    InUse(PathBuf),
+    /// Its VM counted by something else.
+    #[error(
+        "The state file {} was written with a different host counter; restart with the original \
+         --counter-source, or delete the file to start over",
+        .0.display()
+    )]
+    OtherCounter(PathBuf),
+    /// It is something else, and not to be overwritten.
+    #[error("The file {} is not a state file of a vhost-user-timer backend; name another", .0.display())]
+    Foreign(PathBuf),
+    /// Its VM is too large.
+    #[error(
+        "The state file {} has a VM with {vcpus} vCPUs, and this backend takes {max_vcpus}; restart \
+         with --max-vcpus {vcpus}, or delete the file to start over",
+        path.display()
+    )]
+    Vcpus {
+        /// Which file.
+        path: PathBuf,
+        /// How many vCPUs its VM has.
+        vcpus: u32,
+        /// The most that this backend takes.
+        max_vcpus: u32,
+    },
+    /// It is not what a backend leaves behind.
+    #[error(
+        "The state file {} is damaged ({what}); delete it to start over, without the VM's time",
+        path.display()
+    )]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+impl StateFileError {
+    pub(super) fn io(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| StateFileError::Io {
+            what,
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    /// The error of a file in which this is wrong.
+    pub(super) fn damaged(path: &Path, what: &dyn Display) -> Self {
+        StateFileError::Damaged {
+            path: path.to_owned(),
+            what: what.to_string(),
+        }
+    }
+}
