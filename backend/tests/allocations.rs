@@ -4,25 +4,14 @@
 mod counting;
 
 use counting::{Cost, NOTHING, cost_of};
+use vhost_user_timer_kit::reference::Ask;
 use vhost_user_timer_model::vm::{Effects, Handled, Incoming, Now, Profile, Token, Vm};
 use vhost_user_timer_protocol::wire;
-use vhost_user_timer_protocol::{Abi, MAX_MESSAGE, Op, Phase, Register, VM_WIDE};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use vhost_user_timer_protocol::{MAX_MESSAGE, Op, Phase, Register, VM_WIDE};
+use zerocopy::FromBytes;
 
-fn request(op: Op, vcpu: u32, body: &(impl IntoBytes + Immutable + ?Sized)) -> Vec<u8> {
-    let header = wire::RequestHeader {
-        op: op.code().into(),
-        vcpu: vcpu.into(),
-        ..Default::default()
-    };
-    [header.as_bytes(), body.as_bytes()].concat()
-}
-
-fn value(register: Register, value: u64) -> wire::RegValue {
-    wire::RegValue {
-        id: register.id(Abi::Arm64).into(),
-        value: value.into(),
-    }
+fn get_all(vcpu: u32) -> Vec<u8> {
+    Ask::get_regs(vcpu, &Register::ALL).bytes()
 }
 
 /// A VM with the buffers that its shell keeps for it.
@@ -45,26 +34,17 @@ impl Bench {
             host: 1_000,
             effects: Effects::default(),
         };
-        let configure = wire::ConfigureVm {
-            vcpus: vcpus.into(),
-            ..Default::default()
-        };
-        bench.done(&request(Op::ConfigureVm, VM_WIDE, &configure));
+        bench.done(&Ask::configure(vcpus, 0, 0).bytes());
         bench
     }
 
     /// A VM that runs, its buffers as large as the requests below need them.
     fn running(vcpus: u32) -> Self {
         let mut bench = Bench::paused(vcpus);
-        bench.done(&request(Op::Resume, VM_WIDE, &[0_u8; 0]));
-        bench.done(&bench.get_all(0));
-        bench.done(&request(Op::SetRegs, 0, &[0_u8; 0]));
+        bench.done(&Ask::resume().bytes());
+        bench.done(&get_all(0));
+        bench.done(&Ask::set_regs(0, &[]).bytes());
         bench
-    }
-
-    fn get_all(&self, vcpu: u32) -> Vec<u8> {
-        let ids = Register::ALL.map(|register| register.id(Abi::Arm64).to_le_bytes());
-        request(Op::GetRegs, vcpu, ids.as_flattened())
     }
 
     fn handle(&mut self, request: &[u8]) -> u32 {
@@ -86,12 +66,12 @@ impl Bench {
         let info = self.vm.info(Now::at(self.host));
         let virt = self.host - info.cntvoff.get();
         let entries = [
-            value(Register::TimerCval, virt + ticks),
-            value(Register::TimerCtl, wire::ctl::ENABLE),
-            value(Register::PtimerCval, self.host + ticks),
-            value(Register::PtimerCtl, wire::ctl::ENABLE),
+            (Register::TimerCval, virt + ticks),
+            (Register::TimerCtl, wire::ctl::ENABLE),
+            (Register::PtimerCval, self.host + ticks),
+            (Register::PtimerCtl, wire::ctl::ENABLE),
         ];
-        request(Op::SetRegs, vcpu, entries.as_slice())
+        Ask::set_regs(vcpu, &entries).bytes()
     }
 }
 
@@ -110,7 +90,7 @@ fn the_counter_counts() {
 fn reading_registers_allocates_nothing() {
     for vcpus in SIZES {
         let mut bench = Bench::running(vcpus);
-        let requests: Vec<_> = (0..vcpus).map(|vcpu| bench.get_all(vcpu)).collect();
+        let requests: Vec<_> = (0..vcpus).map(get_all).collect();
         let cost = cost_of(|| {
             for request in &requests {
                 bench.host += 1;
@@ -187,7 +167,7 @@ fn events_that_nobody_reads_do_not_pile_up() {
 fn asking_to_run_in_running_allocates_nothing() {
     for vcpus in SIZES {
         let mut bench = Bench::running(vcpus);
-        let request = request(Op::WaitRun, vcpus - 1, &[0_u8; 0]);
+        let request = Ask::wait_run(vcpus - 1).bytes();
         assert_eq!(cost_of(|| bench.done(&request)), NOTHING);
     }
 }
@@ -198,11 +178,11 @@ fn a_refused_request_allocates_nothing() {
     let requests = [
         vec![],
         vec![0xff; 100],
-        request(Op::GetRegs, 9, &[0_u8; 0]),
-        request(Op::GetRegs, 0, &[0_u8; 4096]),
-        request(Op::SetRegs, 0, &[0_u8; 4096]),
-        request(Op::SetVm, VM_WIDE, &[0_u8; 0]),
-        request(Op::RestoreDone, 0, &[0_u8; 0]),
+        Ask::get_ids(9, &[]).bytes(),
+        Ask::new(Op::GetRegs, 0, &[0_u8; 4096]).bytes(),
+        Ask::new(Op::SetRegs, 0, &[0_u8; 4096]).bytes(),
+        Ask::new(Op::SetVm, VM_WIDE, &[0_u8; 0]).bytes(),
+        Ask::restore_done(0).bytes(),
     ];
     for request in &requests {
         let cost = cost_of(|| assert_ne!(bench.handle(request), 0));
@@ -214,11 +194,7 @@ fn a_refused_request_allocates_nothing() {
 fn reading_the_vm_takes_room_in_proportion_and_only_the_first_time() {
     for vcpus in [1, 64, 4096] {
         let mut bench = Bench::running(vcpus);
-        let range = wire::VcpuRange {
-            first: 0.into(),
-            count: vcpus.into(),
-        };
-        let request = request(Op::GetVm, VM_WIDE, &range);
+        let request = Ask::get_vm(0, vcpus).bytes();
         bench.done(&request);
         let len = 16 + 40 + 56 * vcpus as usize;
         assert_eq!(bench.effects.response.len(), len);
@@ -230,19 +206,16 @@ fn reading_the_vm_takes_room_in_proportion_and_only_the_first_time() {
 /// What one vCPU after another costs in a restore, and the restore around it.
 fn restore(vcpus: u32) -> [Cost; 3] {
     let mut bench = Bench::paused(vcpus);
-    let begin = wire::RestoreBegin {
-        vcpus: vcpus.into(),
-        ..Default::default()
-    };
-    let begin = cost_of(|| bench.done(&request(Op::RestoreBegin, VM_WIDE, &begin)));
+    let begin = Ask::begin(vcpus, 0).bytes();
+    let begin = cost_of(|| bench.done(&begin));
     let bring: Vec<_> = (0..vcpus)
         .map(|vcpu| {
-            let entries = Register::ALL.map(|register| value(register, 5));
-            request(Op::SetRegs, vcpu, entries.as_slice())
+            let entries = Register::ALL.map(|register| (register, 5));
+            Ask::set_regs(vcpu, &entries).bytes()
         })
         .collect();
     let done: Vec<_> = (0..vcpus)
-        .map(|vcpu| request(Op::RestoreDone, vcpu, &[0_u8; 0]))
+        .map(|vcpu| Ask::restore_done(vcpu).bytes())
         .collect();
     let vcpu_by_vcpu = cost_of(|| {
         for (bring, done) in bring.iter().zip(&done) {
@@ -251,7 +224,8 @@ fn restore(vcpus: u32) -> [Cost; 3] {
         }
     });
     assert_eq!(bench.vm.phase(), Phase::Paused);
-    let resume = cost_of(|| bench.done(&request(Op::Resume, VM_WIDE, &[0_u8; 0])));
+    let resume = Ask::resume().bytes();
+    let resume = cost_of(|| bench.done(&resume));
     [begin, vcpu_by_vcpu, resume]
 }
 

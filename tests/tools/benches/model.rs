@@ -5,12 +5,12 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, Bencher, BenchmarkId, Criterion, Throughput};
+use vhost_user_timer_kit::reference::Ask;
 use vhost_user_timer_model::rtc::{
     ClockKind, Counter, Effects as RtcEffects, Rtc, Sample, wire as rtc,
 };
 use vhost_user_timer_model::vm::{Effects, Handled, Incoming, Now, Profile, Token, Vm};
-use vhost_user_timer_protocol::{Abi, MAX_MESSAGE, Op, Register, Role, VM_WIDE, wire};
-use vhost_user_timer_tools::bench::request;
+use vhost_user_timer_protocol::{MAX_MESSAGE, Register, Role, wire};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Number of vCPUs.
@@ -20,27 +20,9 @@ const MANY: u32 = 4096;
 /// A deadline that never comes.
 const FAR: u64 = 1 << 60;
 
-fn bare(op: Op, vcpu: u32) -> Vec<u8> {
-    request(op, vcpu, &[0_u8; 0])
-}
-
-fn set_regs(vcpu: u32, values: &[(Register, u64)]) -> Vec<u8> {
-    let entry = |(register, value): &(Register, u64)| wire::RegValue {
-        id: register.id(Abi::Arm64).into(),
-        value: (*value).into(),
-    };
-    let entries: Vec<_> = values.iter().map(entry).collect();
-    request(Op::SetRegs, vcpu, entries.as_slice())
-}
-
-fn get_regs(vcpu: u32) -> Vec<u8> {
-    let ids = Register::ALL.map(|register| register.id(Abi::Arm64).to_le_bytes());
-    request(Op::GetRegs, vcpu, ids.as_flattened())
-}
-
 /// A request for each vCPU.
-fn each(vcpus: u32, request: impl FnMut(u32) -> Vec<u8>) -> Vec<Vec<u8>> {
-    (0..vcpus).map(request).collect()
+fn each(vcpus: u32, ask: impl Fn(u32) -> Ask) -> Vec<Vec<u8>> {
+    (0..vcpus).map(|vcpu| ask(vcpu).bytes()).collect()
 }
 
 /// A VM with what its shell keeps for it, and a host counter that advances by itself.
@@ -64,12 +46,8 @@ impl Bench {
             host: 1_000,
             effects: Effects::default(),
         };
-        let configure = wire::ConfigureVm {
-            vcpus: vcpus.into(),
-            ..Default::default()
-        };
-        bench.ask(&request(Op::ConfigureVm, VM_WIDE, &configure));
-        bench.ask(&bare(Op::Resume, VM_WIDE));
+        bench.ask(&Ask::configure(vcpus, 0, 0).bytes());
+        bench.ask(&Ask::resume().bytes());
         bench.done();
         bench
     }
@@ -100,12 +78,15 @@ fn requests(criterion: &mut Criterion) {
             (Register::TimerCval, cval),
             (Register::PtimerCval, cval),
         ];
-        set_regs(vcpu, &values)
+        Ask::set_regs(vcpu, &values)
     };
     for (name, requests) in [
-        ("GET_REGS of 6", each(VCPUS, get_regs)),
+        (
+            "GET_REGS of 6",
+            each(VCPUS, |vcpu| Ask::get_regs(vcpu, &Register::ALL)),
+        ),
         ("SET_REGS of 3", each(VCPUS, timer)),
-        ("WAIT_RUN", each(VCPUS, |vcpu| bare(Op::WaitRun, vcpu))),
+        ("WAIT_RUN", each(VCPUS, Ask::wait_run)),
     ] {
         let mut bench = Bench::running(VCPUS);
         let mut next = requests.iter().cycle();
@@ -128,11 +109,7 @@ fn sizes(criterion: &mut Criterion, name: &str, run: impl Fn(&mut Bencher<'_>, u
 
 fn get_vm(bencher: &mut Bencher<'_>, vcpus: u32) {
     let mut bench = Bench::running(vcpus);
-    let range = wire::VcpuRange {
-        first: 0.into(),
-        count: vcpus.into(),
-    };
-    let request = request(Op::GetVm, VM_WIDE, &range);
+    let request = Ask::get_vm(0, vcpus).bytes();
     bencher.iter(|| bench.ask(&request));
     bench.done();
 }
@@ -140,26 +117,22 @@ fn get_vm(bencher: &mut Bencher<'_>, vcpus: u32) {
 /// From PAUSE to the last vCPU's WAIT_RUN, each vCPU with all its registers.
 fn restore(bencher: &mut Bencher<'_>, vcpus: u32) {
     let mut bench = Bench::running(vcpus);
-    let begin = wire::RestoreBegin {
-        vcpus: vcpus.into(),
-        flags: wire::restore_flags::AUTORUN.into(),
-        ..Default::default()
-    };
     let registers = Register::ALL.map(|register| match register.role() {
         Role::Compare => (register, FAR),
         Role::Control => (register, wire::ctl::ENABLE),
         Role::Count => (register, 5_000),
     });
     let head = [
-        request(Op::Pause, VM_WIDE, &wire::Pause::default()),
-        request(Op::RestoreBegin, VM_WIDE, &begin),
+        Ask::pause(),
+        Ask::begin(vcpus, wire::restore_flags::AUTORUN),
     ];
     let bring = (0..vcpus).flat_map(|vcpu| {
-        let done = bare(Op::RestoreDone, vcpu);
-        [set_regs(vcpu, &registers), done]
+        let done = Ask::restore_done(vcpu);
+        [Ask::set_regs(vcpu, &registers), done]
     });
-    let run = (0..vcpus).map(|vcpu| bare(Op::WaitRun, vcpu));
-    let all: Vec<_> = head.into_iter().chain(bring).chain(run).collect();
+    let run = (0..vcpus).map(Ask::wait_run);
+    let all = head.into_iter().chain(bring).chain(run);
+    let all: Vec<_> = all.map(|ask| ask.bytes()).collect();
     bencher.iter(|| all.iter().for_each(|request| bench.ask(request)));
     bench.done();
 }
@@ -175,7 +148,7 @@ fn advance(criterion: &mut Criterion) {
             (Register::TimerCval, first - offset + u64::from(vcpu)),
             (Register::TimerCtl, wire::ctl::ENABLE),
         ];
-        bench.ask(&set_regs(vcpu, &timer));
+        bench.ask(&Ask::set_regs(vcpu, &timer).bytes());
         bench.done();
     }
     while bench.vm.next_event(Now::at(bench.host)).is_some() {}

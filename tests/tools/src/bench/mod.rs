@@ -18,8 +18,6 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use clap::Parser;
-use vhost_user_timer_protocol::{Op, wire};
-use zerocopy::{Immutable, IntoBytes};
 
 use place::Cpus;
 use report::Report;
@@ -85,16 +83,6 @@ impl Bench {
         all.extend(args);
         BackendProcess::launch_program(&self.program, &all)
     }
-}
-
-/// A request's bytes.
-pub fn request(op: Op, vcpu: u32, body: &(impl IntoBytes + Immutable + ?Sized)) -> Vec<u8> {
-    let header = wire::RequestHeader {
-        op: op.code().into(),
-        vcpu: vcpu.into(),
-        ..Default::default()
-    };
-    [header.as_bytes(), body.as_bytes()].concat()
 }
 
 /// Runs the program.

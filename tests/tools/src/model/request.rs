@@ -2,12 +2,9 @@
 
 use std::fmt;
 
-use vhost_user_timer_protocol::wire::{
-    ConfigureVm, CounterOffset, PAUSE_KEEP_COUNTING, Pause, RegValue, RequestHeader, RestoreBegin,
-    ctl, restore_flags,
-};
+use vhost_user_timer_kit::reference::Ask as Typed;
+use vhost_user_timer_protocol::wire::{ctl, restore_flags};
 use vhost_user_timer_protocol::{Abi, Op, Register, VM_WIDE};
-use zerocopy::{Immutable, IntoBytes};
 
 /// A virtual timer, as a vCPU has it. It is always enabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -118,83 +115,43 @@ impl Request {
 
     /// The device-readable bytes.
     pub fn bytes(&self) -> Vec<u8> {
-        let header = RequestHeader {
-            op: self.op().code().into(),
-            flags: 0.into(),
-            vcpu: self.vcpu.into(),
-            epoch: self.epoch.into(),
-        };
+        let vcpu = self.vcpu;
         let timer = |timer: Timer| {
             [
-                register(Register::TimerCtl, timer.control()),
-                register(Register::TimerCval, timer.cval),
+                (Register::TimerCtl, timer.control()),
+                (Register::TimerCval, timer.cval),
             ]
         };
-        let count = |count| register(Register::TimerCnt, count);
-        match self.ask {
+        let count = |count| (Register::TimerCnt, count);
+        let request = match self.ask {
             Ask::Bring {
                 timer: brought,
                 count: at,
             } => {
                 let [control, compare] = timer(brought);
-                join(&header, &[control, compare, count(at)])
+                Typed::set_regs(vcpu, &[control, compare, count(at)])
             }
-            Ask::SetTimer(written) => join(&header, &timer(written)),
-            Ask::SetCount(written) => join(&header, &count(written)),
-            Ask::Done | Ask::WaitRun | Ask::Resume | Ask::Abort => join(&header, &[0u8; 0]),
-            Ask::Configure(vcpus) => join(
-                &header,
-                &ConfigureVm {
-                    vcpus: vcpus.into(),
-                    abi: Abi::Arm64.code(),
-                    ..Default::default()
-                },
-            ),
-            Ask::Pause { keep_counting } => join(
-                &header,
-                &Pause {
-                    flags: if keep_counting {
-                        PAUSE_KEEP_COUNTING
-                    } else {
-                        0
-                    }
-                    .into(),
-                    reserved: 0.into(),
-                },
-            ),
+            Ask::SetTimer(written) => Typed::set_regs(vcpu, &timer(written)),
+            Ask::SetCount(written) => Typed::set_regs(vcpu, &[count(written)]),
+            Ask::Done => Typed::restore_done(vcpu),
+            Ask::WaitRun => Typed::wait_run(vcpu),
+            Ask::Configure(vcpus) => Typed::configure(vcpus, Abi::Arm64.code(), 0),
+            Ask::Pause { keep_counting } if keep_counting => Typed::pause_counting(),
+            Ask::Pause { .. } => Typed::pause(),
+            Ask::Resume => Typed::resume(),
             Ask::Begin {
                 vcpus,
                 autorun,
                 timeout,
-            } => join(
-                &header,
-                &RestoreBegin {
-                    vcpus: vcpus.into(),
-                    flags: if autorun { restore_flags::AUTORUN } else { 0 }.into(),
-                    saved_realtime_ns: 0.into(),
-                    timeout_ns: timeout.into(),
-                },
-            ),
-            Ask::SetOffset(offset) => join(
-                &header,
-                &CounterOffset {
-                    offset: offset.into(),
-                    reserved: 0.into(),
-                },
-            ),
-        }
+            } => {
+                let flags = if autorun { restore_flags::AUTORUN } else { 0 };
+                Typed::begin_with(vcpus, flags, 0, timeout)
+            }
+            Ask::Abort => Typed::abort(),
+            Ask::SetOffset(offset) => Typed::set_offset(offset),
+        };
+        request.in_epoch(self.epoch).bytes()
     }
-}
-
-fn register(register: Register, value: u64) -> RegValue {
-    RegValue {
-        id: register.id(Abi::Arm64).into(),
-        value: value.into(),
-    }
-}
-
-fn join(header: &RequestHeader, body: &(impl IntoBytes + Immutable + ?Sized)) -> Vec<u8> {
-    [header.as_bytes(), body.as_bytes()].concat()
 }
 
 impl fmt::Display for Timer {

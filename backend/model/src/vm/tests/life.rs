@@ -191,7 +191,8 @@ impl<W: Witness> Life<'_, W> {
                 vcpu,
                 with_vm,
                 ticks,
-            } => self.write_back(vcpu, with_vm, ticks),
+                vm_read_between,
+            } => self.write_back(vcpu, with_vm, ticks, vm_read_between),
             Step::RestoreAll(values) => self.restore_all(values),
             &Step::BeginHere {
                 flags,
@@ -201,7 +202,13 @@ impl<W: Witness> Life<'_, W> {
         }
     }
 
-    fn write_back(&mut self, vcpu: u32, with_vm: bool, ticks: u64) -> Verdict {
+    fn write_back(
+        &mut self,
+        vcpu: u32,
+        with_vm: bool,
+        ticks: u64,
+        vm_read_between: bool,
+    ) -> Verdict {
         let counts = [Register::TimerCnt, Register::PtimerCnt].map(|it| it.id(self.abi));
         if with_vm {
             self.ask(&Ask::get_vm(vcpu, self.vcpus - vcpu))?;
@@ -211,6 +218,9 @@ impl<W: Witness> Life<'_, W> {
         self.rig.drift(ticks);
         self.seen(&Seen::Passed(ticks, false))?;
         let entries: Vec<_> = counts.into_iter().zip(self.last_read).collect();
+        if vm_read_between {
+            self.ask(&Ask::get_vm(vcpu + 1, self.vcpus - vcpu - 1))?;
+        }
         self.ask(&Ask::set_ids(vcpu, &entries))
     }
 

@@ -58,6 +58,8 @@ pub(super) enum Step {
         vcpu: u32,
         with_vm: bool,
         ticks: u64,
+        /// The counts of the VM are read in between, by a GET_VM that leaves the vCPU out.
+        vm_read_between: bool,
     },
     /// Every vCPU brings what it must, and more, and is done.
     RestoreAll(Vec<[Value; 4]>),
@@ -258,6 +260,18 @@ fn of_vm(ask: Ask) -> Step {
     Step::Ask { ask, epoch: None }
 }
 
+fn write_back(vcpus: u32) -> impl Strategy<Value = Step> {
+    let how = (any::<bool>(), 0..50_u64, prop::bool::weighted(0.3));
+    (0..vcpus, how).prop_map(
+        |(vcpu, (with_vm, ticks, vm_read_between))| Step::WriteBack {
+            vcpu,
+            with_vm,
+            ticks,
+            vm_read_between,
+        },
+    )
+}
+
 fn step(vcpus: u32) -> impl Strategy<Value = Step> {
     let writes = || prop_oneof![vec(write(), 0..4), arming()];
     let here = 0..vcpus;
@@ -273,9 +287,7 @@ fn step(vcpus: u32) -> impl Strategy<Value = Step> {
         5 => (here.clone(), vec(register(), 0..4)).prop_map(|(vcpu, list)| Step::Get(vcpu, list)),
         16 => (here.clone(), writes()).prop_map(|(vcpu, writes)| Step::Set(vcpu, writes)),
         3 => vec((here.clone(), writes()), 0..4).prop_map(Step::SetVm),
-        4 => (here, any::<bool>(), 0..50_u64).prop_map(|(vcpu, with_vm, ticks)| {
-            Step::WriteBack { vcpu, with_vm, ticks }
-        }),
+        4 => write_back(vcpus),
         1 => value().prop_map(Step::SetOffset),
         4 => vec([value(), value(), value(), value()], vcpus as usize).prop_map(Step::RestoreAll),
         4 => Just(of_vm(Ask::resume())),

@@ -3,14 +3,14 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use vhost_user_timer_kit::reference::Ask;
 use vhost_user_timer_model::vm::{Effects, Incoming, Now, Profile, Token, Vm};
-use vhost_user_timer_protocol::{Abi, MAX_MESSAGE, Op, Register, VM_WIDE, wire};
+use vhost_user_timer_protocol::{MAX_MESSAGE, Register, wire};
 
 use super::Bench;
 use crate::bench::driver::{Driver, SLOTS};
 use crate::bench::place::{Place, cpu_ns};
 use crate::bench::report::Row;
-use crate::bench::request;
 use crate::bench::stats::median;
 
 const VCPUS: u32 = 64;
@@ -23,11 +23,7 @@ fn set_regs(vcpu: u32, cval: u64) -> Vec<u8> {
         (Register::TimerCval, cval),
         (Register::PtimerCval, cval),
     ];
-    let entries = values.map(|(register, value)| wire::RegValue {
-        id: register.id(Abi::Arm64).into(),
-        value: value.into(),
-    });
-    request(Op::SetRegs, vcpu, entries.as_slice())
+    Ask::set_regs(vcpu, &values).bytes()
 }
 
 /// Offset of TimerCval's value in that request.
@@ -42,16 +38,8 @@ fn answer_len() -> usize {
 /// A driver whose VM is RUNNING.
 fn running(path: &std::path::Path) -> io::Result<Driver> {
     let mut driver = Driver::connect(path, 1)?;
-    let configure = wire::ConfigureVm {
-        vcpus: VCPUS.into(),
-        ..Default::default()
-    };
-    let no_body = [0_u8; 0];
-    for request in [
-        request(Op::ConfigureVm, VM_WIDE, &configure),
-        request(Op::Resume, VM_WIDE, &no_body),
-    ] {
-        driver.fill(0, &request, 100);
+    for ask in [Ask::configure(VCPUS, 0, 0), Ask::resume()] {
+        driver.fill(0, &ask.bytes(), 100);
         driver.push(0);
         driver.publish()?;
         driver.sleep(1)?;
@@ -121,12 +109,8 @@ fn straight(time: Duration) -> f64 {
         effects.changed.clear();
         effects.notices.clear();
     };
-    let configure = wire::ConfigureVm {
-        vcpus: VCPUS.into(),
-        ..Default::default()
-    };
-    ask(&request(Op::ConfigureVm, VM_WIDE, &configure));
-    ask(&request(Op::Resume, VM_WIDE, &[0_u8; 0]));
+    ask(&Ask::configure(VCPUS, 0, 0).bytes());
+    ask(&Ask::resume().bytes());
     let mut requests: Vec<_> = (0..VCPUS).map(|vcpu| set_regs(vcpu, FAR)).collect();
     let mut cval = FAR;
     let mut done = 0_u64;
