@@ -87,7 +87,7 @@ impl<D: Device> Session<D> {
             device,
             memory,
             rings: Mutex::new(Rings {
-                chain: ChainBuffer::default(),
+                chain: ChainBuffer::new(D::MAX_QUEUE_SIZE),
                 scratch: RingScratch::new(D::MAX_QUEUE_SIZE),
                 in_flight: D::InFlight::default(),
             }),

@@ -1,5 +1,5 @@
-//! A descriptor chain as bytes: gathered from whatever descriptors it is made of, and
-//! scattered into them.
+//! A descriptor chain as bytes: gathered from whatever descriptors it is made of, and scattered into
+//! them.
 
 use vhost_user_timer_protocol::MAX_MESSAGE;
 use virtio_bindings::bindings::virtio_ring::{
@@ -7,60 +7,41 @@ use virtio_bindings::bindings::virtio_ring::{
 };
 use vm_memory::GuestAddress;
 use vm_memory::bitmap::Bitmap;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::virtio::region_cache::RegionCache;
-
-/// Bytes of a descriptor.
-const DESCRIPTOR: usize = 16;
 
 const NEXT: u16 = VRING_DESC_F_NEXT as u16;
 const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
 
 /// `struct virtq_desc` (virtio 1.2 §2.7.5).
+#[derive(Clone, Copy, Default, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
 struct Descriptor {
-    address: GuestAddress,
-    len: u32,
-    flags: u16,
-    next: u16,
+    addr: U64,
+    len: U32,
+    flags: U16,
+    next: U16,
 }
 
+/// Bytes of a descriptor.
+const DESCRIPTOR: usize = size_of::<Descriptor>();
+
 impl Descriptor {
-    fn of(bytes: [u8; DESCRIPTOR]) -> Self {
-        let [
-            a0,
-            a1,
-            a2,
-            a3,
-            a4,
-            a5,
-            a6,
-            a7,
-            l0,
-            l1,
-            l2,
-            l3,
-            f0,
-            f1,
-            n0,
-            n1,
-        ] = bytes;
-        Descriptor {
-            address: GuestAddress(u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7])),
-            len: u32::from_le_bytes([l0, l1, l2, l3]),
-            flags: u16::from_le_bytes([f0, f1]),
-            next: u16::from_le_bytes([n0, n1]),
-        }
+    fn address(&self) -> GuestAddress {
+        GuestAddress(self.addr.get())
     }
 
     fn is(&self, flag: u16) -> bool {
-        self.flags & flag != 0
+        self.flags.get() & flag != 0
     }
 }
 
-/// The descriptors of one chain, one after the other. What makes no sense ends it: an index outside
-/// its table, more descriptors than the table has, more bytes than 2^32 (virtio 1.2 §2.7.5), an
-/// indirect table in an indirect table.
+/// The descriptors of one chain, one after the other. An invalid descriptor ends the chain: an index
+/// outside its table, more descriptors than the table has, more bytes than 2^32 (virtio 1.2 §2.7.5),
+/// an indirect table in an indirect table.
 pub(crate) struct Chain {
     table: GuestAddress,
     /// Descriptors in the table.
@@ -85,25 +66,27 @@ impl Chain {
         }
     }
 
-    fn next<B: Bitmap + 'static>(&mut self, reach: &mut RegionCache<'_, B>) -> Option<Descriptor> {
+    fn next<B: Bitmap + 'static>(
+        &mut self,
+        regions: &mut RegionCache<'_, B>,
+    ) -> Option<Descriptor> {
         loop {
             if self.left == 0 || self.next >= self.size {
                 return None;
             }
             let offset = DESCRIPTOR as u64 * u64::from(self.next);
             let at = GuestAddress(self.table.0.checked_add(offset)?);
-            let mut bytes = [0; DESCRIPTOR];
-            if !reach.read(at, &mut bytes) {
+            let mut descriptor = Descriptor::default();
+            if !regions.read(at, descriptor.as_mut_bytes()) {
                 return None;
             }
-            let descriptor = Descriptor::of(bytes);
             if descriptor.is(INDIRECT) {
                 self.enter(&descriptor)?;
                 continue;
             }
-            self.bytes = self.bytes.checked_add(descriptor.len)?;
+            self.bytes = self.bytes.checked_add(descriptor.len.get())?;
             if descriptor.is(NEXT) {
-                self.next = descriptor.next;
+                self.next = descriptor.next.get();
                 self.left -= 1;
             } else {
                 self.left = 0;
@@ -112,17 +95,18 @@ impl Chain {
         }
     }
 
-    /// Goes on in an indirect table.
+    /// Continues in an indirect table.
     fn enter(&mut self, table: &Descriptor) -> Option<()> {
         const LEN: u32 = DESCRIPTOR as u32;
-        if self.indirect || !table.len.is_multiple_of(LEN) {
+        let len = table.len.get();
+        if self.indirect || !len.is_multiple_of(LEN) {
             return None;
         }
-        let size = u16::try_from(table.len / LEN).ok()?;
+        let size = u16::try_from(len / LEN).ok()?;
         *self = Chain {
             bytes: self.bytes,
             indirect: true,
-            ..Chain::new(table.address, size, 0)
+            ..Chain::new(table.address(), size, 0)
         };
         Some(())
     }
@@ -135,8 +119,9 @@ pub(crate) struct Segment {
     len: usize,
 }
 
-/// One request as it was found in the ring. Reused from request to request.
-#[derive(Debug, Default)]
+/// The chain that was taken last: its request, and where its answer goes. Reused from chain to
+/// chain.
+#[derive(Debug)]
 pub(crate) struct ChainBuffer {
     request: Vec<u8>,
     writable: Vec<Segment>,
@@ -148,13 +133,26 @@ pub(crate) struct ChainBuffer {
 }
 
 impl ChainBuffer {
+    /// For chains of rings with up to this many descriptors: nothing is allocated for any of them
+    /// after this, unless an indirect table has more descriptors than the ring.
+    pub(crate) fn new(max_queue_size: u16) -> Self {
+        ChainBuffer {
+            // Not resident before it is used.
+            request: Vec::with_capacity(MAX_MESSAGE),
+            writable: Vec::with_capacity(max_queue_size.into()),
+            room: 0,
+            count: 0,
+            complaints: 0,
+        }
+    }
+
     /// Copies the readable bytes out and notes where the writable ones are.
     ///
-    /// What cannot be read, or is longer than any request, is taken as no bytes at all, which
-    /// no request is. What cannot be written is taken as no room.
+    /// A request that cannot be read, or is longer than any request, counts as empty, which is
+    /// malformed. Room that cannot be written counts as none.
     pub(crate) fn gather<B: Bitmap + 'static>(
         &mut self,
-        reach: &mut RegionCache<'_, B>,
+        regions: &mut RegionCache<'_, B>,
         mut chain: Chain,
     ) {
         self.request.clear();
@@ -163,17 +161,17 @@ impl ChainBuffer {
         self.count += 1;
         let mut readable = true;
         let mut writable = true;
-        while let Some(descriptor) = chain.next(reach) {
-            let (address, len) = (descriptor.address, descriptor.len as usize);
+        while let Some(descriptor) = chain.next(regions) {
+            let (address, len) = (descriptor.address(), descriptor.len.get() as usize);
             if descriptor.is(WRITE) {
-                writable = writable && reach.has(address, len);
+                writable = writable && regions.has(address, len);
                 let len = len.min(MAX_MESSAGE - self.room);
                 if len != 0 {
                     self.writable.push(Segment { address, len });
                     self.room += len;
                 }
             } else {
-                readable = readable && self.read(reach, address, len);
+                readable = readable && self.read(regions, address, len);
             }
         }
         if !readable {
@@ -187,7 +185,7 @@ impl ChainBuffer {
 
     fn read<B: Bitmap + 'static>(
         &mut self,
-        reach: &mut RegionCache<'_, B>,
+        regions: &mut RegionCache<'_, B>,
         address: GuestAddress,
         len: usize,
     ) -> bool {
@@ -197,10 +195,10 @@ impl ChainBuffer {
         }
         self.request.resize(start + len, 0);
         let target = self.request.get_mut(start..).unwrap_or_default();
-        reach.read(address, target)
+        regions.read(address, target)
     }
 
-    /// The request's bytes; none where they could not be had.
+    /// The request's bytes; empty where they could not be read.
     pub(crate) fn request(&self) -> &[u8] {
         &self.request
     }
@@ -215,8 +213,8 @@ impl ChainBuffer {
         self.count
     }
 
-    /// Whether an answer may have `needed` bytes. Logs the first, second, fourth, eighth … chain
-    /// that has less.
+    /// Whether an answer may have `needed` bytes. Logs the first, second, fourth, eighth … chain with
+    /// less.
     pub(crate) fn has_room(&mut self, queue: u16, needed: usize) -> bool {
         if self.room >= needed {
             return true;
@@ -224,8 +222,8 @@ impl ChainBuffer {
         self.complaints = self.complaints.saturating_add(1);
         if self.complaints.is_power_of_two() {
             log::warn!(
-                "A chain on queue {queue} has {} writable bytes and needs {needed}: it is given \
-                 back as it is (such chains so far: {})",
+                "A chain on queue {queue} has {} writable bytes and needs {needed}: given back \
+                 unchanged (such chains so far: {})",
                 self.room,
                 self.complaints
             );
@@ -254,17 +252,17 @@ impl ChainBuffer {
     }
 }
 
-/// Writes `bytes` over the segments. Returns how many were written: all, or, where the memory
-/// is gone or too small, none that count.
+/// Writes `bytes` over the segments. Returns how many count: all, or 0 where the memory is gone or
+/// too small.
 pub(crate) fn scatter<B: Bitmap + 'static>(
-    reach: &mut RegionCache<'_, B>,
+    regions: &mut RegionCache<'_, B>,
     segments: &[Segment],
     bytes: &[u8],
 ) -> u32 {
     let mut rest = bytes;
     for segment in segments {
         let (now, later) = rest.split_at(segment.len.min(rest.len()));
-        if !reach.write(segment.address, now) {
+        if !regions.write(segment.address, now) {
             return 0;
         }
         rest = later;
@@ -297,7 +295,7 @@ mod tests {
         ring.add_desc_chains(&raw, 0).unwrap();
         let queue: Queue = ring.create_queue().unwrap();
         let chain = Chain::new(GuestAddress(queue.desc_table()), 64, 0);
-        let mut gathered = ChainBuffer::default();
+        let mut gathered = ChainBuffer::new(64);
         gathered.gather(&mut RegionCache::new(mem), chain);
         gathered
     }

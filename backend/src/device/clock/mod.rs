@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use crate::device::DeviceError;
 use crate::sys::lock;
 use vhost_user_timer_model::rtc::{
-    BadRecord, ClockKind, Counter, Effects, Rtc, RtcRecord, Sample, Wants,
+    BadRecord, ClockKind, Counter, Effects, Rtc, RtcRecord, Sample, Wants, wire,
 };
 use vhost_user_timer_model::vm::GuestCounter;
 use zerocopy::{FromBytes, IntoBytes};
@@ -127,7 +127,10 @@ impl<G: GuestTime> ClockDevice<G> {
             alarm_fd: alarm.as_raw_fd(),
             state: Mutex::new(ClockState {
                 rtc,
-                effects: Effects::default(),
+                effects: Effects {
+                    response: Vec::with_capacity(wire::MAX_RESPONSE),
+                    ..Effects::default()
+                },
                 alarm,
                 rearm: true,
             }),

@@ -6,7 +6,7 @@ use rustix::time::ClockId;
 use vhost_user_timer_counter::{HostCounter, clock_ticks};
 use vhost_user_timer_model::vm::{Anchor, Effects, Notice, Now, PageOrder, Vm};
 use vhost_user_timer_protocol::counter::NS_PER_SEC;
-use vhost_user_timer_protocol::{Ranges, Status};
+use vhost_user_timer_protocol::{MAX_MESSAGE, Ranges, Status};
 
 use crate::device::timer::alarm::Alarm;
 use crate::device::timer::page::Page;
@@ -55,7 +55,11 @@ impl TimerState {
     ) -> Self {
         TimerState {
             vm,
-            effects: Effects::default(),
+            effects: Effects {
+                // Not resident before it is used.
+                response: Vec::with_capacity(MAX_MESSAGE),
+                ..Effects::default()
+            },
             alarm,
             counter,
             last: None,

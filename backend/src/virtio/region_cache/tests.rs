@@ -81,31 +81,31 @@ fn places() -> Vec<(u64, usize, bool)> {
     all
 }
 
-/// A reach that has used each of the regions last, and one that has used none.
-fn reaches(mem: &Mem) -> impl Iterator<Item = RegionCache<'_, WriteRecorder>> {
+/// A cache whose last region is each of the regions, and one that has none.
+fn caches(mem: &Mem) -> impl Iterator<Item = RegionCache<'_, WriteRecorder>> {
     [None, Some(FIRST), Some(SECOND), Some(THIRD)]
         .into_iter()
         .map(|last| {
-            let mut reach = RegionCache::new(mem);
+            let mut regions = RegionCache::new(mem);
             if let Some(last) = last {
-                assert!(reach.has(GuestAddress(last), 1));
+                assert!(regions.has(GuestAddress(last), 1));
             }
-            reach
+            regions
         })
 }
 
 #[test]
 fn bytes_are_read_across_regions_and_none_that_are_not_shared() {
     let mem = memory();
-    for mut reach in reaches(&mem) {
+    for mut regions in caches(&mem) {
         for (at, len, shared) in places() {
-            assert_eq!(reach.has(GuestAddress(at), len), shared, "{at:#x} {len}");
+            assert_eq!(regions.has(GuestAddress(at), len), shared, "{at:#x} {len}");
             if len > 0x1_0000 {
                 continue;
             }
             let mut bytes = vec![0; len];
             assert_eq!(
-                reach.read(GuestAddress(at), &mut bytes),
+                regions.read(GuestAddress(at), &mut bytes),
                 shared,
                 "{at:#x} {len}"
             );
@@ -124,11 +124,11 @@ fn bytes_are_written_across_regions_and_marked_and_no_others() {
             continue;
         }
         let mem = memory();
-        for mut reach in reaches(&mem) {
+        for mut regions in caches(&mem) {
             let bytes = other(at.min(THIRD_END), len);
             let named = at..at.saturating_add(len as u64);
             assert_eq!(
-                reach.write(GuestAddress(at), &bytes),
+                regions.write(GuestAddress(at), &bytes),
                 shared,
                 "{at:#x} {len}"
             );
@@ -146,11 +146,11 @@ fn bytes_are_written_across_regions_and_marked_and_no_others() {
 #[test]
 fn no_bytes_are_everywhere() {
     let mem = memory();
-    for mut reach in reaches(&mem) {
+    for mut regions in caches(&mem) {
         for at in [0, FIRST, END, THIRD_END, u64::MAX] {
-            assert!(reach.has(GuestAddress(at), 0));
-            assert!(reach.read(GuestAddress(at), &mut []));
-            assert!(reach.write(GuestAddress(at), &[]));
+            assert!(regions.has(GuestAddress(at), 0));
+            assert!(regions.read(GuestAddress(at), &mut []));
+            assert!(regions.write(GuestAddress(at), &[]));
         }
     }
     assert_eq!(marked(&mem), NOWHERE);
@@ -159,7 +159,7 @@ fn no_bytes_are_everywhere() {
 #[test]
 fn a_part_is_in_one_region() {
     let mem = memory();
-    for mut reach in reaches(&mem) {
+    for mut regions in caches(&mem) {
         for (at, len, one) in [
             (FIRST, 0x2000, true),
             (SECOND, 0x2000, true),
@@ -171,7 +171,11 @@ fn a_part_is_in_one_region() {
             (THIRD - 1, 2, false),
             (u64::MAX, 2, false),
         ] {
-            assert_eq!(reach.ring_area(at, len).is_some(), one, "{at:#x} {len:#x}");
+            assert_eq!(
+                regions.ring_area(at, len).is_some(),
+                one,
+                "{at:#x} {len:#x}"
+            );
         }
     }
 }
@@ -180,8 +184,8 @@ fn a_part_is_in_one_region() {
 fn a_field_is_a_little_endian_number_and_marked_where_it_is_stored() {
     for at in [FIRST, SECOND - 16, SECOND, THIRD + 0xff0] {
         let mem = memory();
-        for mut reach in reaches(&mem) {
-            let part = reach.ring_area(at, 16).unwrap();
+        for mut regions in caches(&mem) {
+            let part = regions.ring_area(at, 16).unwrap();
             for offset in [0, 2, 14] {
                 let place = at + offset as u64;
                 let field = part.field(offset).unwrap();
@@ -192,7 +196,7 @@ fn a_field_is_a_little_endian_number_and_marked_where_it_is_stored() {
                 field.store(0x5678, Ordering::Release);
                 assert_eq!(marked(&mem), [place, place + 1]);
                 let mut bytes = [0; 2];
-                assert!(reach.read(GuestAddress(place), &mut bytes));
+                assert!(regions.read(GuestAddress(place), &mut bytes));
                 assert_eq!(bytes, [0x78, 0x56]);
                 mem.write_slice(&expected(place, 2), GuestAddress(place))
                     .unwrap();
@@ -206,8 +210,8 @@ fn a_field_is_a_little_endian_number_and_marked_where_it_is_stored() {
 fn entries_are_read_and_written_within_their_part_and_marked() {
     for at in [FIRST, SECOND - 16, SECOND, THIRD + 0xff0] {
         let mem = memory();
-        let mut reach = RegionCache::new(&mem);
-        let part = reach.ring_area(at, 16).unwrap();
+        let mut regions = RegionCache::new(&mem);
+        let part = regions.ring_area(at, 16).unwrap();
         for (offset, len) in [(0, 16), (3, 5), (15, 1), (16, 0)] {
             let mut bytes = vec![0; len];
             part.read(offset, &mut bytes);
@@ -225,8 +229,8 @@ fn entries_are_read_and_written_within_their_part_and_marked() {
 #[test]
 fn nothing_past_the_end_of_a_part_is_read_or_written() {
     let mem = memory();
-    let mut reach = RegionCache::new(&mem);
-    let part = reach.ring_area(FIRST, 16).unwrap();
+    let mut regions = RegionCache::new(&mem);
+    let part = regions.ring_area(FIRST, 16).unwrap();
     for offset in [16, 17, 18, usize::MAX - 1, usize::MAX] {
         assert!(part.field(offset).is_none(), "{offset}");
     }
@@ -249,7 +253,7 @@ fn nothing_past_the_end_of_a_part_is_read_or_written() {
 #[test]
 fn a_field_that_is_not_aligned_in_this_process_is_none() {
     let mem = memory();
-    let mut reach = RegionCache::new(&mem);
-    assert!(reach.ring_area(FIRST + 1, 16).unwrap().field(2).is_none());
-    assert!(reach.ring_area(FIRST + 1, 16).unwrap().field(1).is_some());
+    let mut regions = RegionCache::new(&mem);
+    assert!(regions.ring_area(FIRST + 1, 16).unwrap().field(2).is_none());
+    assert!(regions.ring_area(FIRST + 1, 16).unwrap().field(1).is_some());
 }

@@ -236,7 +236,7 @@ where
         vring,
         memory,
         scratch: RingScratch::new(1024),
-        chain: ChainBuffer::default(),
+        chain: ChainBuffer::new(1024),
     };
     (driver, device)
 }

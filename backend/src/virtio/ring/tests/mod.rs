@@ -351,9 +351,9 @@ fn a_ring_that_is_not_aligned_in_this_process_is_stopped() {
 fn the_available_index_can_be_looked_at_without_serving() {
     let (mut driver, device) = pair::<WriteRecorder>(4, true, 65_535);
     let mem = driver.shared.memory.memory();
-    let mut reach = RegionCache::new(&*mem);
+    let mut regions = RegionCache::new(&*mem);
     let state = device.vring.get_ref();
-    let index = available_index(state.get_queue(), &mut reach).unwrap();
+    let index = available_index(state.get_queue(), &mut regions).unwrap();
     assert_eq!(index.load(Ordering::Relaxed), 65_535);
     driver.offer(&[0, 1]);
     writes(&mem);
