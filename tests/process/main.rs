@@ -3,5 +3,6 @@
 mod gate;
 mod launch;
 mod polling;
+mod restore_object;
 mod stragglers;
 mod time_page_library;

@@ -175,7 +175,7 @@ pub use operation::{Answer, NewEpoch, Operation, RawAnswer, Remaining};
 pub use options::{Options, Reconnect};
 pub use queue::{RequestQueue, Ticket};
 pub use regs::{MAX_REGS, RegIds, RegValue, RegValues};
-pub use restore::RestoreOptions;
+pub use restore::{Restore, RestoreFailure, RestoreOptions, VcpuRestore};
 pub use saved::{SavedVcpu, SavedVm, SavedVmError};
 pub use time_page::{Counts, GuestClock, HostClock, Offsets, PageTime, TimePage};
 pub use wait::{Deadline, ShutdownHandle};

@@ -122,16 +122,22 @@ impl History {
         self.aborted.load(Ordering::Acquire)
     }
 
-    /// Whether a WAIT_RUN was sent again, and a RESTORE_ABORT, which came after it, may have
-    /// overtaken it on another queue: then nothing would answer it.
+    /// Whether a RESTORE_ABORT may have overtaken a WAIT_RUN on another queue: then nothing would
+    /// answer the WAIT_RUN before the next RESUME. That goes for one that was sent again, and for
+    /// one that names the restore's epoch.
     pub(crate) fn was_overtaken(&self, intent: &Intent) -> bool {
         intent.op == Op::WaitRun
-            && intent.repeated
+            && (intent.repeated || intent.named != 0)
             && intent.aborted != self.aborted()
             && intent.epoch == self.aborted_in.load(Ordering::Acquire)
     }
 
-    /// A request in flight is asked for anew.
+    /// Whether the restore of this epoch is known to be aborted.
+    pub(crate) fn was_aborted(&self, epoch: u64) -> bool {
+        self.aborted_in.load(Ordering::Acquire) == epoch
+    }
+
+    /// A request in flight is asked for again.
     pub(crate) fn reissued(&self, intent: &mut Intent) {
         intent.aborted = self.aborted();
     }

@@ -13,7 +13,7 @@ pub use fault::{ContentFault, Fault, RingFault};
 pub use kinds::{ControlError, DeviceStateError, Feature, InvalidArgument, StateLoss, VmShape};
 pub use refusal::Refusal;
 
-use crate::SavedVmError;
+use crate::{RestoreFailure, SavedVmError};
 
 /// Why a call to the frontend library failed.
 ///
@@ -95,6 +95,13 @@ pub enum Error {
     /// The device state was not transferred.
     #[error("the device state was not {0}")]
     DeviceState(DeviceStateError),
+    /// A vCPU failed before all had their registers back, so the restore was aborted.
+    #[error(transparent)]
+    Restore(#[from] RestoreFailure),
+    /// A vCPU's part of a restore was dropped, as by a thread that panics, before the vCPU had its
+    /// registers back.
+    #[error("its part of the restore was dropped before its registers were back")]
+    Abandoned,
     /// The backend refused a request.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -147,6 +154,8 @@ impl Error {
             | Error::QueueFull { .. }
             | Error::TimedOut { .. }
             | Error::Uncertain(_)
+            | Error::Restore(_)
+            | Error::Abandoned
             | Error::DeviceState(_)
             | Error::Refused(_) => false,
         }

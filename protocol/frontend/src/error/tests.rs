@@ -40,6 +40,11 @@ fn that_leave_the_queue() -> Vec<Error> {
         Error::Uncertain(refusal()),
         Error::DeviceState(DeviceStateError::SaveRefused),
         Error::Refused(refusal()),
+        Error::Abandoned,
+        Error::Restore(RestoreFailure {
+            vcpu: 3,
+            cause: std::sync::Arc::new(Error::Disconnected),
+        }),
     ]
 }
 

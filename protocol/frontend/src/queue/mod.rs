@@ -153,8 +153,7 @@ impl RequestQueue {
         deadline: impl Into<Deadline>,
     ) -> Result<T, Error> {
         let deadline = deadline.into();
-        let slot = self.shared.start(operation, Some(deadline))?;
-        Ticket::new(self.shared.clone(), operation, slot).wait(deadline)
+        self.submit_by(operation, deadline)?.wait(deadline)
     }
 
     /// Puts a call on the ring without telling the backend; [`kick`](Self::kick) does that for
@@ -166,6 +165,20 @@ impl RequestQueue {
     pub fn submit<T: Answer>(&self, operation: &Operation<'_, T>) -> Result<Ticket<T>, Error> {
         let slot = self.shared.start(operation, None)?;
         Ok(Ticket::new(self.shared.clone(), operation, slot))
+    }
+
+    /// As [`submit`](Self::submit), and waits for room until the deadline.
+    pub(crate) fn submit_by<T: Answer>(
+        &self,
+        operation: &Operation<'_, T>,
+        deadline: Deadline,
+    ) -> Result<Ticket<T>, Error> {
+        let slot = self.shared.start(operation, Some(deadline))?;
+        Ok(Ticket::new(self.shared.clone(), operation, slot))
+    }
+
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        &self.shared.session
     }
 
     /// Gives the backend all that was submitted, and notifies it if it wants that.

@@ -219,7 +219,7 @@ impl SavedVcpu {
     pub(crate) fn from_wire(from: &wire::Vcpu) -> Self {
         let mut vcpu = SavedVcpu::new(from.vcpu.get());
         for register in Register::ALL {
-            if from.present.get() & register.present_bit() != 0 {
+            if from.has(register) {
                 vcpu.set(register, from.get(register));
             }
         }
@@ -237,8 +237,7 @@ impl SavedVcpu {
 
     /// A register's value; `None` where it is not known.
     pub fn get(&self, register: Register) -> Option<u64> {
-        let present = self.0.present.get() & register.present_bit() != 0;
-        present.then(|| self.0.get(register))
+        self.0.has(register).then(|| self.0.get(register))
     }
 
     /// Sets a register.
@@ -256,11 +255,8 @@ impl SavedVcpu {
     /// The registers that are known, by their KVM ids.
     pub fn regs(&self, abi: Abi) -> impl Iterator<Item = RegValue> + use<> {
         let vcpu = *self;
-        let known = move |register: Register| Some((register, vcpu.get(register)?));
-        Register::ALL
-            .into_iter()
-            .filter_map(known)
-            .map(move |(register, value)| RegValue::new(register.id(abi), value))
+        let known = move |&(register, id)| Some(RegValue::new(id, vcpu.get(register)?));
+        abi.registers().iter().filter_map(known)
     }
 }
 

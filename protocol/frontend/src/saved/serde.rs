@@ -1,5 +1,6 @@
 //! A saved VM in a format of the VMM's choice: registers by name, so that a person can read it.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 
 use ::serde::de::Error as _;
@@ -22,14 +23,10 @@ struct VmForm<Vcpus> {
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename = "SavedVcpu")]
-struct VcpuForm {
+struct VcpuForm<Name: Ord> {
     index: u32,
-    timer_ctl: Option<u64>,
-    timer_cnt: Option<u64>,
-    timer_cval: Option<u64>,
-    ptimer_ctl: Option<u64>,
-    ptimer_cnt: Option<u64>,
-    ptimer_cval: Option<u64>,
+    /// By name, as SPEC.md writes it; those that are known.
+    registers: BTreeMap<Name, u64>,
 }
 
 impl Serialize for SavedVm {
@@ -67,14 +64,10 @@ impl<'de> Deserialize<'de> for SavedVm {
 
 impl Serialize for SavedVcpu {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let known = |register: Register| Some((register.name(), self.get(register)?));
         let form = VcpuForm {
             index: self.index(),
-            timer_ctl: self.get(Register::TimerCtl),
-            timer_cnt: self.get(Register::TimerCnt),
-            timer_cval: self.get(Register::TimerCval),
-            ptimer_ctl: self.get(Register::PtimerCtl),
-            ptimer_cnt: self.get(Register::PtimerCnt),
-            ptimer_cval: self.get(Register::PtimerCval),
+            registers: Register::ALL.into_iter().filter_map(known).collect(),
         };
         form.serialize(serializer)
     }
@@ -82,20 +75,12 @@ impl Serialize for SavedVcpu {
 
 impl<'de> Deserialize<'de> for SavedVcpu {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let form = VcpuForm::deserialize(deserializer)?;
-        let registers = [
-            (Register::TimerCtl, form.timer_ctl),
-            (Register::TimerCnt, form.timer_cnt),
-            (Register::TimerCval, form.timer_cval),
-            (Register::PtimerCtl, form.ptimer_ctl),
-            (Register::PtimerCnt, form.ptimer_cnt),
-            (Register::PtimerCval, form.ptimer_cval),
-        ];
+        let form = VcpuForm::<String>::deserialize(deserializer)?;
         let mut vcpu = SavedVcpu::new(form.index);
-        for (register, value) in registers {
-            if let Some(value) = value {
-                vcpu.set(register, value);
-            }
+        for (name, value) in form.registers {
+            let register = Register::from_name(&name)
+                .ok_or_else(|| D::Error::custom(format_args!("no timer register {name}")))?;
+            vcpu.set(register, value);
         }
         Ok(vcpu)
     }

@@ -138,6 +138,7 @@ impl Vm {
         wire::Info {
             phase: self.phase.code().into(),
             epoch: self.epoch.into(),
+            vcpus: VCPUS.into(),
             ..info()
         }
     }
