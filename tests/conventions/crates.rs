@@ -22,7 +22,7 @@ struct Dependency {
     own: bool,
 }
 
-type Graph = BTreeMap<String, BTreeSet<String>>;
+pub(crate) type Graph = BTreeMap<String, BTreeSet<String>>;
 
 /// The packages that `cargo metadata` lists.
 fn packages(args: &[&str]) -> Vec<Value> {
@@ -92,8 +92,8 @@ fn text(value: &Value) -> &str {
     value.as_str().expect("a string")
 }
 
-/// The crates that are part of a circle, or depend on one that is.
-fn circular(mut graph: Graph) -> BTreeSet<String> {
+/// The nodes that are part of a circle, or lead to one.
+pub(crate) fn circular(mut graph: Graph) -> BTreeSet<String> {
     loop {
         let free: Vec<_> = graph
             .iter()
