@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Once;
 
 use vhost_user_timer::state::stream::{decode, encode};
-use vhost_user_timer_model::vm::{Effects, Now, Profile, Saved, SavedVcpu, Vm};
+use vhost_user_timer_model::vm::{Effects, Now, Profile, Saved, SavedTimer, Vm};
 use vhost_user_timer_protocol::{Abi, Phase};
 
 fn folder() -> PathBuf {
@@ -26,6 +26,10 @@ fn folder() -> PathBuf {
     folder
 }
 
+fn timer(control: u64, compare: u64) -> SavedTimer {
+    SavedTimer { control, compare }
+}
+
 /// What the files hold, by name.
 fn golden() -> [(&'static str, Saved); 2] {
     [
@@ -34,14 +38,8 @@ fn golden() -> [(&'static str, Saved); 2] {
             Saved {
                 abi: Abi::Arm,
                 frequency: 24_000_000,
-                virt_count: 0,
-                phys_count: u64::MAX,
-                vcpus: vec![SavedVcpu {
-                    ctl: 0,
-                    cval: 0,
-                    pctl: 7,
-                    pcval: u64::MAX,
-                }],
+                counts: [0, u64::MAX],
+                vcpus: vec![[timer(0, 0), timer(7, u64::MAX)]],
             },
         ),
         (
@@ -49,14 +47,11 @@ fn golden() -> [(&'static str, Saved); 2] {
             Saved {
                 abi: Abi::Arm64,
                 frequency: 1_000_000_000,
-                virt_count: 0x0123_4567_89ab_cdef,
-                phys_count: 0xfedc_ba98_7654_3210,
+                counts: [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210],
                 vcpus: (0..8)
-                    .map(|n| SavedVcpu {
-                        ctl: n,
-                        cval: 0x0123_4567_89ab_cdef + n * 0x1_0000_0001,
-                        pctl: 7 - n,
-                        pcval: 1 << (8 * n),
+                    .map(|n| {
+                        let virt = timer(n, 0x0123_4567_89ab_cdef + n * 0x1_0000_0001);
+                        [virt, timer(7 - n, 1 << (8 * n))]
                     })
                     .collect(),
             },

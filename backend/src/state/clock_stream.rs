@@ -170,8 +170,7 @@ mod tests {
         let vm = super::super::stream::encode(&vhost_user_timer_model::vm::Saved {
             abi: vhost_user_timer_protocol::Abi::Arm64,
             frequency: 1,
-            virt_count: 0,
-            phys_count: 0,
+            counts: [0, 0],
             vcpus: Vec::new(),
         });
         assert_eq!(decode(&vm), Err(DecodeError::Foreign("clock device")));

@@ -8,7 +8,7 @@ use vhost_user_timer_protocol::Abi;
 
 use super::envelope::Kind;
 pub use super::envelope::{DecodeError, MAX_STREAM};
-use vhost_user_timer_model::vm::{Saved, SavedVcpu};
+use vhost_user_timer_model::vm::{Saved, SavedTimer};
 
 const KIND: Kind = Kind {
     magic: *b"vutimer1",
@@ -42,20 +42,21 @@ struct VcpuV1 {
 
 /// A saved VM as a stream.
 pub fn encode(saved: &Saved) -> Vec<u8> {
+    let [virt_count, phys_count] = saved.counts;
     let state = Versioned::V1(V1 {
         abi: saved.abi.code(),
         frequency: saved.frequency,
-        virt_count: saved.virt_count,
-        phys_count: saved.phys_count,
+        virt_count,
+        phys_count,
         vcpus: saved
             .vcpus
             .iter()
-            .map(|vcpu| VcpuV1 {
+            .map(|[virt, phys]| VcpuV1 {
                 // Control registers have three bits.
-                ctl: vcpu.ctl as u8,
-                cval: vcpu.cval,
-                pctl: vcpu.pctl as u8,
-                pcval: vcpu.pcval,
+                ctl: virt.control as u8,
+                cval: virt.compare,
+                pctl: phys.control as u8,
+                pcval: phys.compare,
             })
             .collect(),
     });
@@ -73,20 +74,18 @@ pub fn decode(bytes: &[u8]) -> Result<Saved, DecodeError> {
     let Versioned::V1(state) = KIND.open(bytes)? else {
         return Err(malformed("no version"));
     };
+    let timer = |control: u8, compare| SavedTimer {
+        control: control.into(),
+        compare,
+    };
     Ok(Saved {
         abi: Abi::from_code(state.abi).ok_or(malformed("no such ABI"))?,
         frequency: state.frequency,
-        virt_count: state.virt_count,
-        phys_count: state.phys_count,
+        counts: [state.virt_count, state.phys_count],
         vcpus: state
             .vcpus
             .into_iter()
-            .map(|vcpu| SavedVcpu {
-                ctl: vcpu.ctl.into(),
-                cval: vcpu.cval,
-                pctl: vcpu.pctl.into(),
-                pcval: vcpu.pcval,
-            })
+            .map(|vcpu| [timer(vcpu.ctl, vcpu.cval), timer(vcpu.pctl, vcpu.pcval)])
             .collect(),
     })
 }
@@ -99,14 +98,18 @@ mod tests {
         Saved {
             abi: Abi::Arm64,
             frequency: 62_500_000,
-            virt_count: 0x0123_4567_89ab_cdef,
-            phys_count: u64::MAX,
+            counts: [0x0123_4567_89ab_cdef, u64::MAX],
             vcpus: (0..vcpus)
-                .map(|n| SavedVcpu {
-                    ctl: n % 4,
-                    cval: n.wrapping_mul(0x9e37_79b9_7f4a_7c15),
-                    pctl: 7,
-                    pcval: n,
+                .map(|n| {
+                    let virt = SavedTimer {
+                        control: n % 4,
+                        compare: n.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+                    };
+                    let phys = SavedTimer {
+                        control: 7,
+                        compare: n,
+                    };
+                    [virt, phys]
                 })
                 .collect(),
         }

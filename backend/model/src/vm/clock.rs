@@ -1,21 +1,25 @@
-//! The VM's two clocks: how a guest count follows from the host counter.
+//! The VM's clocks, one for each timeline: how a guest count follows from the host counter.
 //!
 //! All arithmetic is modulo 2^64, as the architecture's counters are (Arm ARM D12.1.2).
 
+use vhost_user_timer_protocol::Timeline;
 use vhost_user_timer_protocol::counter::NS_PER_SEC;
+
+/// One of each timeline, by [`Timeline::index`].
+pub(super) type ByTimeline<T> = [T; Timeline::COUNT];
 
 /// One instant, as the shell around the model read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
     /// The host counter, in ticks of the VM's frequency.
     pub host: u64,
-    /// CLOCK_REALTIME, ns. Looked at only where [`Vm::wants_realtime`](super::Vm::wants_realtime)
-    /// says so; 0 will do otherwise.
+    /// CLOCK_REALTIME, ns; anything where [`Vm::wants_realtime`](super::Vm::wants_realtime) is
+    /// false.
     pub realtime_ns: u64,
 }
 
 impl Now {
-    /// An instant of which only the host counter is known.
+    /// An instant without a wall-clock time.
     pub const fn at(host: u64) -> Self {
         Now {
             host,
@@ -24,12 +28,12 @@ impl Now {
     }
 }
 
-/// A guest clock: it counts with the host, or stands still.
+/// A guest clock: it counts with the host counter, or is frozen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Clock {
     /// count = host − offset.
     Counting { offset: u64 },
-    /// The count does not move.
+    /// The count is constant.
     Frozen { count: u64 },
 }
 
@@ -69,14 +73,14 @@ pub fn ticks_of_ns(ns: u64, frequency: u64) -> u64 {
     u64::try_from(ticks).unwrap_or(u64::MAX)
 }
 
-/// The ticks after which `ns` nanoseconds have passed, rounded up so that nobody's time is up
+/// The ticks after which `ns` nanoseconds have passed, rounded up so that no time-out is
 /// early; `u64::MAX` where they are more.
 pub(super) fn ticks_to_pass(ns: u64, frequency: u64) -> u64 {
     let ticks = (u128::from(ns) * u128::from(frequency)).div_ceil(u128::from(NS_PER_SEC));
     u64::try_from(ticks).unwrap_or(u64::MAX)
 }
 
-/// The nanoseconds after which `ticks` have passed, rounded up so that nobody wakes early;
+/// The nanoseconds after which `ticks` have passed, rounded up so that no sleep is too short;
 /// `u64::MAX` where they are more.
 ///
 /// `frequency` is in Hz, at least 1.

@@ -1,54 +1,19 @@
 //! The operations: each checks, and then does what it says or nothing at all.
 
 use alloc::vec;
-use alloc::vec::Vec;
 
 use vhost_user_timer_protocol::counter::Anchor;
 use vhost_user_timer_protocol::op::Scope;
 use vhost_user_timer_protocol::request::Body;
 use vhost_user_timer_protocol::wire;
 use vhost_user_timer_protocol::{Abi, Phase, Register, Request, Role, Status, Timeline};
-use zerocopy::IntoBytes;
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::U64;
 
+use super::call::{Answer, Changed, Effects, Handled, Notice, Refusal, Token};
 use super::clock::Now;
-use super::machine::{Machine, State};
+use super::configured::Configured;
+use super::model::Vm;
 use super::page::PageOrder;
-use super::{Changed, Effects, Handled, Notice, Refusal, Token, Vm};
-
-/// Where an answer's body goes, once it is sure to fit.
-pub(super) struct Answer<'a> {
-    pub(super) out: &'a mut Vec<u8>,
-    pub(super) room: usize,
-}
-
-pub(super) const HEADER: usize = size_of::<wire::ResponseHeader>();
-
-impl Answer<'_> {
-    /// The last check of every operation: that a body of this length fits.
-    fn needs(&self, body: usize) -> Result<(), Refusal> {
-        let len = HEADER + body;
-        if len <= self.room {
-            Ok(())
-        } else {
-            Err(Refusal {
-                status: Status::TooBig,
-                detail: len as u32,
-            })
-        }
-    }
-
-    fn push(&mut self, part: &(impl IntoBytes + zerocopy::Immutable)) {
-        self.out.extend_from_slice(part.as_bytes());
-    }
-
-    /// Checks that it fits and gives it as the whole body, in one.
-    fn give(&mut self, body: &(impl IntoBytes + zerocopy::Immutable)) -> Result<(), Refusal> {
-        self.needs(size_of_val(body))?;
-        self.push(body);
-        Ok(())
-    }
-}
 
 impl Vm {
     /// Performs a request, or refuses it and changes nothing. The checks come in the order of
@@ -63,8 +28,8 @@ impl Vm {
     ) -> Result<Handled, Refusal> {
         let row = request.row();
         if row.scope == Scope::Vcpu
-            && let Some(machine) = &self.machine
-            && request.vcpu >= machine.vcpus()
+            && let Some(configured) = &self.configured
+            && request.vcpu >= configured.vcpus()
         {
             return Err(Status::NoSuchVcpu.into());
         }
@@ -82,76 +47,57 @@ impl Vm {
             Body::SetTimePage(page) => effects.page = Some(PageOrder::parse(page)?),
             Body::GetVm(range) => self.get_vm(now, range, answer)?,
             Body::SetVm(vcpus) => self.set_vm(vcpus)?,
-            Body::SetCounterOffset(offset) => self.configured()?.pin_offset(offset.offset.get()),
-            Body::SetCounterAnchor(anchor) => self.configured()?.set_anchor(Anchor {
+            Body::SetCounterOffset(offset) => {
+                self.configured_mut()?.pin_offset(offset.offset.get());
+            }
+            Body::SetCounterAnchor(anchor) => self.configured_mut()?.set_anchor(Anchor {
                 monotonic_ns: anchor.monotonic_ns.get(),
                 count: anchor.count.get(),
             }),
             Body::Pause(pause) => {
-                let machine = self.configured()?;
+                let configured = self.configured_mut()?;
                 answer.needs(size_of::<wire::Run>())?;
                 if from == Phase::Running {
-                    machine.pause(pause.keeps_counting(), now.host);
+                    configured.pause(pause.keeps_counting(), now.host);
                 }
-                answer.push(&machine.run(now.host));
+                answer.push(&configured.run(now.host));
             }
             Body::Resume => {
-                let machine = self.configured()?;
+                let configured = self.configured_mut()?;
                 answer.needs(size_of::<wire::Run>())?;
                 if from == Phase::Paused {
-                    machine.resume(now.host);
+                    configured.resume(now.host);
                 }
-                answer.push(&machine.run(now.host));
+                answer.push(&configured.run(now.host));
             }
             Body::RestoreBegin(begin) => self.restore_begin(now, begin, effects)?,
             Body::RestoreAbort => {
-                self.configured()?.abort_restore();
-                self.release(effects, Status::Canceled, 0, None);
+                self.configured_mut()?.abort_restore();
+                self.release_all(Status::Canceled, None, effects);
             }
             Body::GetRegList => self.get_reg_list(answer)?,
             Body::GetRegs(ids) => self.get_regs(now, vcpu, ids, answer)?,
             Body::SetRegs(entries) => self.set_regs(now, vcpu, entries, answer)?,
             Body::RestoreDone => self.restore_done(now, vcpu, answer, effects)?,
             Body::WaitRun => {
-                let machine = self.configured()?;
+                let configured = self.configured_mut()?;
                 answer.needs(size_of::<wire::Run>())?;
                 if from != Phase::Running {
                     self.waiters.push(token);
                     return Ok(Handled::Waiting);
                 }
-                answer.push(&machine.run(now.host));
+                answer.push(&configured.run(now.host));
             }
         }
         note_changes(request, &mut effects.changed);
-        self.entered(from, now, effects);
+        self.phase_changed(from, now, effects);
         Ok(Handled::Answered)
     }
 
-    /// Does what a change of phase brings with it, where there was one: the frontend and the
-    /// log are told, and whoever waited to run may.
-    pub(super) fn entered(&mut self, from: Phase, now: Now, effects: &mut Effects) {
-        let to = self.phase();
-        if from == to {
-            return;
-        }
-        self.untold_phase = Some(to);
-        effects.notices.push(Notice::Phase {
-            from,
-            to,
-            epoch: self.epoch,
-        });
-        if to == Phase::Running {
-            let run = self.machine.as_ref().map(|machine| machine.run(now.host));
-            self.release(effects, Status::Ok, 0, run);
-        }
-    }
-
     /// The configured VM. The phases of the operation exclude NEW.
-    fn configured(&mut self) -> Result<&mut Machine, Refusal> {
-        self.machine.as_mut().ok_or(Refusal {
-            status: Status::Busy,
-            detail: Phase::New.code(),
-        })
+    fn configured_mut(&mut self) -> Result<&mut Configured, Refusal> {
+        let busy = Refusal::new(Status::Busy, Phase::New.code());
+        self.configured.as_mut().ok_or(busy)
     }
 
     fn configure(&mut self, configure: &wire::ConfigureVm) -> Result<(), Refusal> {
@@ -160,23 +106,26 @@ impl Vm {
             0 => self.profile.frequency,
             frequency => frequency,
         };
-        if let Some(machine) = &self.machine {
-            let same = (machine.vcpus(), machine.abi.code(), machine.frequency)
-                == (vcpus, configure.abi, frequency);
+        if let Some(configured) = &self.configured {
+            let same = (
+                configured.vcpus(),
+                configured.abi.code(),
+                configured.frequency,
+            ) == (vcpus, configure.abi, frequency);
             return if same { Ok(()) } else { Err(self.busy()) };
         }
         let abi = Abi::from_code(configure.abi).ok_or(Status::Invalid)?;
         let vcpus_right = (1..=self.profile.max_vcpus).contains(&vcpus);
-        let frequency_right = self.profile.takes_frequency(frequency);
+        let frequency_right = self.profile.accepts_frequency(frequency);
         if !vcpus_right || !frequency_right {
             return Err(Status::Invalid.into());
         }
-        self.machine = Some(Machine::new(vcpus, abi, frequency));
+        self.configured = Some(Configured::new(vcpus, abi, frequency));
         Ok(())
     }
 
     fn get_reg_list(&mut self, answer: &mut Answer<'_>) -> Result<(), Refusal> {
-        let registers = self.configured()?.abi.registers();
+        let registers = self.configured_mut()?.abi.registers();
         answer.needs(size_of::<U64>() * registers.len())?;
         for (_, id) in registers {
             answer.push(&U64::new(*id));
@@ -191,15 +140,15 @@ impl Vm {
         ids: &[U64],
         answer: &mut Answer<'_>,
     ) -> Result<(), Refusal> {
-        let machine = self.configured()?;
+        let configured = self.configured_mut()?;
         for (entry, &id) in ids.iter().enumerate() {
-            machine.register_of(entry, id)?;
+            configured.register_of(entry, id)?;
         }
         answer.needs(size_of::<wire::RegValue>() * ids.len())?;
         for (entry, &id) in ids.iter().enumerate() {
-            let register = machine.register_of(entry, id)?;
-            let value = machine.register(vcpu, register, now.host).into();
-            machine.tell_vcpu(vcpu, register, now.host);
+            let register = configured.register_of(entry, id)?;
+            let value = configured.register(vcpu, register, now.host).into();
+            configured.report_to_vcpu(vcpu, register, now.host);
             answer.push(&wire::RegValue { id, value });
         }
         Ok(())
@@ -213,29 +162,30 @@ impl Vm {
         answer: &mut Answer<'_>,
     ) -> Result<(), Refusal> {
         let busy = self.busy();
-        let machine = self.configured()?;
+        let configured = self.configured_mut()?;
         let is_count = |entry: &wire::RegValue| {
-            let register = Register::from_id(entry.id.get(), machine.abi);
+            let register = Register::from_id(entry.id.get(), configured.abi);
             register.is_ok_and(|register| register.role() == Role::Count)
         };
-        if !machine.may_write(vcpu, entries.iter().any(is_count)) {
+        if !configured.may_write(vcpu, entries.iter().any(is_count)) {
             return Err(busy);
         }
         // One value per register: with two, the order of entries would matter.
         let mut values = wire::Vcpu::default();
         for (index, entry) in entries.iter().enumerate() {
-            let register = machine.register_of(index, entry.id)?;
+            let register = configured.register_of(index, entry.id)?;
             let value = entry.value.get();
             let twice = values.has(register);
-            if value > register.max_value(machine.abi) || twice && values.get(register) != value {
+            if value > register.max_value(configured.abi) || twice && values.get(register) != value
+            {
                 return Err(Refusal::invalid(index));
             }
             values.set(register, value);
         }
         answer.needs(size_of::<wire::SetRegsResult>())?;
-        let ignored = write_present(machine, vcpu, &values);
+        let ignored = configured.write(vcpu, &values);
         answer.push(&wire::SetRegsResult {
-            lines: machine.lines(vcpu, now.host).into(),
+            lines: configured.lines(vcpu, now.host).into(),
             ignored: ignored.into(),
         });
         Ok(())
@@ -247,55 +197,54 @@ impl Vm {
         range: &wire::VcpuRange,
         answer: &mut Answer<'_>,
     ) -> Result<(), Refusal> {
-        let machine = self.configured()?;
+        let configured = self.configured_mut()?;
         let (first, count) = (range.first.get(), range.count.get());
         let end = first
             .checked_add(count)
-            .filter(|end| *end <= machine.vcpus());
+            .filter(|end| *end <= configured.vcpus());
         let vcpus = first..end.ok_or(Status::Invalid)?;
         answer.needs(size_of::<wire::Vm>() + size_of::<wire::Vcpu>() * vcpus.len())?;
-        machine.tell_vm(vcpus.clone(), now.host);
+        configured.report_by_get_vm(vcpus.clone(), now.host);
         answer.push(&wire::Vm {
-            virt_count: machine.count(Timeline::Virtual, now.host).into(),
-            phys_count: machine.count(Timeline::Physical, now.host).into(),
+            virt_count: configured.count(Timeline::Virtual, now.host).into(),
+            phys_count: configured.count(Timeline::Physical, now.host).into(),
             host_count: now.host.into(),
-            frequency: machine.frequency.into(),
+            frequency: configured.frequency.into(),
             first: range.first,
             count: range.count,
         });
         for vcpu in vcpus {
-            answer.push(&machine.vcpu(vcpu as usize, now.host));
+            answer.push(&configured.vcpu(vcpu as usize, now.host));
         }
         Ok(())
     }
 
     fn set_vm(&mut self, vcpus: &[wire::Vcpu]) -> Result<(), Refusal> {
         let busy = self.busy();
-        let machine = self.configured()?;
-        let is_done = |vcpu: U32| {
-            vcpu.get() < machine.vcpus()
-                && machine
-                    .staged(vcpu.get() as usize)
-                    .is_some_and(|staged| staged.done)
+        let configured = self.configured_mut()?;
+        let restore = configured.restoring().ok_or(Status::Busy)?;
+        let is_done = |entry: &wire::Vcpu| {
+            let staged = restore.staged.get(entry.vcpu.get() as usize);
+            staged.is_some_and(|staged| staged.done)
         };
-        if vcpus.iter().any(|entry| is_done(entry.vcpu)) {
+        if vcpus.iter().any(is_done) {
             return Err(busy);
         }
-        let mut named = vec![false; machine.vcpus() as usize];
+        let mut named = vec![false; configured.vcpus() as usize];
         for (index, entry) in vcpus.iter().enumerate() {
             let twice = named
                 .get_mut(entry.vcpu.get() as usize)
                 .map(|named| core::mem::replace(named, true));
             let present = entry.present.get();
-            let values_right = Register::ALL.into_iter().all(|register| {
-                !entry.has(register) || entry.get(register) <= register.max_value(machine.abi)
+            let values_right = configured.abi.registers().iter().all(|&(register, _)| {
+                !entry.has(register) || entry.get(register) <= register.max_value(configured.abi)
             });
-            if twice != Some(false) || present & !machine.abi.present() != 0 || !values_right {
+            if twice != Some(false) || present & !configured.abi.present() != 0 || !values_right {
                 return Err(Refusal::invalid(index));
             }
         }
         for entry in vcpus {
-            write_present(machine, entry.vcpu.get() as usize, entry);
+            configured.write(entry.vcpu.get() as usize, entry);
         }
         Ok(())
     }
@@ -306,13 +255,13 @@ impl Vm {
         begin: &wire::RestoreBegin,
         effects: &mut Effects,
     ) -> Result<(), Refusal> {
-        let machine = self.configured()?;
-        if begin.vcpus.get() != machine.vcpus() {
+        let configured = self.configured_mut()?;
+        if begin.vcpus.get() != configured.vcpus() {
             return Err(Status::Invalid.into());
         }
-        machine.begin_restore(begin, now.host);
+        configured.begin_restore(begin, now.host);
         self.epoch += 1;
-        self.release(effects, Status::Stale, 0, None);
+        self.release_all(Status::Stale, None, effects);
         Ok(())
     }
 
@@ -323,17 +272,12 @@ impl Vm {
         answer: &mut Answer<'_>,
         effects: &mut Effects,
     ) -> Result<(), Refusal> {
-        let machine = self.configured()?;
-        let (abi, pinned) = (machine.abi, machine.pinned);
-        let State::Restoring(restore) = &mut machine.state else {
-            return Err(Status::Busy.into());
-        };
+        let configured = self.configured_mut()?;
+        let (abi, pinned) = (configured.abi, configured.pinned);
+        let restore = configured.restoring_mut().ok_or(Status::Busy)?;
         let missing = restore.lacks(vcpu, abi, pinned);
         if missing != 0 {
-            return Err(Refusal {
-                status: Status::Incomplete,
-                detail: missing,
-            });
+            return Err(Refusal::new(Status::Incomplete, missing));
         }
         let mut settled = None;
         if restore.would_complete(vcpu) {
@@ -351,26 +295,13 @@ impl Vm {
             reserved: 0.into(),
         });
         if let Some(settled) = settled {
-            let completed = machine.complete_restore(settled, now);
+            let completed = configured.complete_restore(settled, now);
             if let Some(ns) = completed.realtime_went_back_ns {
                 effects.notices.push(Notice::RealtimeWentBack { ns });
             }
         }
         Ok(())
     }
-}
-
-/// Writes the registers of `values` that are present. Returns how many were counts that the
-/// pinned offset makes ignored.
-fn write_present(machine: &mut Machine, vcpu: usize, values: &wire::Vcpu) -> u32 {
-    let mut ignored = 0;
-    for register in Register::ALL {
-        if values.has(register) {
-            ignored += u32::from(machine.write(vcpu, register, values.get(register)));
-        }
-    }
-    machine.rewritten(vcpu);
-    ignored
 }
 
 /// Notes what an operation that was performed may have changed.

@@ -1,26 +1,27 @@
-//! What the time page says, and what a frontend may ask of it.
+//! What the time page says, and what SET_TIME_PAGE may ask for.
 //!
-//! The model knows neither where the page is nor whether there is one: that is a connection's. It
-//! says what would be in it, as a value in which nothing moves by the passing of time alone, so that
-//! the shell can tell a change by comparing.
+//! The model does not know where the page is, or whether there is one; that belongs to the
+//! connection. It says what a page would contain, as a value that does not change by the passing of
+//! time alone, so that the shell finds a change by comparing.
 
 use vhost_user_timer_protocol::wire::{self, page_flags};
 use vhost_user_timer_protocol::{Status, Timeline};
 
+use super::call::Refusal;
 use super::clock::Clock;
-use super::{Refusal, Vm};
+use super::model::Vm;
 
 /// What SET_TIME_PAGE asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageOrder {
-    /// To write the page here, from now on.
+    /// To write the page here from now on.
     WriteAt {
         /// Aligned as the page is.
         address: u64,
-        /// How much room is said to be there: enough, if it is.
+        /// The length that the frontend states, bytes: enough for a page.
         length: u64,
     },
-    /// To write it no more.
+    /// To stop writing the page.
     Stop,
 }
 
@@ -37,7 +38,7 @@ impl PageOrder {
 }
 
 impl Vm {
-    /// The time page's content, but for what numbers its changes: `seq` and `wake` are 0.
+    /// The time page's content. `seq` and `wake`, which number its changes, are 0.
     pub fn time_page(&self) -> wire::Page {
         let mut page = wire::Page {
             phase: self.phase().code().into(),
@@ -45,10 +46,10 @@ impl Vm {
             frequency: self.frequency().into(),
             ..Default::default()
         };
-        let Some(machine) = &self.machine else {
+        let Some(configured) = &self.configured else {
             return page;
         };
-        for (clock, offset, count, frozen) in [
+        for (timeline, offset, count, frozen) in [
             (
                 Timeline::Virtual,
                 &mut page.cntvoff,
@@ -62,7 +63,7 @@ impl Vm {
                 page_flags::PHYS_FROZEN,
             ),
         ] {
-            match machine.clocks[clock.index()] {
+            match configured.clocks[timeline.index()] {
                 Clock::Counting { offset: now } => *offset = now.into(),
                 Clock::Frozen { count: now } => {
                     *count = now.into();

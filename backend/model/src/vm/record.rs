@@ -1,37 +1,40 @@
 //! The VM as records of fixed size, for a state file: one for the VM and one per vCPU.
 //!
 //! Records that are read are not trusted: [`Vm::from_records`] makes a VM of them or says what is
-//! wrong. What only matters to a connection is not in them: waiters, events that are yet to be
-//! told, and which counts vCPUs were told.
+//! wrong. They leave out what belongs to a connection: waiters, pending events, and the counts that
+//! were reported to vCPUs.
+//!
+//! A record has a value for each register of an ABI with two timelines; the count of a vCPU is in it
+//! only while a restore is open.
 
 use alloc::boxed::Box;
 
-use vhost_user_timer_protocol::Abi;
 use vhost_user_timer_protocol::counter::Anchor;
+use vhost_user_timer_protocol::{Abi, Phase};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::clock::{Clock, Now};
-use super::machine::{Machine, State, Vcpu};
+use super::clock::{ByTimeline, Clock, Now};
+use super::configured::{Configured, State};
+use super::model::{MAX_FREQUENCY, Profile, Vm};
 use super::restore::{Restore, Staged, Terms};
-use super::schedule::Timers;
-use super::timer::Timer;
-use super::{MAX_FREQUENCY, Profile, Vm};
+use super::timer::{Timer, Timers};
+use super::vcpu::Vcpu;
 
-/// Something in the records that no VM is.
+/// The records are not those of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a record has no valid {0}")]
 pub struct BadRecord(&'static str);
 
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-struct MachineRecord {
+struct ConfiguredRecord {
     frequency: u64,
     /// Counts where frozen, offsets where not.
-    clocks: [u64; 2],
+    clocks: ByTimeline<u64>,
     anchor: [u64; 2],
     vcpus: u32,
     abi: u8,
-    frozen: [u8; 2],
+    frozen: ByTimeline<u8>,
     /// [`flag`] bits.
     flags: u8,
 }
@@ -48,8 +51,8 @@ mod flag {
 #[repr(C)]
 pub struct VmRecord {
     epoch: u64,
-    machine: MachineRecord,
-    before: MachineRecord,
+    current: ConfiguredRecord,
+    before: ConfiguredRecord,
     saved_realtime_ns: u64,
     began: u64,
     timeout: u64,
@@ -62,10 +65,10 @@ pub struct VmRecord {
 impl VmRecord {
     /// How many vCPUs' records belong to it.
     pub fn vcpus(&self) -> u32 {
-        match self.phase {
-            0 => 0,
-            3 => self.machine.vcpus.max(self.before.vcpus),
-            _ => self.machine.vcpus,
+        match Phase::from_code(self.phase.into()) {
+            Some(Phase::New) => 0,
+            Some(Phase::Restoring) => self.current.vcpus.max(self.before.vcpus),
+            _ => self.current.vcpus,
         }
     }
 }
@@ -75,69 +78,63 @@ impl VmRecord {
 #[repr(C)]
 pub struct VcpuRecord {
     /// Compare values: now, and before the restore.
-    cval: [u64; 2],
-    before_cval: [u64; 2],
-    staged_counts: [u64; 2],
+    cval: ByTimeline<u64>,
+    before_cval: ByTimeline<u64>,
+    staged_counts: ByTimeline<u64>,
     staged_present: u32,
     /// Controls, one byte each: now, and before the restore.
-    control: [u8; 2],
-    before_control: [u8; 2],
+    control: ByTimeline<u8>,
+    before_control: ByTimeline<u8>,
     done: u32,
     reserved: u32,
 }
 
-fn split(timers: &Timers) -> ([u64; 2], [u8; 2]) {
+fn split(timers: &Timers) -> (ByTimeline<u64>, ByTimeline<u8>) {
     (
         timers.map(|timer| timer.cval),
         timers.map(Timer::stored_control),
     )
 }
 
-fn join(cval: [u64; 2], control: [u8; 2]) -> Timers {
-    let timer = |index: usize| {
-        let mut timer = Timer::default();
-        timer.set_control(control[index].into());
-        timer.cval = cval[index];
-        timer
-    };
-    [timer(0), timer(1)]
+fn join(cval: ByTimeline<u64>, control: ByTimeline<u8>) -> Timers {
+    core::array::from_fn(|index| Timer::new(control[index].into(), cval[index]))
 }
 
-impl From<&Machine> for MachineRecord {
-    fn from(machine: &Machine) -> Self {
-        let mut record = MachineRecord {
-            frequency: machine.frequency,
-            vcpus: machine.vcpus(),
-            abi: machine.abi.code(),
+impl From<&Configured> for ConfiguredRecord {
+    fn from(configured: &Configured) -> Self {
+        let mut record = ConfiguredRecord {
+            frequency: configured.frequency,
+            vcpus: configured.vcpus(),
+            abi: configured.abi.code(),
             ..Default::default()
         };
-        for (index, clock) in machine.clocks.iter().enumerate() {
+        for (index, clock) in configured.clocks.iter().enumerate() {
             (record.frozen[index], record.clocks[index]) = match *clock {
                 Clock::Counting { offset } => (0, offset),
                 Clock::Frozen { count } => (1, count),
             };
         }
         for (set, bit) in [
-            (machine.pinned, flag::PINNED),
-            (machine.phys_virtualised, flag::PHYS_VIRTUALISED),
-            (machine.anchor.is_some(), flag::ANCHORED),
+            (configured.pinned, flag::PINNED),
+            (configured.phys_virtualised, flag::PHYS_VIRTUALISED),
+            (configured.anchor.is_some(), flag::ANCHORED),
         ] {
             record.flags |= if set { bit } else { 0 };
         }
-        if let Some(anchor) = machine.anchor {
+        if let Some(anchor) = configured.anchor {
             record.anchor = [anchor.monotonic_ns, anchor.count];
         }
         record
     }
 }
 
-impl MachineRecord {
-    /// The machine of this record, in PAUSED.
-    fn machine(
+impl ConfiguredRecord {
+    /// The VM of this record, in PAUSED.
+    fn configured(
         &self,
         max_vcpus: u32,
         timers: impl FnMut(u32) -> Timers,
-    ) -> Result<Machine, BadRecord> {
+    ) -> Result<Configured, BadRecord> {
         if !(1..=max_vcpus).contains(&self.vcpus) {
             return Err(BadRecord("number of vCPUs"));
         }
@@ -148,8 +145,8 @@ impl MachineRecord {
             return Err(BadRecord("flags"));
         }
         let abi = Abi::from_code(self.abi).ok_or(BadRecord("ABI"))?;
-        let mut machine = Machine::new(self.vcpus, abi, self.frequency);
-        for (index, clock) in machine.clocks.iter_mut().enumerate() {
+        let mut configured = Configured::new(self.vcpus, abi, self.frequency);
+        for (index, clock) in configured.clocks.iter_mut().enumerate() {
             *clock = match self.frozen[index] {
                 0 => Clock::Counting {
                     offset: self.clocks[index],
@@ -160,14 +157,14 @@ impl MachineRecord {
                 _ => return Err(BadRecord("clock")),
             };
         }
-        machine.pinned = self.flags & flag::PINNED != 0;
-        machine.phys_virtualised = self.flags & flag::PHYS_VIRTUALISED != 0;
-        machine.anchor = (self.flags & flag::ANCHORED != 0).then_some(Anchor {
+        configured.pinned = self.flags & flag::PINNED != 0;
+        configured.phys_virtualised = self.flags & flag::PHYS_VIRTUALISED != 0;
+        configured.anchor = (self.flags & flag::ANCHORED != 0).then_some(Anchor {
             monotonic_ns: self.anchor[0],
             count: self.anchor[1],
         });
-        machine.vcpus = (0..self.vcpus).map(timers).map(Vcpu::with_timers).collect();
-        Ok(machine)
+        configured.vcpus = (0..self.vcpus).map(timers).map(Vcpu::with_timers).collect();
+        Ok(configured)
     }
 }
 
@@ -179,10 +176,10 @@ impl Vm {
             phase: self.phase().code() as u16,
             ..Default::default()
         };
-        if let Some(machine) = &self.machine {
-            record.machine = machine.into();
-            if let Some(restore) = machine.restoring() {
-                record.before = (&*restore.before).into();
+        if let Some(configured) = &self.configured {
+            record.current = configured.into();
+            if let State::Restoring { restore, before } = &configured.state {
+                record.before = before.as_ref().into();
                 record.saved_realtime_ns = restore.terms.saved_realtime_ns;
                 record.began = restore.terms.began;
                 record.restore_flags = restore.terms.flags;
@@ -195,25 +192,25 @@ impl Vm {
 
     /// How many vCPUs have something to record.
     pub fn vcpu_records(&self) -> u32 {
-        let machine = self.machine.as_ref();
-        let before = machine
-            .and_then(Machine::restoring)
-            .map(|restore| restore.before.vcpus());
-        machine.map(Machine::vcpus).max(before).unwrap_or(0)
+        let configured = self.configured.as_ref();
+        let before = configured
+            .and_then(Configured::before_restore)
+            .map(Configured::vcpus);
+        configured.map(Configured::vcpus).max(before).unwrap_or(0)
     }
 
     /// One vCPU's record.
     pub fn vcpu_record(&self, vcpu: u32) -> VcpuRecord {
         let mut record = VcpuRecord::default();
-        let Some(machine) = &self.machine else {
+        let Some(configured) = &self.configured else {
             return record;
         };
         let index = vcpu as usize;
-        if let Some(vcpu) = machine.vcpus.get(index) {
+        if let Some(vcpu) = configured.vcpus.get(index) {
             (record.cval, record.control) = split(&vcpu.timers);
         }
-        if let Some(restore) = machine.restoring() {
-            if let Some(vcpu) = restore.before.vcpus.get(index) {
+        if let State::Restoring { restore, before } = &configured.state {
+            if let Some(vcpu) = before.vcpus.get(index) {
                 (record.before_cval, record.before_control) = split(&vcpu.timers);
             }
             if let Some(staged) = restore.staged.get(index) {
@@ -225,12 +222,12 @@ impl Vm {
         record
     }
 
-    /// The VM of these records. Where it runs, every line that stands high at `host` is to be
-    /// told: what fell due meanwhile, and what may have been told to nobody.
+    /// The VM of these records. If it runs, every line that is high at `host` is reported: what fell
+    /// due meanwhile, and what may have been reported to nobody.
     ///
     /// # Errors
     ///
-    /// [`BadRecord`] where they are no VM that this profile allows.
+    /// [`BadRecord`] unless they are those of a VM that this profile allows.
     pub fn from_records(
         profile: Profile,
         record: &VmRecord,
@@ -244,16 +241,16 @@ impl Vm {
         vm.epoch = record.epoch;
         let max = profile.max_vcpus;
         let current = |index| join(vcpu(index).cval, vcpu(index).control);
-        let mut machine = match record.phase {
-            0 => return Ok(vm),
-            1..=3 => record.machine.machine(max, current)?,
-            _ => return Err(BadRecord("phase")),
-        };
-        if record.phase == 3 {
-            let before = record.before.machine(max, |index| {
+        let phase = Phase::from_code(record.phase.into()).ok_or(BadRecord("phase"))?;
+        if phase == Phase::New {
+            return Ok(vm);
+        }
+        let mut configured = record.current.configured(max, current)?;
+        if phase == Phase::Restoring {
+            let before = record.before.configured(max, |index| {
                 join(vcpu(index).before_cval, vcpu(index).before_control)
             })?;
-            let staged = (0..machine.vcpus())
+            let staged = (0..configured.vcpus())
                 .map(|index| {
                     let record = vcpu(index);
                     Staged {
@@ -269,18 +266,19 @@ impl Vm {
                 began: record.began,
                 timeout: (record.has_timeout != 0).then_some(record.timeout),
             };
-            let restore = Restore::open(Box::new(before), terms, staged);
+            let restore = Restore::open(terms, staged);
             if restore.remaining() == 0 {
                 return Err(BadRecord("missing vCPU, though the restore is open"));
             }
-            machine.state = State::Restoring(restore);
+            let before = Box::new(before);
+            configured.state = State::Restoring { restore, before };
         }
-        vm.machine = Some(machine);
-        if record.phase == 2 {
+        vm.configured = Some(configured);
+        if phase == Phase::Running {
             let now = host(&vm);
-            vm.machine
+            vm.configured
                 .iter_mut()
-                .for_each(|machine| machine.go_on(now.host));
+                .for_each(|configured| configured.start_running(now.host));
         }
         Ok(vm)
     }

@@ -1,38 +1,31 @@
 //! An open restore: what each vCPU has brought, and who is missing.
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use vhost_user_timer_protocol::wire::restore_flags;
 use vhost_user_timer_protocol::{Abi, Register, Role, Timeline};
 
-use super::machine::Machine;
+use super::clock::ByTimeline;
 
 /// What one vCPU has brought in this epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Staged {
-    /// Registers set, as [`present`] bits.
+    /// The registers that were set, as [`present`](vhost_user_timer_protocol::wire::present) bits.
     pub(super) present: u32,
     /// RESTORE_DONE was answered.
     pub(super) done: bool,
-    pub(super) counts: [u64; 2],
+    pub(super) counts: ByTimeline<u64>,
 }
 
 impl Staged {
-    pub(super) fn stage_count(&mut self, clock: Timeline, count: u64) {
-        self.counts[clock.index()] = count;
-    }
-
-    pub(super) fn count(&self, clock: Timeline) -> Option<u64> {
-        let register = Register::of(clock, Role::Count);
-        (self.present & register.present_bit() != 0).then(|| self.counts[clock.index()])
+    pub(super) fn count(&self, timeline: Timeline) -> Option<u64> {
+        let register = Register::of(timeline, Role::Count);
+        (self.present & register.present_bit() != 0).then(|| self.counts[timeline.index()])
     }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Restore {
-    /// The VM from before the restore, in PAUSED, for RESTORE_ABORT.
-    pub(super) before: Box<Machine>,
     pub(super) staged: Vec<Staged>,
     pub(super) terms: Terms,
     done: u32,
@@ -40,7 +33,7 @@ pub(super) struct Restore {
     overdue: bool,
 }
 
-/// What was asked of a restore when it was begun.
+/// What RESTORE_BEGIN asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Terms {
     /// [`restore_flags`].
@@ -48,19 +41,18 @@ pub(super) struct Terms {
     pub(super) saved_realtime_ns: u64,
     /// The host counter at RESTORE_BEGIN.
     pub(super) began: u64,
-    /// Ticks after which waiters are told that it takes too long.
+    /// Ticks after which waiters are answered with ETIMEDOUT.
     pub(super) timeout: Option<u64>,
 }
 
-/// Unequal counts in a restore that was asked to be STRICT.
+/// The counts differ, in a STRICT restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct UnequalCounts;
 
 impl Restore {
     /// A restore to which each vCPU has brought this much.
-    pub(super) fn open(before: Box<Machine>, terms: Terms, staged: Vec<Staged>) -> Self {
+    pub(super) fn open(terms: Terms, staged: Vec<Staged>) -> Self {
         Restore {
-            before,
             terms,
             done: staged.iter().filter(|staged| staged.done).count() as u32,
             staged,
@@ -115,10 +107,14 @@ impl Restore {
         self.remaining() == u32::from(!self.staged[vcpu].done)
     }
 
-    /// The one count that all vCPUs go on from: the largest that any brought, so that none
-    /// sees time go back. `None` where none brought any.
-    pub(super) fn settled_count(&self, clock: Timeline) -> Result<Option<u64>, UnequalCounts> {
-        let counts = || self.staged.iter().filter_map(|staged| staged.count(clock));
+    /// The one count from which all vCPUs go on: the largest that any of them brought, so that none
+    /// sees time decrease. `None` if none of them brought any.
+    pub(super) fn settled_count(&self, timeline: Timeline) -> Result<Option<u64>, UnequalCounts> {
+        let counts = || {
+            self.staged
+                .iter()
+                .filter_map(|staged| staged.count(timeline))
+        };
         let largest = counts().max();
         if self.terms.flags & restore_flags::STRICT != 0 && counts().min() != largest {
             return Err(UnequalCounts);
@@ -126,7 +122,7 @@ impl Restore {
         Ok(largest)
     }
 
-    /// Ticks until the waiters are told that it takes too long.
+    /// Ticks until waiters are answered with ETIMEDOUT.
     pub(super) fn ticks_to_timeout(&self, host: u64) -> Option<u64> {
         let passed = host.wrapping_sub(self.terms.began);
         self.terms

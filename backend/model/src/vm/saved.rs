@@ -1,49 +1,50 @@
-//! A VM's timers at one instant, to be taken elsewhere (device state).
+//! A VM's timers at one instant, to move them elsewhere (device state).
 
+use alloc::boxed::Box;
+use alloc::vec;
 use alloc::vec::Vec;
 
-use vhost_user_timer_protocol::{Abi, Phase, Register, Status, Timeline};
+use vhost_user_timer_protocol::{Abi, Phase, Register, Role, Status, Timeline};
 
+use super::call::Effects;
 use super::clock::Now;
-use super::machine::Machine;
-use super::restore::{Staged, Terms};
-use super::{Effects, Vm};
+use super::configured::Configured;
+use super::model::Vm;
+use super::restore::{Restore, Staged, Terms};
+use super::timer::Timer;
 
-/// What a VM is made of, as far as its time goes.
+/// All that is saved of a VM's time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Saved {
     /// The VM's ABI.
     pub abi: Abi,
     /// Counter frequency, Hz.
     pub frequency: u64,
-    /// The virtual count.
-    pub virt_count: u64,
-    /// The physical count.
-    pub phys_count: u64,
+    /// The counts, by timeline.
+    pub counts: [u64; Timeline::COUNT],
     /// Every vCPU's timers, in index order.
     pub vcpus: Vec<SavedVcpu>,
 }
 
-/// One vCPU's timers.
+/// One vCPU's timers, by timeline.
+pub type SavedVcpu = [SavedTimer; Timeline::COUNT];
+
+/// One timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SavedVcpu {
-    /// TIMER_CTL.
-    pub ctl: u64,
-    /// TIMER_CVAL.
-    pub cval: u64,
-    /// PTIMER_CTL.
-    pub pctl: u64,
-    /// PTIMER_CVAL.
-    pub pcval: u64,
+pub struct SavedTimer {
+    /// The control register ([`wire::ctl`](vhost_user_timer_protocol::wire::ctl)).
+    pub control: u64,
+    /// The compare value.
+    pub compare: u64,
 }
 
 /// Why a VM cannot be saved now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SaveError {
-    /// There is nothing yet.
+    /// The VM is not configured yet.
     #[error("The VM is NEW: configure it, or migrate it without its timers")]
     New,
-    /// The vCPUs' registers are on their way in.
+    /// A restore is open.
     #[error("A restore is open, {missing} vCPUs are missing: finish or abort it first")]
     Restoring {
         /// How many vCPUs are missing.
@@ -54,18 +55,18 @@ pub enum SaveError {
 /// Why a saved VM cannot be loaded here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LoadError {
-    /// Something runs, or is being restored.
+    /// The VM runs, or a restore is open.
     #[error("The VM is {0}: a state is loaded in NEW and PAUSED")]
     Phase(Phase),
-    /// More vCPUs than this backend takes, or none.
+    /// More vCPUs than this backend accepts, or none.
     #[error("The saved VM has {vcpus} vCPUs, and this backend takes 1 to {max_vcpus}")]
     Vcpus {
         /// How many the saved VM has.
         vcpus: usize,
-        /// The most that this backend takes.
+        /// The most that this backend accepts.
         max_vcpus: u32,
     },
-    /// Another frequency than this backend was told to have.
+    /// Another frequency than the one that was given to this backend.
     #[error(
         "The saved VM's counter runs at {saved} Hz, and this backend's at {own} Hz; \
          start it without --counter-frequency to take the saved VM's"
@@ -79,38 +80,38 @@ pub enum LoadError {
 }
 
 impl Vm {
-    /// The VM's timers at one instant. It goes on as if nothing had happened.
+    /// The VM's timers at one instant. The VM is not changed.
     ///
     /// # Errors
     ///
-    /// [`SaveError`] where there is no such state: in NEW, and in RESTORING.
+    /// [`SaveError`] in NEW and in RESTORING.
     pub fn save(&self, now: Now) -> Result<Saved, SaveError> {
-        let machine = self.machine.as_ref().ok_or(SaveError::New)?;
-        if let Some(restore) = machine.restoring() {
+        let configured = self.configured.as_ref().ok_or(SaveError::New)?;
+        if let Some(restore) = configured.restoring() {
             return Err(SaveError::Restoring {
                 missing: restore.remaining(),
             });
         }
-        let value = |vcpu, register| machine.register(vcpu, register, now.host);
-        let vcpus = 0..machine.vcpus() as usize;
+        let timer = |vcpu, timeline| {
+            let value = |role| configured.register(vcpu, Register::of(timeline, role), now.host);
+            SavedTimer {
+                control: value(Role::Control),
+                compare: value(Role::Compare),
+            }
+        };
+        let vcpus = 0..configured.vcpus() as usize;
         Ok(Saved {
-            abi: machine.abi,
-            frequency: machine.frequency,
-            virt_count: machine.count(Timeline::Virtual, now.host),
-            phys_count: machine.count(Timeline::Physical, now.host),
+            abi: configured.abi,
+            frequency: configured.frequency,
+            counts: Timeline::ALL.map(|timeline| configured.count(timeline, now.host)),
             vcpus: vcpus
-                .map(|vcpu| SavedVcpu {
-                    ctl: value(vcpu, Register::TimerCtl),
-                    cval: value(vcpu, Register::TimerCval),
-                    pctl: value(vcpu, Register::PtimerCtl),
-                    pcval: value(vcpu, Register::PtimerCval),
-                })
+                .map(|vcpu| Timeline::ALL.map(|timeline| timer(vcpu, timeline)))
                 .collect(),
         })
     }
 
-    /// Configures the VM as it was saved and opens a restore to which every vCPU has brought
-    /// its registers. Each of them reads its own, applies them and says RESTORE_DONE.
+    /// Configures the VM as it was saved and opens a restore in which every vCPU has its registers
+    /// already. Each vCPU thread reads them, applies them and says RESTORE_DONE.
     ///
     /// # Errors
     ///
@@ -133,27 +134,27 @@ impl Vm {
                 vcpus: saved.vcpus.len(),
                 max_vcpus,
             })?;
-        if !self.profile.takes_frequency(saved.frequency) {
+        if !self.profile.accepts_frequency(saved.frequency) {
             return Err(LoadError::Frequency {
                 saved: saved.frequency,
                 own: self.profile.frequency,
             });
         }
-        let mut machine = Machine::new(vcpus, saved.abi, saved.frequency);
-        let before = match self.machine.take() {
+        let mut configured = Configured::new(vcpus, saved.abi, saved.frequency);
+        let before = match self.configured.take() {
             Some(before) => {
                 // The anchor is the host's, not the saved VM's.
-                machine.anchor = before
+                configured.anchor = before
                     .anchor
                     .filter(|_| before.frequency == saved.frequency);
                 before
             }
-            None => machine.clone(),
+            None => configured.clone(),
         };
         let staged = Staged {
             present: saved.abi.present(),
             done: false,
-            counts: [saved.virt_count, saved.phys_count],
+            counts: saved.counts,
         };
         let terms = Terms {
             flags: 0,
@@ -161,12 +162,16 @@ impl Vm {
             began: now.host,
             timeout: None,
         };
-        machine.load(before, terms, staged, &saved.vcpus, now.host);
-        self.machine = Some(machine);
+        for (vcpu, timers) in configured.vcpus.iter_mut().zip(&saved.vcpus) {
+            vcpu.timers = timers.map(|timer| Timer::new(timer.control, timer.compare));
+        }
+        let restore = Restore::open(terms, vec![staged; saved.vcpus.len()]);
+        configured.open_restore(restore, Box::new(before), now.host);
+        self.configured = Some(configured);
         self.epoch += 1;
         effects.changed.all = true;
-        self.release(effects, Status::Stale, 0, None);
-        self.entered(from, now, effects);
+        self.release_all(Status::Stale, None, effects);
+        self.phase_changed(from, now, effects);
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
-//! What a RUNNING VM's timers are about to do: which are due next, and which expiries the
-//! frontend has yet to be told of.
+//! The timers of a RUNNING VM: which are due next, and which expiries are pending, that is not yet
+//! reported to the frontend.
 //!
-//! A line that rises by the passing of time is told once. A line that a register write raises
+//! A line that rises by the passing of time is reported once. A line that a register write raises
 //! is not: the write's own answer says so.
 
 use alloc::vec;
@@ -12,36 +12,34 @@ use core::hash::{Hash, Hasher};
 
 use vhost_user_timer_protocol::Timeline;
 
+use super::clock::ByTimeline;
 use super::deadlines::Deadlines;
-use super::timer::Timer;
+use super::timer::{Timer, Timers};
 
-/// The timers of every vCPU, by [`Timeline::index`].
-pub(super) type Timers = [Timer; 2];
-
-/// How far one timer's expiry is on its way to the frontend.
+/// How far the report of one timer's expiry has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Expiry {
-    /// The line rose and nobody was told.
-    untold: bool,
+    /// The line rose, and that is not reported yet.
+    pending: bool,
     /// The timer has its place in the queue; it has one at most.
     queued: bool,
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct Schedule {
-    deadlines: [Deadlines; 2],
+    deadlines: ByTimeline<Deadlines>,
     /// The counts up to which expiries have been found.
-    seen: [u64; 2],
-    expiries: Vec<[Expiry; 2]>,
+    seen: ByTimeline<u64>,
+    expiries: Vec<ByTimeline<Expiry>>,
     queue: VecDeque<(u32, Timeline)>,
 }
 
 impl Schedule {
-    /// The schedule of a VM that begins to run at these counts. Every line that stands high
-    /// is told.
+    /// The schedule of a VM that begins to run at these counts. Every line that is high
+    /// is reported.
     pub(super) fn start<'a>(
         timers: impl ExactSizeIterator<Item = &'a Timers> + Clone,
-        counts: [u64; 2],
+        counts: ByTimeline<u64>,
     ) -> Self {
         let vcpus = timers.len();
         let mut schedule = Schedule {
@@ -50,8 +48,8 @@ impl Schedule {
             expiries: vec![Default::default(); vcpus],
             queue: VecDeque::with_capacity(2 * vcpus),
         };
-        for clock in Timeline::ALL {
-            schedule.begin_lap(clock, timers.clone(), counts[clock.index()], |_| true);
+        for timeline in Timeline::ALL {
+            schedule.begin_lap(timeline, timers.clone(), counts[timeline.index()], |_| true);
         }
         schedule
     }
@@ -60,54 +58,54 @@ impl Schedule {
     pub(super) fn advance<'a>(
         &mut self,
         timers: impl ExactSizeIterator<Item = &'a Timers> + Clone,
-        counts: [u64; 2],
+        counts: ByTimeline<u64>,
     ) {
-        for clock in Timeline::ALL {
-            let count = counts[clock.index()];
-            let seen = core::mem::replace(&mut self.seen[clock.index()], count);
+        for timeline in Timeline::ALL {
+            let count = counts[timeline.index()];
+            let seen = core::mem::replace(&mut self.seen[timeline.index()], count);
             if count < seen {
                 // The count wrapped, and with that every line fell but those that every count
                 // holds high.
-                self.deadlines[clock.index()].clear();
-                self.begin_lap(clock, timers.clone(), count, |timer| timer.cval > 0);
+                self.deadlines[timeline.index()].clear();
+                self.begin_lap(timeline, timers.clone(), count, |timer| timer.cval > 0);
             } else {
-                while let Some(vcpu) = self.deadlines[clock.index()].pop_due(count) {
-                    self.tell(vcpu, clock);
+                while let Some(vcpu) = self.deadlines[timeline.index()].pop_due(count) {
+                    self.report(vcpu, timeline);
                 }
             }
         }
     }
 
-    /// Takes all armed timers in: of those that are due at `count` the ones that `rose` are
-    /// told, the rest wait.
+    /// Takes in all armed timers. Of those that are due at `count`, the ones that `rose` are
+    /// reported; the others wait for their deadline.
     fn begin_lap<'a>(
         &mut self,
-        clock: Timeline,
+        timeline: Timeline,
         timers: impl Iterator<Item = &'a Timers>,
         count: u64,
         rose: impl Fn(Timer) -> bool,
     ) {
         for (vcpu, timers) in (0_u32..).zip(timers) {
-            let timer = timers[clock.index()];
+            let timer = timers[timeline.index()];
             if !timer.line(count) {
-                self.expiries[vcpu as usize][clock.index()].untold = false;
+                self.expiries[vcpu as usize][timeline.index()].pending = false;
                 if timer.armed() {
-                    self.deadlines[clock.index()].set(vcpu, timer.cval);
+                    self.deadlines[timeline.index()].set(vcpu, timer.cval);
                 }
             } else if rose(timer) {
-                self.tell(vcpu, clock);
+                self.report(vcpu, timeline);
             }
         }
     }
 
-    /// Takes in that a register write changed this timer. What it did before was found by
-    /// [`advance`](Self::advance) at the same counts.
-    pub(super) fn rewritten(&mut self, vcpu: u32, clock: Timeline, timer: Timer) {
-        let deadlines = &mut self.deadlines[clock.index()];
-        if timer.line(self.seen[clock.index()]) {
+    /// A register write changed this timer. [`advance`](Self::advance) was called before, at the
+    /// same counts.
+    pub(super) fn timer_changed(&mut self, vcpu: u32, timeline: Timeline, timer: Timer) {
+        let deadlines = &mut self.deadlines[timeline.index()];
+        if timer.line(self.seen[timeline.index()]) {
             deadlines.remove(vcpu);
         } else {
-            self.expiries[vcpu as usize][clock.index()].untold = false;
+            self.expiries[vcpu as usize][timeline.index()].pending = false;
             if timer.armed() {
                 deadlines.set(vcpu, timer.cval);
             } else {
@@ -116,51 +114,51 @@ impl Schedule {
         }
     }
 
-    /// Notes that the line is high and the frontend must hear of it.
-    pub(super) fn tell(&mut self, vcpu: u32, clock: Timeline) {
-        let expiry = &mut self.expiries[vcpu as usize][clock.index()];
-        expiry.untold = true;
+    /// The line is high, and that is to be reported.
+    pub(super) fn report(&mut self, vcpu: u32, timeline: Timeline) {
+        let expiry = &mut self.expiries[vcpu as usize][timeline.index()];
+        expiry.pending = true;
         if !core::mem::replace(&mut expiry.queued, true) {
-            self.queue.push_back((vcpu, clock));
+            self.queue.push_back((vcpu, timeline));
         }
     }
 
-    /// Takes out the next timer of which the frontend must hear. Its line may have fallen
-    /// since, if the count wrapped.
-    pub(super) fn next_untold(&mut self) -> Option<(u32, Timeline)> {
+    /// Takes out the next timer whose expiry is to be reported. Its line may have fallen since, if
+    /// the count wrapped.
+    pub(super) fn next_pending(&mut self) -> Option<(u32, Timeline)> {
         loop {
-            let (vcpu, clock) = self.queue.pop_front()?;
-            let expiry = core::mem::take(&mut self.expiries[vcpu as usize][clock.index()]);
-            if expiry.untold {
-                return Some((vcpu, clock));
+            let (vcpu, timeline) = self.queue.pop_front()?;
+            let expiry = core::mem::take(&mut self.expiries[vcpu as usize][timeline.index()]);
+            if expiry.pending {
+                return Some((vcpu, timeline));
             }
         }
     }
 
-    /// Whether [`next_untold`](Self::next_untold) may have something.
-    pub(super) fn has_untold(&self) -> bool {
+    /// Whether [`next_pending`](Self::next_pending) may have something.
+    pub(super) fn has_pending(&self) -> bool {
         !self.queue.is_empty()
     }
 
     /// Ticks from these counts to the next instant at which something can happen: a timer falls
     /// due, or a count wraps and lines fall. 0 where that has happened since the last
     /// [`advance`](Self::advance).
-    pub(super) fn ticks_to_next(&self, counts: [u64; 2]) -> u64 {
-        let ticks = |clock: Timeline| {
-            let seen = self.seen[clock.index()];
-            let due = self.deadlines[clock.index()].first().unwrap_or(0);
+    pub(super) fn ticks_to_next(&self, counts: ByTimeline<u64>) -> u64 {
+        let ticks = |timeline: Timeline| {
+            let seen = self.seen[timeline.index()];
+            let due = self.deadlines[timeline.index()].first().unwrap_or(0);
             match due.wrapping_sub(seen) {
                 // A whole lap of 2^64 ticks.
                 0 => u64::MAX,
-                ticks => ticks.saturating_sub(counts[clock.index()].wrapping_sub(seen)),
+                ticks => ticks.saturating_sub(counts[timeline.index()].wrapping_sub(seen)),
             }
         };
         ticks(Timeline::Virtual).min(ticks(Timeline::Physical))
     }
 }
 
-/// The deadlines follow from the timers and the counts seen, and how their heap is laid out
-/// from how they got there: it is no part of what a schedule is.
+/// The deadlines are left out: they follow from the timers and the counts seen, and the layout of
+/// their heap depends on the order in which they were set.
 impl PartialEq for Schedule {
     fn eq(&self, other: &Self) -> bool {
         (self.seen, &self.expiries, &self.queue) == (other.seen, &other.expiries, &other.queue)

@@ -2,7 +2,12 @@
 
 use vhost_user_timer_protocol::wire::ctl;
 
-/// A vCPU's virtual or physical timer.
+use super::clock::ByTimeline;
+
+/// The timers of one vCPU.
+pub(super) type Timers = ByTimeline<Timer>;
+
+/// A vCPU's timer in one timeline.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Timer {
     /// ENABLE and IMASK; nothing else is stored.
@@ -12,6 +17,13 @@ pub(super) struct Timer {
 }
 
 impl Timer {
+    /// A timer with this control and compare value.
+    pub(super) fn new(control: u64, cval: u64) -> Self {
+        let mut timer = Timer { control: 0, cval };
+        timer.set_control(control);
+        timer
+    }
+
     /// Stores ENABLE and IMASK; drops the rest, ISTATUS included.
     pub(super) fn set_control(&mut self, value: u64) {
         self.control = (value & (ctl::ENABLE | ctl::IMASK)) as u8;

@@ -48,7 +48,7 @@ fn an_abort_leads_to_paused_with_the_state_from_before_in_a_new_epoch() {
             // Only the epoch, and the phase that the frontend has yet to be told, may differ.
             let mut expected = past.vm.clone();
             expected.epoch = epoch;
-            expected.untold_phase = rig.vm.untold_phase;
+            expected.pending_phase = rig.vm.pending_phase;
             assert_eq!(rig.vm, expected);
         }
     }
