@@ -9,6 +9,8 @@ mod scenarios;
 mod world;
 
 mod counters;
+mod events;
+mod events_exact;
 mod offsets;
 mod phases;
 mod queues;
@@ -25,7 +27,6 @@ mod descriptor_layouts;
 mod device_state;
 mod interop_virtio_driver;
 mod time_page;
-mod wire_events;
 
 /// Every file's scenarios.
 #[allow(dead_code, reason = "the check of all sentences is still to come")]
@@ -38,6 +39,8 @@ const FILES: &[&[scenarios::Scenario]] = &[
     restore::SCENARIOS,
     settle::SCENARIOS,
     wait_run::SCENARIOS,
+    events::SCENARIOS,
+    events_exact::SCENARIOS,
     registers::SCENARIOS,
     told::SCENARIOS,
     whole_vm::SCENARIOS,

@@ -18,13 +18,14 @@ const START: u64 = 5 * HZ;
 pub(crate) const REALTIME: u64 = 1_800_000_000 * HZ;
 
 /// A request, or a buffer for an event, that was not given back yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Chain {
     head: u16,
     room: usize,
 }
 
 /// The model, and what a shell keeps for it.
+#[derive(Clone)]
 pub(crate) struct Model {
     pub(crate) vm: Vm,
     pub(crate) effects: Effects,

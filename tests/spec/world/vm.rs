@@ -104,6 +104,12 @@ impl Vm {
         self.model().expect("a scenario of the model")
     }
 
+    /// Another VM, the same in all; of the model only.
+    pub(crate) fn twin(&mut self) -> Vm {
+        let twin: Box<dyn Device> = Box::new(self.exact().clone());
+        Vm(Client::new(twin))
+    }
+
     /// Lets time pass.
     pub(crate) fn pass(&mut self, ticks: u64) {
         self.driver.pass(ticks);

@@ -23,5 +23,4 @@ mod properties;
 mod refusals;
 mod rig;
 mod steps;
-mod wire_events;
 mod wire_page;
