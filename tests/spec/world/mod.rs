@@ -4,12 +4,6 @@
 //! On the model time passes when [`Vm::pass`] is called and at no other instant, so what is a range
 //! on the backend is one value there.
 
-#![allow(
-    dead_code,
-    unused_imports,
-    reason = "events and the time page are still to come"
-)]
-
 mod asks;
 mod binary;
 mod model;
@@ -18,7 +12,7 @@ mod vm;
 
 pub(crate) use asks::one_of_each;
 pub(crate) use binary::Binary;
-pub(crate) use model::{Model, REALTIME};
+pub(crate) use model::Model;
 pub(crate) use snapshot::{Motion, Seen, Snapshot};
 pub(crate) use vm::{Clock, PHASES, Vm, vm_body};
 

@@ -15,7 +15,7 @@ use super::{Device, HZ, Options, REQUEST_QUEUES};
 const START: u64 = 5 * HZ;
 
 /// CLOCK_REALTIME when a scenario begins, ns.
-pub(crate) const REALTIME: u64 = 1_800_000_000 * HZ;
+const REALTIME: u64 = 1_800_000_000 * HZ;
 
 /// A request, or a buffer for an event, that was not given back yet.
 #[derive(Clone, Debug)]

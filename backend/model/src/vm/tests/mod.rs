@@ -3,7 +3,7 @@
 //! [`rig`] is the bench: a VM and a host counter that a test turns by hand. Requests are
 //! [`Ask`](vhost_user_timer_reference::Ask)s, made from the protocol's own types. On it stand:
 //!
-//! - `wire_*`: the sentences of SPEC.md that the model decides, each as a test of its name;
+//! - `give_up`, `page`: what no frontend can see of a restore and of the time page;
 //! - `check_order`, `refusals`: which error comes first, and that none changes anything;
 //! - `conditions`: when a timer fires, as the kernel's arch_timer edge cases have it;
 //! - `kvm_vectors`: what KVM on arm64 was measured to do, and where this device differs;
@@ -19,8 +19,8 @@ mod give_up;
 mod kvm_vectors;
 mod life;
 mod orders;
+mod page;
 mod properties;
 mod refusals;
 mod rig;
 mod steps;
-mod wire_page;

@@ -1,194 +1,51 @@
-//! The time page (SPEC.md, "Time page"), byte for byte.
+//! When the page is written, and how long it lives.
 
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread::scope;
-use std::time::Duration;
+use std::os::unix::fs::FileExt;
 
-use rustix::event::Timespec;
-use rustix::io::Errno;
-use rustix::thread::futex;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
+use vhost_user_timer_kit::backend_process::Devices;
 use vhost_user_timer_kit::contract::{
-    Answer, CNT, CTL, CVAL, Client, Info, PCNT, VM, configure_body, op, pause_body, phase, restore,
-    restore_body, status, u32_at, u64_at, words,
+    CNT, CTL, CVAL, Client, PCNT, VM, configure_body, op, pause_body, phase, request, restore,
+    restore_body, status, words,
 };
 use vhost_user_timer_kit::raw_driver::{
-    PATIENCE, REGION_GPA, REGION_SIZE, RING_EVENT_IDX, RING_INDIRECT, Rig, VERSION_1, seed,
+    Layout, REGION_GPA, REGION_SIZE, RING_EVENT_IDX, RING_INDIRECT, Rig, VERSION_1, save,
 };
-use vhost_user_timer_kit::watch::host_count;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileMemory, VolatileSlice};
+use vm_memory::{Bytes, GuestAddress};
 
-/// The page's fields, as its 64 bytes give them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Page {
-    seq: u32,
-    phase: u32,
-    epoch: u64,
-    cntvoff: u64,
-    cntpoff: u64,
-    frequency: u64,
-    virt_count: u64,
-    phys_count: u64,
-    wake: u32,
-    flags: u32,
-}
+use super::{AT, PHYS, Page, Paged, VIRT, order};
 
-const VIRT: u32 = 1;
-const PHYS: u32 = 2;
-
-impl Page {
-    fn of(bytes: &[u8]) -> Self {
-        assert_eq!(bytes.len(), 64);
-        Page {
-            seq: u32_at(bytes, 0),
-            phase: u32_at(bytes, 4),
-            epoch: u64_at(bytes, 8),
-            cntvoff: u64_at(bytes, 16),
-            cntpoff: u64_at(bytes, 24),
-            frequency: u64_at(bytes, 32),
-            virt_count: u64_at(bytes, 40),
-            phys_count: u64_at(bytes, 48),
-            wake: u32_at(bytes, 56),
-            flags: u32_at(bytes, 60),
-        }
+scenarios! {
+    binary {
+        the_page_has_its_bytes_in_every_phase: "9.8" "9.20" "9.23" "9.25" "9.30";
+        the_page_is_written_at_every_change_of_a_field: "9.21" "9.25";
+        the_page_is_not_written_where_no_field_changes: "9.21";
+        a_refused_pause_leaves_the_page_readable_and_as_it_was: "2.52" "9.22";
+        set_time_page_is_taken_in_every_phase_and_the_page_is_written_before_the_answer:
+            "5.16" "9.7" "9.8" "9.11" "9.23";
+        a_second_page_takes_the_first_ones_place: "9.9" "9.11";
+        what_is_no_page_is_einval_and_the_former_one_goes_on: "9.3" "9.4" "9.5" "9.10";
+        a_page_over_two_regions_or_not_aligned_where_it_is_mapped_is_einval: "9.6";
+        reset_device_says_new_in_the_page_and_ends_it: "9.15";
+        the_page_ends_with_its_connection_and_its_numbers_go_on: "9.11" "9.12" "9.23";
+        a_page_whose_region_is_removed_is_forgotten: "9.13";
+        other_memory_at_the_pages_address_gets_the_page: "9.14";
+        what_the_frontend_writes_into_the_page_changes_nothing: "9.2" "9.23";
+        a_page_on_a_ring_or_a_buffer_does_no_harm: "9.2";
+        neither_a_state_file_nor_a_device_state_has_the_page: "9.16";
+        what_the_page_says_is_in_the_state_file_already: "9.26";
     }
-
-    /// What it says, without the numbers of its changes.
-    fn content(self) -> Self {
-        Page {
-            seq: 0,
-            wake: 0,
-            ..self
-        }
-    }
-
-    /// Whether GET_INFO says the same.
-    #[track_caller]
-    fn agrees(&self, info: &Info) {
-        assert_eq!(self.phase, info.phase);
-        assert_eq!(self.epoch, info.epoch);
-        assert_eq!(self.frequency, info.frequency);
-        for (offset, count, bit, told) in [
-            (self.cntvoff, self.virt_count, VIRT, info.cntvoff),
-            (self.cntpoff, self.phys_count, PHYS, info.cntpoff),
-        ] {
-            if self.flags & bit == 0 {
-                assert_eq!((offset, count), (told, 0));
-            } else {
-                let frozen = info.host_count.wrapping_sub(told);
-                assert_eq!((offset, count), (0, frozen));
-            }
-        }
-        assert_eq!(self.flags & !(VIRT | PHYS), 0);
-    }
-}
-
-/// A frontend with a page.
-struct Paged {
-    client: Client,
-    at: u64,
-}
-
-fn order(at: u64, length: u64) -> Vec<u8> {
-    words(&[at, length])
 }
 
 /// What the driver negotiates, and a reset forgets.
 const FEATURES: u64 =
     VERSION_1 | RING_INDIRECT | RING_EVENT_IDX | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
-/// An address in the region's buffer space that no buffer has.
-const AT: u64 = REGION_GPA + REGION_SIZE - 4096;
-
-impl Paged {
-    fn connect(rig: &Rig) -> Self {
-        Self::over(Client::connect(rig))
-    }
-
-    fn over(client: Client) -> Self {
-        let mut paged = Paged { client, at: AT };
-        paged.start().ok(0);
-        paged
-    }
-
-    fn start(&mut self) -> Answer {
-        self.client.vm(op::SET_TIME_PAGE, &order(self.at, 64))
-    }
-
-    fn stop(&mut self) {
-        self.client.vm(op::SET_TIME_PAGE, &order(0, 0)).ok(0);
-    }
-
-    /// The page, while nothing is under way: so it is whole.
-    #[track_caller]
-    fn page(&self) -> Page {
-        let page = Page::of(&self.client.driver.memory.read(self.at, 64));
-        assert_eq!(page.seq & 1, 0, "{page:?}");
-        page
-    }
-
-    /// Does something, and returns the page before and after.
-    fn over_a<T>(&mut self, change: impl FnOnce(&mut Client) -> T) -> (Page, Page) {
-        let before = self.page();
-        change(&mut self.client);
-        (before, self.page())
-    }
-
-    /// Does something that changes the phase.
-    #[track_caller]
-    fn changes_phase<T>(&mut self, to: u32, change: impl FnOnce(&mut Client) -> T) -> Page {
-        let (before, after) = self.over_a(change);
-        assert_ne!(before.phase, to);
-        assert_eq!(after.phase, to);
-        assert_eq!(after.seq, before.seq + 2);
-        assert_eq!(after.wake, before.wake + 1);
-        after.agrees(&self.client.info());
-        after
-    }
-
-    /// Does something that changes the page and not the phase.
-    #[track_caller]
-    fn changes<T>(&mut self, change: impl FnOnce(&mut Client) -> T) -> Page {
-        let (before, after) = self.over_a(change);
-        assert_ne!(after.content(), before.content());
-        assert_eq!(after.seq, before.seq + 2);
-        assert_eq!(after.wake, before.wake);
-        after.agrees(&self.client.info());
-        after
-    }
-
-    fn slice(&self) -> VolatileSlice<'_> {
-        let memory = self.client.driver.memory.map();
-        GuestMemoryBackend::get_slice(memory, GuestAddress(self.at), 64).unwrap()
-    }
-
-    fn scribble(&self, byte: u8) {
-        self.client.driver.memory.write(self.at, &[byte; 64]);
-    }
-}
-
-/// Reads the page while it may change; `None` where it does.
-fn read(slice: &VolatileSlice<'_>) -> Option<Page> {
-    let seq: &AtomicU32 = slice.get_atomic_ref(0).unwrap();
-    let before = seq.load(Ordering::Acquire);
-    let mut bytes = Vec::with_capacity(64);
-    for offset in (0..64).step_by(8) {
-        let word: u64 = slice.load(offset, Ordering::Relaxed).unwrap();
-        bytes.extend(word.to_ne_bytes());
-    }
-    // The counter may be read here.
-    fence(Ordering::SeqCst);
-    let same = seq.load(Ordering::Relaxed) == before;
-    (before & 1 == 0 && same).then(|| Page::of(&bytes))
-}
-
-#[test]
 fn the_page_has_its_bytes_in_every_phase() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut vm = Paged::connect(&rig);
     let new = vm.page();
     let hz = 1_000_000_000;
@@ -241,9 +98,8 @@ fn the_page_has_its_bytes_in_every_phase() {
     assert_eq!(vm.page().cntvoff, running.cntvoff);
 }
 
-#[test]
 fn the_page_is_written_at_every_change_of_a_field() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut vm = Paged::connect(&rig);
     vm.client.configure(1);
     let page = vm.changes(|client| client.set(0, &[(CNT, 77)]));
@@ -261,9 +117,8 @@ fn the_page_is_written_at_every_change_of_a_field() {
     assert_eq!((page.cntvoff, page.epoch), (5, 2));
 }
 
-#[test]
 fn the_page_is_not_written_where_no_field_changes() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut vm = Paged::connect(&rig);
     vm.client.configure(2);
     for running in [false, true] {
@@ -291,9 +146,8 @@ fn the_page_is_not_written_where_no_field_changes() {
     assert_eq!(after, before);
 }
 
-#[test]
 fn a_refused_pause_leaves_the_page_readable_and_as_it_was() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut vm = Paged::connect(&rig);
     let (before, after) = vm.over_a(|client| {
         let refused = client.vm(op::PAUSE, &pause_body(0));
@@ -305,9 +159,8 @@ fn a_refused_pause_leaves_the_page_readable_and_as_it_was() {
     assert_eq!(after.wake, before.wake);
 }
 
-#[test]
 fn set_time_page_is_taken_in_every_phase_and_the_page_is_written_before_the_answer() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut vm = Paged::connect(&rig);
     let steps: [&dyn Fn(&mut Client); 4] = [
         &|_| {},
@@ -337,9 +190,8 @@ fn set_time_page_is_taken_in_every_phase_and_the_page_is_written_before_the_answ
     }
 }
 
-#[test]
 fn a_second_page_takes_the_first_ones_place() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut vm = Paged::connect(&rig);
     let first = (vm.at, vm.page());
     vm.at += 128;
@@ -349,9 +201,8 @@ fn a_second_page_takes_the_first_ones_place() {
     assert_eq!(vm.page(), first.1);
 }
 
-#[test]
 fn what_is_no_page_is_einval_and_the_former_one_goes_on() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut vm = Paged::connect(&rig);
     let end = REGION_GPA + REGION_SIZE;
     for (at, length) in [
@@ -398,9 +249,8 @@ fn what_is_no_page_is_einval_and_the_former_one_goes_on() {
     );
 }
 
-#[test]
 fn reset_device_says_new_in_the_page_and_ends_it() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut vm = Paged::connect(&rig);
     vm.client.configure(1);
     vm.client.resume();
@@ -419,9 +269,8 @@ fn reset_device_says_new_in_the_page_and_ends_it() {
     assert_eq!(after, before);
 }
 
-#[test]
 fn the_page_ends_with_its_connection_and_its_numbers_go_on() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut vm = Paged::connect(&rig);
     vm.client.configure(1);
     let (before, memory) = (vm.page(), vm.client.driver.memory.map().clone());
@@ -449,9 +298,8 @@ fn regions(client: &Client) -> [VhostUserMemoryRegionInfo; 2] {
     [first, second]
 }
 
-#[test]
 fn a_page_whose_region_is_removed_is_forgotten() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     for table in [false, true] {
         let mut client = Client::connect(&rig);
         let [rings, page] = regions(&client);
@@ -482,9 +330,8 @@ fn a_page_whose_region_is_removed_is_forgotten() {
     }
 }
 
-#[test]
 fn other_memory_at_the_pages_address_gets_the_page() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut client = Client::connect(&rig);
     let [rings, page] = regions(&client);
     client.driver.control.set_mem_table(&[rings, page]).unwrap();
@@ -506,7 +353,7 @@ fn other_memory_at_the_pages_address_gets_the_page() {
     let written = || {
         let mut bytes = [0; 64];
         let at = AT - page.guest_phys_addr;
-        std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, at).unwrap();
+        file.read_exact_at(&mut bytes, at).unwrap();
         Page::of(&bytes)
     };
     assert_eq!(written().content(), before.content());
@@ -516,9 +363,8 @@ fn other_memory_at_the_pages_address_gets_the_page() {
     assert_eq!(vm.page(), before, "and the former memory is let be");
 }
 
-#[test]
 fn what_the_frontend_writes_into_the_page_changes_nothing() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut vm = Paged::connect(&rig);
     vm.client.configure(1);
     let before = vm.page();
@@ -538,14 +384,13 @@ fn what_the_frontend_writes_into_the_page_changes_nothing() {
     }
 }
 
-#[test]
 fn a_page_on_a_ring_or_a_buffer_does_no_harm() {
     // The frontend may point it wherever it likes: at its own rings too.
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     for offset in [0, 64, 0x1_0000, 0x1_0040, 0x2_0000] {
         let mut client = Client::connect(&rig);
         let body = order(REGION_GPA + offset, 64);
-        let request = vhost_user_timer_kit::contract::request(op::SET_TIME_PAGE, VM, 0, &body);
+        let request = request(op::SET_TIME_PAGE, VM, 0, &body);
         let layout = client.layout.clone();
         client.driver.submit(1, &request, 16, &layout);
         drop(client);
@@ -553,140 +398,74 @@ fn a_page_on_a_ring_or_a_buffer_does_no_harm() {
     assert_eq!(Client::connect(&rig).info().phase, phase::NEW);
 }
 
-/// Waits on the futex as a thread of the frontend. True where it was woken.
-fn sleeps_until_woken(wake: &AtomicU32, value: u32) -> bool {
-    let timeout = Timespec::try_from(PATIENCE).unwrap();
-    loop {
-        match futex::wait(wake, futex::Flags::empty(), value, Some(&timeout)) {
-            Ok(()) | Err(Errno::AGAIN) => return true,
-            Err(Errno::INTR) => {}
-            Err(_) => return false,
-        }
-    }
-}
-
-#[test]
-fn a_change_of_phase_wakes_all_who_wait_on_wake() {
-    let rig = Rig::launch(&[]);
-    let mut vm = Paged::connect(&rig);
-    vm.client.configure(1);
-    let steps: [&dyn Fn(&mut Client); 5] = [
-        &|client| {
-            client.resume();
-        },
-        &|client| {
-            client.pause();
-        },
-        &|client| {
-            client.restore_begin(1, restore::AUTORUN);
-        },
-        &|client| {
-            client.bring(0, 5);
-            client.restore_done(0);
-        },
-        &|client| client.driver.control.reset_device().unwrap(),
-    ];
-    for step in steps {
-        let memory = vm.client.driver.memory.map().clone();
-        let slice = GuestMemoryBackend::get_slice(&memory, GuestAddress(vm.at), 64).unwrap();
-        let wake: &AtomicU32 = slice.get_atomic_ref(56).unwrap();
-        let value = wake.load(Ordering::Relaxed);
-        scope(|scope| {
-            let (woken, done) = channel();
-            for _ in 0..3 {
-                let woken = woken.clone();
-                scope.spawn(move || woken.send(sleeps_until_woken(wake, value)));
-            }
-            // What changes no phase wakes nobody: the threads have time to fall asleep here.
-            vm.client.info();
-            let asleep = done.recv_timeout(Duration::from_millis(20));
-            assert_eq!(asleep, Err(RecvTimeoutError::Timeout));
-            step(&mut vm.client);
-            for _ in 0..3 {
-                assert_eq!(done.recv_timeout(2 * PATIENCE), Ok(true));
-            }
-        });
-        assert_ne!(wake.load(Ordering::Relaxed), value);
-    }
-}
-
-#[test]
-fn a_reader_never_gets_a_mixture_nor_a_count_that_goes_back() {
-    const READINGS: u64 = 3_000_000;
+fn a_page_over_two_regions_or_not_aligned_where_it_is_mapped_is_einval() {
+    // A second region begins where the first one's last page would end half way, and is mapped at a
+    // host page of its own: there an address that is a multiple of 64 is not one in the mapping.
     let rig = Rig::launch_release(&[]);
-    let mut vm = Paged::connect(&rig);
-    vm.client.configure(1);
-    let memory = vm.client.driver.memory.map().clone();
-    let mut rng = fastrand::Rng::with_seed(seed());
-    scope(|scope| {
-        let reader = scope.spawn(move || {
-            let slice = GuestMemoryBackend::get_slice(&memory, GuestAddress(AT), 64).unwrap();
-            let seq: &AtomicU32 = slice.get_atomic_ref(0).unwrap();
-            let (mut whole, mut last, mut phases) = (0, 0, [0_u64; 4]);
-            while whole < READINGS {
-                let Some(page) = read(&slice) else {
-                    std::thread::yield_now();
-                    continue;
-                };
-                let host = host_count();
-                fence(Ordering::SeqCst);
-                if seq.load(Ordering::Relaxed) != page.seq {
-                    continue;
-                }
-                whole += 1;
-                phases[page.phase as usize] += 1;
-                let count = match page.phase {
-                    phase::RUNNING => {
-                        assert_eq!((page.flags, page.virt_count), (0, 0), "{page:?}");
-                        host.wrapping_sub(page.cntvoff)
-                    }
-                    phase::PAUSED => {
-                        assert_eq!((page.flags, page.cntvoff), (VIRT, 0), "{page:?}");
-                        page.virt_count
-                    }
-                    _ => {
-                        assert_eq!(page.flags, VIRT | PHYS, "{page:?}");
-                        page.virt_count
-                    }
-                };
-                assert!(count >= last, "{count} after {last}: {page:?}");
-                last = count;
-            }
-            phases
-        });
-        while !reader.is_finished() {
-            vm.client.resume();
-            for _ in 0..rng.u32(..20) {
-                std::hint::spin_loop();
-            }
-            let run = vm.client.pause();
-            if rng.u32(..8) == 0 {
-                vm.client.restore_begin(1, restore::AUTORUN);
-                vm.client.bring(0, run.virt_count);
-                vm.client.restore_done(0);
-            }
-        }
-        let phases = reader.join().unwrap();
-        assert!(phases[1] > 0 && phases[2] > 0, "{phases:?}");
-    });
+    let mut client = Client::connect(&rig);
+    let [mut rings, mut second] = regions(&client);
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(4096).unwrap();
+    rings.memory_size += 32;
+    second.guest_phys_addr += 32;
+    second.userspace_addr += 32;
+    (second.memory_size, second.mmap_offset) = (4096, 0);
+    second.mmap_handle = file.as_raw_fd();
+    client
+        .driver
+        .control
+        .set_mem_table(&[rings, second])
+        .unwrap();
+    let over_both = REGION_GPA + REGION_SIZE / 2;
+    for at in [over_both, over_both + 64, over_both + 128] {
+        let answer = client.vm(op::SET_TIME_PAGE, &order(at, 64));
+        assert_eq!(answer.outcome(), (status::EINVAL, 0), "{at:#x}");
+    }
+    client
+        .vm(op::SET_TIME_PAGE, &order(over_both - 64, 64))
+        .ok(0);
 }
 
-#[test]
-fn the_offset_is_the_same_for_all_who_read_running() {
-    let rig = Rig::launch(&[]);
-    let mut vm = Paged::connect(&rig);
-    vm.client.configure(2);
-    vm.client.restore_begin(2, restore::AUTORUN);
-    vm.client.bring(0, 1_000);
-    vm.client.restore_done(0);
-    let waiter = vm.client.wait_run(1, 0);
-    assert_eq!(vm.page().phase, phase::RESTORING, "one vCPU is missing");
-    vm.client.bring(1, 2_000);
-    vm.client.restore_done(1);
-    let page = read(&vm.slice()).unwrap();
-    let answer = vm.client.released(1, waiter);
-    let body = answer.ok(40);
-    assert_eq!(page.phase, phase::RUNNING);
-    assert_eq!(page.cntvoff, u64_at(body, 0));
-    assert_eq!(page.cntpoff, u64_at(body, 8));
+fn neither_a_state_file_nor_a_device_state_has_the_page() {
+    let rig = Rig::launch_devices_with_state(Devices::Timer, &[]);
+    let mut client = Client::connect(&rig);
+    client.configure(1);
+    // Both clocks are frozen, so that two streams of one VM are the same.
+    client.set(0, &[(CNT, 7), (PCNT, 8)]);
+    let stream = save(&client.driver.control);
+    let vm = Paged::over(client);
+    assert_eq!(save(&vm.client.driver.control), stream);
+    let before = vm.page();
+    // The next backend on the file gets the same memory, and writes no page there.
+    let rig = rig.die_and_go_on(|| {}, &[]);
+    let Paged { client, at } = vm;
+    let driver = client.driver.moved_to(rig.stream(), |_| {});
+    let mut client = Client::new(driver);
+    client.resume();
+    client.pause();
+    assert_eq!(Page::of(&client.driver.memory.read(at, 64)), before);
+}
+
+fn what_the_page_says_is_in_the_state_file_already() {
+    for round in 0..20 {
+        let rig = Rig::launch_devices_with_state(Devices::Timer, &[]);
+        let mut vm = Paged::connect(&rig);
+        vm.client.configure(1);
+        vm.client.set(0, &[(CNT, round)]);
+        let resume = request(op::RESUME, VM, 0, &[]);
+        vm.client.driver.submit(1, &resume, 56, &Layout::plain());
+        let memory = vm.client.driver.memory.map().clone();
+        let phase = || {
+            let mut bytes = [0; 4];
+            memory.read_slice(&mut bytes, GuestAddress(AT + 4)).unwrap();
+            u32::from_le_bytes(bytes)
+        };
+        while phase() != phase::RUNNING {
+            std::hint::spin_loop();
+        }
+        // Killed as soon as it is seen, answered or not.
+        let rig = rig.die_and_go_on(|| drop(vm), &[]);
+        let info = Client::connect(&rig).info();
+        assert_eq!(info.phase, phase::RUNNING, "round {round}");
+    }
 }

@@ -14,6 +14,12 @@ use virtio_driver::{
     ByteValued, EventFd, QueueNotifier, VhostUser, VirtioFeatureFlags, VirtioTransport, iovec,
 };
 
+scenarios! {
+    binary {
+        an_independent_driver_gets_info_and_sets_and_gets_registers: "1.1" "2.4" "2.6" "2.7";
+    }
+}
+
 /// The config space, which the transport copies out.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -164,13 +170,12 @@ fn within_a_minute(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-#[test]
 fn an_independent_driver_gets_info_and_sets_and_gets_registers() {
     for features in [
         VirtioFeatureFlags::VERSION_1,
         VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX,
     ] {
-        let rig = Rig::launch(&[]);
+        let rig = Rig::launch_release(&[]);
         let path = rig.backend.socket_path().to_str().unwrap().to_owned();
         within_a_minute(move || drive(&path, features));
     }

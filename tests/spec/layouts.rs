@@ -7,6 +7,17 @@ use vhost_user_timer_kit::contract::{
 };
 use vhost_user_timer_kit::raw_driver::{Cut, Layout, Rig, Setup, seed};
 
+scenarios! {
+    binary {
+        the_same_request_in_any_layout_gets_the_same_bytes: "2.4" "2.5" "2.10";
+        random_layouts_get_the_same_bytes: "2.5";
+        waiters_answers_are_cut_as_their_buffers_are: "2.5" "7.21";
+        a_vm_of_4096_vcpus_is_got_and_set_in_one_request_each: "2.5" "2.33" "5.6" "5.7";
+        up_to_256_kib_readable_are_looked_at: "2.22" "2.52";
+        up_to_256_kib_writable_are_looked_at: "2.24";
+    }
+}
+
 const VCPUS: u32 = 6;
 
 /// A VM whose registers stand still and are all different.
@@ -66,9 +77,8 @@ fn repeatable() -> Vec<(Vec<u8>, usize)> {
     ]
 }
 
-#[test]
 fn the_same_request_in_any_layout_gets_the_same_bytes() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut client = at_rest(&rig);
     for (request, room) in repeatable() {
         let plain = client.driver.call(1, &request, room, &Layout::plain());
@@ -80,11 +90,10 @@ fn the_same_request_in_any_layout_gets_the_same_bytes() {
     }
 }
 
-#[test]
 fn random_layouts_get_the_same_bytes() {
     let seed = seed();
     let mut random = fastrand::Rng::with_seed(seed);
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut client = at_rest(&rig);
     for (request, room) in repeatable() {
         let plain = client.driver.call(1, &request, room, &Layout::plain());
@@ -109,9 +118,8 @@ fn random_layouts_get_the_same_bytes() {
     }
 }
 
-#[test]
 fn waiters_answers_are_cut_as_their_buffers_are() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut client = Client::connect_with(
         &rig,
         Setup {
@@ -142,9 +150,8 @@ fn waiters_answers_are_cut_as_their_buffers_are() {
     answers[0].ok(40);
 }
 
-#[test]
 fn a_vm_of_4096_vcpus_is_got_and_set_in_one_request_each() {
-    let rig = Rig::launch(&["--max-vcpus=4096"]);
+    let rig = Rig::launch_release(&["--max-vcpus=4096"]);
     let mut client = Client::connect_with(
         &rig,
         Setup {
@@ -176,10 +183,9 @@ fn a_vm_of_4096_vcpus_is_got_and_set_in_one_request_each() {
     }
 }
 
-#[test]
 fn up_to_256_kib_readable_are_looked_at() {
     const MOST: usize = 256 * 1024;
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut client = at_rest(&rig);
     let before = client.state();
     // As many entries as fit, all of them the same register, in requests cut differently.
@@ -208,10 +214,9 @@ fn up_to_256_kib_readable_are_looked_at() {
     assert_eq!(client.state().vcpus, before.vcpus);
 }
 
-#[test]
 fn up_to_256_kib_writable_are_looked_at() {
     const MOST: usize = 256 * 1024;
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut client = at_rest(&rig);
     let fits = (MOST - 16) / 16;
     for (entries, ok) in [(fits, true), (fits + 1, false)] {

@@ -1,4 +1,5 @@
-//! The vhost-user connection (SPEC.md, "Connection"), with `vhost`'s frontend at the other end.
+//! SPEC.md, "Connection": features, config space, and frontends that come and go, with `vhost`'s frontend
+//! at the other end.
 
 use std::collections::BTreeSet;
 
@@ -6,12 +7,36 @@ use vhost::VhostBackend;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost_user_timer_kit::contract::{
-    Answer, CNT, Client, Info, Run, VM, info_flag, op, pause_body, phase, request, status,
+    CNT, Client, Info, VM, info_flag, op, pause_body, phase, request, status,
 };
 use vhost_user_timer_kit::raw_driver::{
-    Control, Driver, Layout, POISON, RING_EVENT_IDX, RING_INDIRECT, Rig, Setup, VERSION_1,
-    negotiate, readable,
+    Control, Driver, Layout, RING_EVENT_IDX, RING_INDIRECT, Rig, Setup, VERSION_1, negotiate,
+    readable,
 };
+
+scenarios! {
+    binary {
+        the_virtio_features_are_exactly_those_of_the_contract: "1.1" "1.11";
+        the_protocol_features_are_exactly_those_of_the_contract_and_never_17_or_21: "1.12";
+        there_is_one_queue_more_than_request_queues: "1.14";
+        every_request_queue_serves_requests: "1.13" "1.14";
+        config_space_is_info_without_the_host_count: "1.16";
+        config_space_can_be_read_in_parts: "1.16";
+        config_space_ends_after_64_bytes: "1.16";
+        set_config_is_refused_and_changes_nothing: "1.17";
+        reset_device_puts_the_vm_back_to_new: "1.18";
+        after_reset_device_the_same_connection_can_be_set_up_again: "1.18";
+        memory_comes_by_set_mem_table_or_by_add_mem_reg: "1.12";
+        memory_can_be_taken_away_and_given_again: "1.12";
+        losing_the_connection_changes_nothing_in_the_vm: "1.2" "1.5";
+        losing_the_connection_forgets_who_waited_and_keeps_the_restore: "1.5" "1.6";
+        a_second_frontend_waits_until_the_first_is_gone: "1.3" "1.4";
+        many_frontends_are_served_one_after_the_other_in_order: "1.4" "1.7";
+        without_the_protocol_feature_bit_rings_are_enabled_at_once: "1.11";
+        the_connection_can_be_used_without_acknowledgements: "1.12";
+        a_paused_vm_survives_a_thousand_frontends: "1.2" "1.5";
+    }
+}
 
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 
@@ -36,18 +61,16 @@ fn config(control: &mut Frontend, offset: u32, size: u32) -> Option<Vec<u8>> {
         .map(|(_, bytes)| bytes)
 }
 
-#[test]
 fn the_virtio_features_are_exactly_those_of_the_contract() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let control = Frontend::from_stream(rig.stream(), 2);
     control.set_owner().unwrap();
     let wanted = VERSION_1 | RING_INDIRECT | RING_EVENT_IDX | PROTOCOL_FEATURES;
     assert_eq!(bits(control.get_features().unwrap()), bits(wanted));
 }
 
-#[test]
 fn the_protocol_features_are_exactly_those_of_the_contract_and_never_17_or_21() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut control = Control::over(rig.stream());
     // Unfiltered by a library.
     control.message(GET_FEATURES, false, &[], &[]).unwrap();
@@ -63,7 +86,6 @@ fn the_protocol_features_are_exactly_those_of_the_contract_and_never_17_or_21() 
     assert!(!offered.contains(&17) && !offered.contains(&21));
 }
 
-#[test]
 fn there_is_one_queue_more_than_request_queues() {
     for (args, queues) in [
         (&[][..], 2),
@@ -71,7 +93,7 @@ fn there_is_one_queue_more_than_request_queues() {
         (&["--request-queues", "2"], 3),
         (&["--request-queues=16"], 17),
     ] {
-        let rig = Rig::launch(args);
+        let rig = Rig::launch_release(args);
         let mut control = negotiated(&rig);
         assert_eq!(control.get_queue_num().unwrap(), queues, "{args:?}");
         let info = Info::of(&config(&mut control, 0, 64).unwrap());
@@ -79,9 +101,8 @@ fn there_is_one_queue_more_than_request_queues() {
     }
 }
 
-#[test]
 fn every_request_queue_serves_requests() {
-    let rig = Rig::launch(&["--request-queues=16"]);
+    let rig = Rig::launch_release(&["--request-queues=16"]);
     let queues = 17;
     let mut client = Client::connect_with(
         &rig,
@@ -97,9 +118,8 @@ fn every_request_queue_serves_requests() {
     }
 }
 
-#[test]
 fn config_space_is_info_without_the_host_count() {
-    let rig = Rig::launch(&["--max-vcpus=7"]);
+    let rig = Rig::launch_release(&["--max-vcpus=7"]);
     let mut client = Client::connect(&rig);
     let of_config =
         |client: &mut Client| Info::of(&config(&mut client.driver.control, 0, 64).unwrap());
@@ -129,9 +149,8 @@ fn config_space_is_info_without_the_host_count() {
     );
 }
 
-#[test]
 fn config_space_can_be_read_in_parts() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut control = negotiated(&rig);
     let whole = config(&mut control, 0, 64).unwrap();
     for (offset, size) in [(0, 1), (0, 4), (16, 8), (48, 16), (63, 1), (1, 62)] {
@@ -140,9 +159,8 @@ fn config_space_can_be_read_in_parts() {
     }
 }
 
-#[test]
 fn config_space_ends_after_64_bytes() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     // By hand: `vhost`'s frontend waits for ever where the answer is that there is nothing.
     let mut control = Control::over(rig.stream());
     control.message(GET_FEATURES, false, &[], &[]).unwrap();
@@ -171,9 +189,8 @@ fn config_space_ends_after_64_bytes() {
     assert_eq!(read(0, 64), (64, 64));
 }
 
-#[test]
 fn set_config_is_refused_and_changes_nothing() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut control = negotiated(&rig);
     let before = config(&mut control, 0, 64).unwrap();
     let written = control.set_config(4, VhostUserConfigFlags::WRITABLE, &[2, 0, 0, 0]);
@@ -182,9 +199,8 @@ fn set_config_is_refused_and_changes_nothing() {
     assert_eq!(config(&mut control, 0, 64).unwrap(), before);
 }
 
-#[test]
 fn reset_device_puts_the_vm_back_to_new() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut client = Client::connect(&rig);
     client.configure(2);
     client.restore_begin(2, 0);
@@ -200,9 +216,8 @@ fn reset_device_puts_the_vm_back_to_new() {
     assert_eq!(client.info().vcpus, 5);
 }
 
-#[test]
 fn after_reset_device_the_same_connection_can_be_set_up_again() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut client = Client::connect(&rig);
     client.configure(2);
     client.resume();
@@ -218,55 +233,9 @@ fn after_reset_device_the_same_connection_can_be_set_up_again() {
     client.resume();
 }
 
-#[test]
-fn a_queue_has_up_to_1024_descriptors() {
-    for size in [1, 2, 1024] {
-        let rig = Rig::launch(&[]);
-        let mut client = Client::connect_with(
-            &rig,
-            Setup {
-                size,
-                ..Setup::default()
-            },
-        );
-        client.layout = Layout::plain().indirect();
-        for _ in 0..(2 * u32::from(size) + 3).min(1500) {
-            client.info();
-        }
-    }
-    let rig = Rig::launch(&[]);
-    let control = negotiated(&rig);
-    assert!(control.set_vring_num(0, 2048).is_err());
-}
-
-#[test]
-fn a_full_ring_of_1024_is_served() {
-    let rig = Rig::launch(&[]);
-    let mut client = Client::connect_with(
-        &rig,
-        Setup {
-            size: 1024,
-            ..Setup::default()
-        },
-    );
-    let layout = Layout::plain().indirect();
-    let heads: Vec<u16> = (0..1024)
-        .map(|_| {
-            let info = request(op::GET_INFO, VM, 0, &[]);
-            client.driver.add(1, &info, 80, &layout)
-        })
-        .collect();
-    client.driver.rings[1].kick(&client.driver.memory);
-    for head in heads {
-        let used = client.driver.used(1);
-        assert_eq!((used.head, used.len), (head, 80));
-    }
-}
-
-#[test]
 fn memory_comes_by_set_mem_table_or_by_add_mem_reg() {
     for add_mem_reg in [false, true] {
-        let rig = Rig::launch(&[]);
+        let rig = Rig::launch_release(&[]);
         let mut client = Client::connect_with(
             &rig,
             Setup {
@@ -279,9 +248,8 @@ fn memory_comes_by_set_mem_table_or_by_add_mem_reg() {
     }
 }
 
-#[test]
 fn memory_can_be_taken_away_and_given_again() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut client = Client::connect_with(
         &rig,
         Setup {
@@ -300,30 +268,8 @@ fn memory_can_be_taken_away_and_given_again() {
     assert_eq!(client.info().vcpus, 1);
 }
 
-#[test]
-fn event_idx_is_negotiable() {
-    for event_idx in [false, true] {
-        let rig = Rig::launch(&[]);
-        let mut client = Client::connect_with(
-            &rig,
-            Setup {
-                event_idx,
-                ..Setup::default()
-            },
-        );
-        client.configure(1);
-        client.post_event_buffer();
-        for _ in 0..300 {
-            client.info();
-        }
-        client.resume();
-        assert_eq!(client.event().what().2, phase::PAUSED);
-    }
-}
-
-#[test]
 fn losing_the_connection_changes_nothing_in_the_vm() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut client = Client::connect(&rig);
     client.configure(3);
     client.set(1, &[(CNT, 777)]);
@@ -339,9 +285,8 @@ fn losing_the_connection_changes_nothing_in_the_vm() {
     assert_eq!((info.phase, info.cntvoff), (phase::RUNNING, run.cntvoff));
 }
 
-#[test]
 fn losing_the_connection_forgets_who_waited_and_keeps_the_restore() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut client = Client::connect(&rig);
     client.configure(2);
     client.restore_begin(2, 1);
@@ -364,9 +309,8 @@ fn losing_the_connection_forgets_who_waited_and_keeps_the_restore() {
     assert_eq!(client.info().phase, phase::RUNNING);
 }
 
-#[test]
 fn a_second_frontend_waits_until_the_first_is_gone() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut first = Client::connect(&rig);
     first.configure(1);
     // It is in the socket's queue, and what it says is not answered.
@@ -383,9 +327,8 @@ fn a_second_frontend_waits_until_the_first_is_gone() {
     assert_eq!(second.info().vcpus, 1);
 }
 
-#[test]
 fn many_frontends_are_served_one_after_the_other_in_order() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let streams: Vec<_> = (0..20).map(|_| rig.stream()).collect();
     for (n, stream) in (1..).zip(streams) {
         let mut client = Client::over(stream);
@@ -396,169 +339,8 @@ fn many_frontends_are_served_one_after_the_other_in_order() {
     }
 }
 
-#[test]
-fn get_vring_base_cancels_what_the_queue_holds_before_it_is_answered() {
-    let rig = Rig::launch(&["--request-queues=2"]);
-    let mut client = Client::connect_with(
-        &rig,
-        Setup {
-            queues: 3,
-            ..Setup::default()
-        },
-    );
-    client.configure(4);
-    let heads: Vec<u16> = (0..3).map(|vcpu| client.wait_run(1, vcpu)).collect();
-    let other = client.wait_run(2, 3);
-    client.settle_on(2);
-    client.settle_on(1);
-    let handled = client.driver.rings[1].next_avail();
-    assert_eq!(client.driver.stop(1), handled);
-    // No waiting here: they are there.
-    let mut canceled = BTreeSet::new();
-    while let Some(used) = client.driver.used_already(1) {
-        assert_eq!(used.len, 16);
-        let answer = Answer::of(&used);
-        assert_eq!(answer.outcome(), (status::ECANCELED, 0));
-        canceled.insert(used.head);
-    }
-    assert_eq!(canceled, heads.into_iter().collect());
-    // The other queue's waiter is left alone.
-    client.queue = 2;
-    client.settle();
-    let resume = request(op::RESUME, VM, 0, &[]);
-    let resume = client.driver.submit(2, &resume, 56, &Layout::plain());
-    let answers = client.all_released(2, &[other, resume]);
-    assert_eq!(answers[0], answers[1]);
-}
-
-#[test]
-fn nothing_of_a_stopped_ring_is_touched() {
-    let rig = Rig::launch(&["--request-queues=2"]);
-    let mut client = Client::connect_with(
-        &rig,
-        Setup {
-            queues: 3,
-            ..Setup::default()
-        },
-    );
-    client.configure(1);
-    let held = client.wait_run(1, 0);
-    client.settle();
-    client.driver.stop(1);
-    let used = client.driver.used(1);
-    assert_eq!(used.head, held);
-    // Made available and kicked while stopped: not looked at.
-    let info = request(op::GET_INFO, VM, 0, &[]);
-    let head = client.driver.add(1, &info, 80, &Layout::plain());
-    client.driver.rings[1].kick_anyway();
-    let ring = |client: &Client| {
-        let at = client.driver.rings[1].descriptors_at();
-        client.driver.memory.read(at, 0x1_0000)
-    };
-    let before = ring(&client);
-    client.queue = 2;
-    client.resume();
-    client.settle();
-    assert_eq!(ring(&client), before);
-    let buffer = client.driver.rings[1].peek(&client.driver.memory, head);
-    assert_eq!(buffer, [POISON; 80]);
-}
-
-#[test]
-fn a_stopped_ring_goes_on_where_it_stopped() {
-    for event_idx in [false, true] {
-        let rig = Rig::launch(&[]);
-        let mut client = Client::connect_with(
-            &rig,
-            Setup {
-                event_idx,
-                ..Setup::default()
-            },
-        );
-        for _ in 0..5 {
-            client.info();
-        }
-        let base = client.driver.stop(1);
-        assert_eq!(base, 5);
-        // What is made available meanwhile is served once the ring starts again.
-        let info = request(op::GET_INFO, VM, 0, &[]);
-        let head = client.driver.add(1, &info, 80, &Layout::plain());
-        client.driver.start_at(1, base);
-        client.driver.rings[1].kick_anyway();
-        assert_eq!(client.driver.used(1).head, head);
-        client.info();
-    }
-}
-
-#[test]
-fn a_disabled_ring_gets_its_answers_when_it_is_enabled_again() {
-    let rig = Rig::launch(&["--request-queues=2"]);
-    let mut client = Client::connect_with(
-        &rig,
-        Setup {
-            queues: 3,
-            ..Setup::default()
-        },
-    );
-    client.configure(2);
-    let held = client.wait_run(1, 1);
-    client.settle_on(1);
-    client.driver.control.set_vring_enable(1, false).unwrap();
-    client.queue = 2;
-    let run = client.resume();
-    client.settle();
-    assert_eq!(client.driver.used_already(1), None);
-    let buffer = client.driver.rings[1].peek(&client.driver.memory, held);
-    assert_eq!(buffer, [POISON; 56]);
-    client.driver.control.set_vring_enable(1, true).unwrap();
-    let answer = client.released(1, held);
-    assert_eq!(Run::of(answer.ok(40)), run);
-}
-
-#[test]
-fn get_vring_base_of_a_disabled_ring_gives_back_what_it_holds() {
-    let rig = Rig::launch(&["--request-queues=2"]);
-    let mut client = Client::connect_with(
-        &rig,
-        Setup {
-            queues: 3,
-            ..Setup::default()
-        },
-    );
-    client.configure(2);
-    let waiting = [client.wait_run(1, 0), client.wait_run(1, 1)];
-    client.settle_on(1);
-    client.driver.control.set_vring_enable(1, false).unwrap();
-    client.driver.stop(1);
-    let answers = client.all_released(1, &waiting);
-    for answer in answers {
-        assert_eq!(answer.outcome(), (status::ECANCELED, 0));
-    }
-}
-
-#[test]
-fn requests_made_before_the_ring_is_enabled_are_served_then() {
-    let rig = Rig::launch(&["--request-queues=2"]);
-    let mut client = Client::connect_with(
-        &rig,
-        Setup {
-            queues: 3,
-            ..Setup::default()
-        },
-    );
-    client.driver.control.set_vring_enable(1, false).unwrap();
-    let info = request(op::GET_INFO, VM, 0, &[]);
-    let head = client.driver.submit(1, &info, 80, &Layout::plain());
-    client.queue = 2;
-    client.settle();
-    assert_eq!(client.driver.used_already(1), None);
-    client.driver.control.set_vring_enable(1, true).unwrap();
-    assert_eq!(client.driver.used(1).head, head);
-}
-
-#[test]
 fn without_the_protocol_feature_bit_rings_are_enabled_at_once() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let client = Client::connect(&rig);
     let memory = client.driver.memory;
     drop((client.driver.control, client.driver.rings));
@@ -572,9 +354,8 @@ fn without_the_protocol_feature_bit_rings_are_enabled_at_once() {
     assert_eq!(used.len, 80);
 }
 
-#[test]
 fn the_connection_can_be_used_without_acknowledgements() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut control = Frontend::from_stream(rig.stream(), 2);
     control.set_owner().unwrap();
     control.get_features().unwrap();
@@ -586,9 +367,8 @@ fn the_connection_can_be_used_without_acknowledgements() {
     assert_eq!(config(&mut control, 0, 64).unwrap()[0], 1);
 }
 
-#[test]
 fn a_paused_vm_survives_a_thousand_frontends() {
-    let rig = Rig::launch(&[]);
+    let rig = Rig::launch_release(&[]);
     let mut client = Client::connect(&rig);
     client.configure(1);
     client.set(0, &[(CNT, 1234)]);
