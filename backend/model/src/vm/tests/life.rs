@@ -6,7 +6,7 @@ use vhost_user_timer_protocol::wire;
 use vhost_user_timer_protocol::{Abi, Register, Status, VM_WIDE};
 
 use super::rig::{Ask, PROFILE, Reply, Rig, START_REALTIME};
-use super::steps::{Step, Story, Value, Write};
+use super::steps::{Between, Step, Story, Value, Write};
 use crate::vm::{Notice, Now, Released, Timeline, Token};
 
 pub(super) type Verdict = Result<(), TestCaseError>;
@@ -191,8 +191,8 @@ impl<W: Witness> Life<'_, W> {
                 vcpu,
                 with_vm,
                 ticks,
-                vm_read_between,
-            } => self.write_back(vcpu, with_vm, ticks, vm_read_between),
+                between,
+            } => self.write_back(vcpu, with_vm, ticks, between),
             Step::RestoreAll(values) => self.restore_all(values),
             &Step::BeginHere {
                 flags,
@@ -202,13 +202,7 @@ impl<W: Witness> Life<'_, W> {
         }
     }
 
-    fn write_back(
-        &mut self,
-        vcpu: u32,
-        with_vm: bool,
-        ticks: u64,
-        vm_read_between: bool,
-    ) -> Verdict {
+    fn write_back(&mut self, vcpu: u32, with_vm: bool, ticks: u64, between: Between) -> Verdict {
         let counts = [Register::TimerCnt, Register::PtimerCnt].map(|it| it.id(self.abi));
         if with_vm {
             self.ask(&Ask::get_vm(vcpu, self.vcpus - vcpu))?;
@@ -218,8 +212,13 @@ impl<W: Witness> Life<'_, W> {
         self.rig.drift(ticks);
         self.seen(&Seen::Passed(ticks, false))?;
         let entries: Vec<_> = counts.into_iter().zip(self.last_read).collect();
-        if vm_read_between {
-            self.ask(&Ask::get_vm(vcpu + 1, self.vcpus - vcpu - 1))?;
+        match between {
+            Between::Nothing => {}
+            Between::GetVm => self.ask(&Ask::get_vm(vcpu + 1, self.vcpus - vcpu - 1))?,
+            Between::Anchor => {
+                let host = self.rig.now.host.wrapping_add(1_000);
+                self.ask(&Ask::set_anchor(0, host))?;
+            }
         }
         self.ask(&Ask::set_ids(vcpu, &entries))
     }

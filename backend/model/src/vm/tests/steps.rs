@@ -58,8 +58,7 @@ pub(super) enum Step {
         vcpu: u32,
         with_vm: bool,
         ticks: u64,
-        /// The counts of the VM are read in between, by a GET_VM that leaves the vCPU out.
-        vm_read_between: bool,
+        between: Between,
     },
     /// Every vCPU brings what it must, and more, and is done.
     RestoreAll(Vec<[Value; 4]>),
@@ -68,6 +67,16 @@ pub(super) enum Step {
         saved_ns: u64,
         timeout_ns: u64,
     },
+}
+
+/// What comes between the reading of counts and their writing back.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Between {
+    Nothing,
+    /// GET_VM of other vCPUs.
+    GetVm,
+    /// SET_COUNTER_ANCHOR.
+    Anchor,
 }
 
 /// What becomes of a request's bytes.
@@ -261,15 +270,19 @@ fn of_vm(ask: Ask) -> Step {
 }
 
 fn write_back(vcpus: u32) -> impl Strategy<Value = Step> {
-    let how = (any::<bool>(), 0..50_u64, prop::bool::weighted(0.3));
-    (0..vcpus, how).prop_map(
-        |(vcpu, (with_vm, ticks, vm_read_between))| Step::WriteBack {
+    let between = prop_oneof![
+        3 => Just(Between::Nothing),
+        1 => Just(Between::GetVm),
+        1 => Just(Between::Anchor),
+    ];
+    (0..vcpus, any::<bool>(), 0..50_u64, between).prop_map(|(vcpu, with_vm, ticks, between)| {
+        Step::WriteBack {
             vcpu,
             with_vm,
             ticks,
-            vm_read_between,
-        },
-    )
+            between,
+        }
+    })
 }
 
 fn step(vcpus: u32) -> impl Strategy<Value = Step> {
