@@ -269,8 +269,8 @@ impl DeviceState for GoesAway {
         if load && (self.after || !first) {
             let vm = self.vm.lock().unwrap();
             let mut vm = vm.as_ref().unwrap().lock().unwrap();
-            assert_ne!(vm.phase, Phase::Restoring, "loaded twice");
-            (vm.phase, vm.epoch) = (Phase::Restoring, vm.epoch + 1);
+            assert_ne!(vm.phase(), Phase::Restoring, "loaded twice");
+            vm.load();
         }
         if first {
             self.at_check.send(()).unwrap();
@@ -320,7 +320,7 @@ fn a_transfer_whose_connection_is_lost_is_made_once() {
         } else {
             (Phase::Paused, 7)
         };
-        assert_eq!((vm.phase, vm.epoch), want);
+        assert_eq!((vm.phase(), vm.epoch()), want);
         drop(vm);
         // The library knows the epoch: what it asks for now is of that one.
         frontend.queue().info(LONG).unwrap();

@@ -19,6 +19,7 @@ use vhost_user_timer_frontend::{
     RequestQueue, RestoreOptions,
 };
 use vhost_user_timer_protocol::{Abi, Op, Phase, Status, wire};
+use vhost_user_timer_reference::contract::CNT;
 use zerocopy::IntoBytes;
 
 /// Far beyond what anything here takes.
@@ -44,7 +45,7 @@ const WRITES: [(Op, Phase, &[u32], Ask); 8] = [
         queue.configure(VCPUS, Abi::Arm64, None, LONG).map(|()| 0)
     }),
     (Op::SetRegs, Phase::Paused, &[], |queue| {
-        queue.set_regs(1, &[RegValue::new(1, 2)], LONG).map(|_| 0)
+        queue.set_regs(1, &[RegValue::new(CNT, 2)], LONG).map(|_| 0)
     }),
     (Op::SetVm, Phase::Restoring, &[], |queue| {
         queue.set_vm(&[saved_vcpu(1)], LONG).map(|()| 0)
@@ -83,7 +84,7 @@ fn a_write_is_done_and_told_so_wherever_its_connection_was_lost() {
         for (op, phase, done, ask) in WRITES {
             let (mut rig, frontend) = Rig::new(options());
             tell(&frontend, &rig, phase, done);
-            let epoch = rig.vm.lock().unwrap().epoch;
+            let epoch = rig.vm.lock().unwrap().epoch();
             rig.lose(lost);
             let got = scope(|scope| {
                 let asking = scope.spawn(|| ask(&frontend.queues()[1]));
@@ -103,7 +104,7 @@ fn a_write_is_done_and_told_so_wherever_its_connection_was_lost() {
                 Op::SetVm => (Phase::Restoring, epoch),
                 _ => (Phase::Paused, epoch),
             };
-            assert_eq!((vm.phase, vm.epoch), (phase, epoch), "{op} {way:?}");
+            assert_eq!((vm.phase(), vm.epoch()), (phase, epoch), "{op} {way:?}");
         }
     }
 }
@@ -112,7 +113,7 @@ fn a_write_is_done_and_told_so_wherever_its_connection_was_lost() {
 fn the_last_restore_done_may_have_set_the_vm_running() {
     let (mut rig, frontend) = Rig::new(options());
     tell(&frontend, &rig, Phase::Restoring, &[0, 1, 2]);
-    rig.vm.lock().unwrap().autorun = true;
+    rig.set_autorun(&[0, 1, 2]);
     rig.lose(|_| Lost::Done);
     let (done, run) = scope(|scope| {
         let done = scope.spawn(|| frontend.queue().restore_done(3, LONG));
@@ -125,7 +126,7 @@ fn the_last_restore_done_may_have_set_the_vm_running() {
     });
     assert_eq!(done.unwrap(), 0);
     assert_eq!(run.unwrap().cntvoff, 1002);
-    assert_eq!(rig.vm.lock().unwrap().phase, Phase::Running);
+    assert_eq!(rig.vm.lock().unwrap().phase(), Phase::Running);
 }
 
 #[test]
@@ -182,7 +183,7 @@ fn a_write_with_a_change_of_phase_behind_it_is_uncertain() {
     rig.lose(|_| Lost::Done);
     let queue = frontend.queue();
     let set = queue
-        .submit(&Operation::set_regs(0, &[RegValue::new(1, 2)]))
+        .submit(&Operation::set_regs(0, &[RegValue::new(CNT, 2)]))
         .unwrap();
     let resume = queue.submit(&Operation::resume()).unwrap();
     queue.kick();
@@ -199,7 +200,7 @@ fn what_was_meant_for_one_epoch_does_not_get_into_the_next() {
     // The BEGIN is done and answered; the others were not seen.
     let (mut rig, frontend) = Rig::new(options());
     tell(&frontend, &rig, Phase::Restoring, &[0, 1, 2]);
-    let epoch = rig.vm.lock().unwrap().epoch;
+    let epoch = rig.vm.lock().unwrap().epoch();
     rig.lose(|op| match op {
         Op::RestoreBegin => Lost::No,
         _ => Lost::Unseen,
@@ -207,7 +208,7 @@ fn what_was_meant_for_one_epoch_does_not_get_into_the_next() {
     let queues = frontend.queues();
     let done = queues[0].submit(&Operation::restore_done(3)).unwrap();
     let set = queues[0]
-        .submit(&Operation::set_regs(3, &[RegValue::new(1, 2)]))
+        .submit(&Operation::set_regs(3, &[RegValue::new(CNT, 2)]))
         .unwrap();
     let run = queues[0].submit(&Operation::wait_run(3)).unwrap();
     queues[0].kick();
@@ -223,8 +224,8 @@ fn what_was_meant_for_one_epoch_does_not_get_into_the_next() {
     let vm = rig.vm.lock().unwrap();
     let again = &vm.log[vm.log.len() - 3..];
     assert!(again.iter().all(|(_, named)| *named == epoch), "{again:?}");
-    assert_eq!((vm.epoch, vm.writes), (epoch + 1, 0));
-    assert!(vm.done.is_empty());
+    assert_eq!((vm.epoch(), vm.writes), (epoch + 1, 0));
+    assert_eq!(vm.done(), 0);
 }
 
 #[test]
@@ -273,7 +274,7 @@ fn a_whole_restore_in_one_batch_is_taken_up_where_it_was() {
         assert_eq!(remaining, [3, 2, 1, 0]);
         let vm = rig.vm.lock().unwrap();
         assert_eq!(
-            (vm.phase, vm.epoch, vm.count(Op::RestoreBegin)),
+            (vm.phase(), vm.epoch(), vm.count(Op::RestoreBegin)),
             (Phase::Paused, 8, 1)
         );
     }
@@ -282,7 +283,7 @@ fn a_whole_restore_in_one_batch_is_taken_up_where_it_was() {
 #[test]
 fn vcpu_threads_wait_through_outages_and_are_answered_once() {
     const WAITING: u32 = 48;
-    let (mut rig, frontend) = Rig::new(options());
+    let (mut rig, frontend) = Rig::with_vcpus(WAITING, options(), |_| {});
     scope(|scope| {
         let (send, answers) = channel();
         for vcpu in 0..WAITING {
@@ -347,7 +348,7 @@ fn a_waiter_learns_of_an_abort_whose_cancellation_was_lost() {
                 rig.fake.wait_for_held(2);
             } else {
                 rig.fake
-                    .wait_until(|_| rig.vm.lock().unwrap().phase == Phase::Paused);
+                    .wait_until(|_| rig.vm.lock().unwrap().phase() == Phase::Paused);
                 queues[1].info(LONG).unwrap();
             }
             rig.kill();
@@ -522,7 +523,7 @@ fn the_shutdown_handle_ends_an_outage() {
 #[test]
 fn a_backend_without_the_vm_is_an_error_and_not_a_fresh_start() {
     for (phase, epoch) in [(Phase::New, 7), (Phase::New, 1), (Phase::Paused, 6)] {
-        let (mut rig, frontend) = Rig::new(options());
+        let (mut rig, frontend) = Rig::with_vcpus(8, options(), |_| {});
         scope(|scope| {
             let waiting: Vec<_> = (0..8)
                 .map(|vcpu| {
@@ -532,8 +533,7 @@ fn a_backend_without_the_vm_is_an_error_and_not_a_fresh_start() {
                 .collect();
             rig.fake.wait_for_held(8);
             rig.kill();
-            rig.set(phase, &[]);
-            rig.vm.lock().unwrap().epoch = epoch;
+            rig.set_epoch(phase, epoch, &[], 0);
             rig.revive();
             for waiting in waiting {
                 let error = waiting.join().unwrap().unwrap_err();
@@ -598,7 +598,7 @@ fn events_that_were_not_read_are_kept_and_new_ones_come_after_them() {
 #[test]
 fn polling_threads_go_on_with_the_same_descriptors() {
     use rustix::event::{PollFd, PollFlags, poll};
-    let (mut rig, mut frontend) = Rig::new(options());
+    let (mut rig, mut frontend) = Rig::with_vcpus(10, options(), |_| {});
     let events = frontend.take_events().unwrap();
     let frontend = Arc::new(frontend);
     let queue = frontend.queue();

@@ -46,7 +46,7 @@ fn aborts(rig: &Rig) -> usize {
 
 /// The model answers no WAIT_RUN that it holds: this does, now that the VM runs.
 fn release(rig: &Rig) {
-    assert_eq!(rig.vm.lock().unwrap().phase, Phase::Running);
+    assert_eq!(rig.vm.lock().unwrap().phase(), Phase::Running);
     rig.fake.release(|_| fake::ok(run_of(9).as_bytes()));
 }
 
@@ -188,7 +188,7 @@ fn one_fails(fail: impl FnOnce(&Rig, VcpuRestore), cause: impl Fn(&Error) -> boo
 fn a_vcpu_that_is_refused_ends_all_the_others_and_is_named() {
     let refuse = |rig: &Rig, mut part: VcpuRestore| {
         // As if its registers had been set before.
-        rig.vm.lock().unwrap().done.push(1);
+        rig.set(Phase::Restoring, &[1]);
         let error = part.run(LONG).unwrap_err();
         assert_eq!(failed_by(&error, refused_with(Status::Busy)), 1);
         assert_eq!(
@@ -253,9 +253,9 @@ fn a_restore_that_was_begun_meanwhile_is_not_aborted() {
     let error = part.run(LONG).unwrap_err();
     assert_eq!(failed_by(&error, refused_with(Status::Stale)), 0);
     drop((first, part));
-    assert_eq!(rig.vm.lock().unwrap().phase, Phase::Restoring);
+    assert_eq!(rig.vm.lock().unwrap().phase(), Phase::Restoring);
     drop(second);
-    assert_eq!(rig.vm.lock().unwrap().phase, Phase::Paused);
+    assert_eq!(rig.vm.lock().unwrap().phase(), Phase::Paused);
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! A VM as far as repeating requests goes: phases, epochs, who is done. It can do a request and
-//! keep the answer to itself, as a backend does that is killed just then.
+//! A VM that outlives its backends: the naive one that SPEC.md's text describes. It can serve a
+//! request and keep the answer to itself, like a backend that is killed just then.
 
 use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
@@ -8,37 +8,79 @@ use std::thread::JoinHandle;
 
 use vhost_user_backend::ShutdownHandle;
 use vhost_user_timer_frontend::{Frontend, Options};
-use vhost_user_timer_protocol::request::{Body, Request};
 use vhost_user_timer_protocol::wire::{self, RequestHeader, restore_flags};
-use vhost_user_timer_protocol::{Op, Phase, Status};
+use vhost_user_timer_protocol::{MAX_MESSAGE, Op, Phase};
+use vhost_user_timer_reference::{Ask, Profile, Reference, Waiter, whole_vcpu};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{Fake, answer, info, run_of, serve, socket_path};
+use super::{Fake, info, run_of, serve, socket_path};
 
+/// The number of vCPUs, unless a test names another.
 pub(crate) const VCPUS: u32 = 4;
+
+/// The epoch that a VM begins with here, so that another VM's can be told from it.
+const EPOCH: u64 = 7;
 
 /// When a request is lost with its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lost {
     /// Never.
     No,
-    /// After it was done.
+    /// After it was served.
     Done,
-    /// Before it was looked at.
+    /// Before it was seen.
     Unseen,
 }
 
 pub(crate) struct Vm {
-    pub(crate) phase: Phase,
-    pub(crate) epoch: u64,
-    pub(crate) autorun: bool,
-    pub(crate) done: Vec<u32>,
-    /// How often something was written, by SET_REGS or SET_VM.
+    vcpus: u32,
+    reference: Reference,
+    /// How many SET_REGS and SET_VM were granted.
     pub(crate) writes: u32,
     /// Requests as they came: operation, and epoch in the header.
     pub(crate) log: Vec<(Op, u64)>,
     /// What is lost on this connection.
     pub(crate) lost: fn(Op) -> Lost,
+}
+
+/// A VM in this phase and epoch. In RESTORING these vCPUs are done, and the others lack nothing
+/// else.
+fn reference(vcpus: u32, phase: Phase, epoch: u64, done: &[u32], flags: u32) -> Reference {
+    let profile = Profile {
+        max_vcpus: info().max_vcpus.get(),
+        request_queues: info().request_queues.get(),
+        frequency: info().frequency.get(),
+        frequency_fixed: false,
+    };
+    let mut vm = Reference::new(profile, 0, 0);
+    let mut grant = |ask: Ask| {
+        let waiter = Waiter { queue: 1, head: 0 };
+        let answer = vm.handle(&ask.bytes(), ask.room, waiter).unwrap();
+        assert_eq!(answer[..4], [0; 4], "{ask:?}");
+    };
+    grant(Ask::configure(vcpus, 0, 0));
+    let restoring = phase == Phase::Restoring;
+    for _ in 1..epoch - u64::from(restoring) {
+        grant(Ask::begin(vcpus, 0));
+        grant(Ask::abort());
+    }
+    match phase {
+        Phase::Running => grant(Ask::resume()),
+        Phase::Restoring => {
+            grant(Ask::begin(vcpus, flags));
+            let rows: Vec<_> = (0..vcpus).map(|vcpu| whole_vcpu(vcpu, [0; 6])).collect();
+            grant(Ask::set_vm(&rows));
+            for vcpu in done {
+                grant(Ask::restore_done(*vcpu));
+            }
+        }
+        _ => {}
+    }
+    if phase == Phase::New {
+        vm.reset();
+    }
+    assert_eq!((vm.phase(), vm.epoch()), (phase.code(), epoch));
+    vm
 }
 
 impl Vm {
@@ -50,97 +92,42 @@ impl Vm {
         if lost == Lost::Unseen {
             return None;
         }
-        let (status, body) = match self.perform(bytes, header.epoch.get()) {
-            Ok(body) => (Status::Ok, body?),
-            Err(status) => (status, Vec::new()),
-        };
-        let mut bytes = answer(status, self.phase.code(), &body);
-        bytes[8..16].copy_from_slice(&self.epoch.to_le_bytes());
-        (lost == Lost::No).then_some(bytes)
+        let waiter = Waiter { queue: 1, head: 0 };
+        let mut answer = self.reference.handle(bytes, MAX_MESSAGE, waiter)?;
+        let granted = answer[..4] == [0; 4];
+        self.writes += u32::from(granted && matches!(op, Op::SetRegs | Op::SetVm));
+        if granted && op == Op::WaitRun {
+            // A `run` that tells the vCPU.
+            answer[16..].copy_from_slice(run_of(header.vcpu.get()).as_bytes());
+        }
+        (lost == Lost::No).then_some(answer)
     }
 
-    /// The answer's body; `None` to wait.
-    fn perform(&mut self, bytes: &[u8], epoch: u64) -> Result<Option<Vec<u8>>, Status> {
-        let request = Request::parse(bytes)?;
-        if epoch != 0 && epoch != self.epoch {
-            return Err(Status::Stale);
-        }
-        let in_phases = |phases: &[Phase]| match phases.contains(&self.phase) {
-            true => Ok(()),
-            false => Err(Status::Busy),
-        };
-        let mut body = Vec::new();
-        match request.body {
-            Body::GetInfo => body = self.info().as_bytes().to_vec(),
-            Body::ConfigureVm(_) if self.phase == Phase::New => self.phase = Phase::Paused,
-            Body::SetVm(vcpus) => {
-                in_phases(&[Phase::Restoring])?;
-                if vcpus.iter().any(|v| self.done.contains(&v.vcpu.get())) {
-                    return Err(Status::Busy);
-                }
-                self.writes += 1;
-            }
-            Body::Pause { .. } => {
-                in_phases(&[Phase::Paused, Phase::Running])?;
-                self.phase = Phase::Paused;
-                body = run_of(0).as_bytes().to_vec();
-            }
-            Body::Resume => {
-                in_phases(&[Phase::Paused, Phase::Running])?;
-                self.phase = Phase::Running;
-                body = run_of(0).as_bytes().to_vec();
-            }
-            Body::RestoreBegin(begin) => {
-                in_phases(&[Phase::Paused, Phase::Restoring])?;
-                self.autorun = begin.flags.get() & restore_flags::AUTORUN != 0;
-                self.phase = Phase::Restoring;
-                self.epoch += 1;
-                self.done.clear();
-            }
-            Body::RestoreAbort => {
-                in_phases(&[Phase::Restoring])?;
-                self.phase = Phase::Paused;
-            }
-            Body::SetRegs(_) => {
-                // As if there were a count among them.
-                in_phases(&[Phase::Paused, Phase::Restoring])?;
-                self.writes += 1;
-                body = vec![0; 8];
-            }
-            Body::RestoreDone => {
-                in_phases(&[Phase::Restoring])?;
-                if !self.done.contains(&request.vcpu) {
-                    self.done.push(request.vcpu);
-                }
-                let remaining = VCPUS - self.done.len() as u32;
-                if remaining == 0 {
-                    let autorun = self.autorun;
-                    self.phase = if autorun {
-                        Phase::Running
-                    } else {
-                        Phase::Paused
-                    };
-                }
-                body = [remaining, 0].as_bytes().to_vec();
-            }
-            Body::WaitRun => {
-                if self.phase != Phase::Running {
-                    return Ok(None);
-                }
-                body = run_of(request.vcpu).as_bytes().to_vec();
-            }
-            _ => {}
-        }
-        Ok(Some(body))
+    pub(crate) fn phase(&self) -> Phase {
+        Phase::from_code(self.reference.phase()).unwrap()
     }
 
+    pub(crate) fn epoch(&self) -> u64 {
+        self.reference.epoch()
+    }
+
+    /// How many vCPUs are done in the open restore.
+    pub(crate) fn done(&self) -> usize {
+        self.vcpus as usize - self.reference.missing().len()
+    }
+
+    /// What the config space says.
     fn info(&self) -> wire::Info {
-        wire::Info {
-            phase: self.phase.code().into(),
-            epoch: self.epoch.into(),
-            vcpus: VCPUS.into(),
-            ..info()
-        }
+        let mut vm = self.reference.clone();
+        let ask = Ask::get_info();
+        let answer = vm.handle(&ask.bytes(), ask.room, Waiter { queue: 1, head: 0 });
+        wire::Info::read_from_bytes(&answer.unwrap()[16..]).unwrap()
+    }
+
+    /// A device state is loaded: the VM is RESTORING in a new epoch.
+    pub(crate) fn load(&mut self) {
+        let epoch = self.epoch() + 1;
+        self.reference = reference(self.vcpus, Phase::Restoring, epoch, &[], 0);
     }
 
     /// How often an operation came.
@@ -164,11 +151,17 @@ impl Rig {
     }
 
     pub(crate) fn with(options: Options, change: impl FnOnce(&mut Fake)) -> (Self, Frontend) {
+        Self::with_vcpus(VCPUS, options, change)
+    }
+
+    pub(crate) fn with_vcpus(
+        vcpus: u32,
+        options: Options,
+        change: impl FnOnce(&mut Fake),
+    ) -> (Self, Frontend) {
         let vm = Arc::new(Mutex::new(Vm {
-            phase: Phase::Paused,
-            epoch: 7,
-            autorun: false,
-            done: Vec::new(),
+            vcpus,
+            reference: reference(vcpus, Phase::Paused, EPOCH, &[], 0),
             writes: 0,
             log: Vec::new(),
             lost: |_| Lost::No,
@@ -213,10 +206,21 @@ impl Rig {
         self.serving = serve(self.fake.clone(), &self.path);
     }
 
+    /// The VM is in this phase, with these vCPUs done if it is RESTORING.
     pub(crate) fn set(&self, phase: Phase, done: &[u32]) {
+        let epoch = self.vm.lock().unwrap().epoch();
+        self.set_epoch(phase, epoch, done, 0);
+    }
+
+    /// As [`set`](Self::set), in a restore with AUTORUN.
+    pub(crate) fn set_autorun(&self, done: &[u32]) {
+        let epoch = self.vm.lock().unwrap().epoch();
+        self.set_epoch(Phase::Restoring, epoch, done, restore_flags::AUTORUN);
+    }
+
+    pub(crate) fn set_epoch(&self, phase: Phase, epoch: u64, done: &[u32], flags: u32) {
         let mut vm = self.vm.lock().unwrap();
-        vm.phase = phase;
-        vm.done = done.to_vec();
+        vm.reference = reference(vm.vcpus, phase, epoch, done, flags);
     }
 
     pub(crate) fn lose(&self, lost: fn(Op) -> Lost) {
