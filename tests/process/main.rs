@@ -1,5 +1,6 @@
-//! The process and the library together: launching, the gate, stragglers, the time page.
+//! The process and the library together: launching, the gate, restores, the examples, the time page.
 
+mod examples;
 mod gate;
 mod launch;
 mod polling;
