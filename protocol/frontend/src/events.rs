@@ -3,8 +3,8 @@
 //! The buffers are posted by the library, and again as soon as an event was read from them, in
 //! batches. While none is posted the backend keeps its events; none is lost.
 //!
-//! Over a reconnect events come at least once: those that were written and not read stay where they are,
-//! their buffers are not posted on the new connection until they were read, and the backend
+//! Over a reconnect events come at least once: those that were written and not read stay where they
+//! are, their buffers are not posted on the new connection until they were read, and the backend
 //! tells every line that stands high again (SPEC.md, "Events").
 
 use std::collections::VecDeque;

@@ -1,97 +1,116 @@
-//! The frontend library: what a VMM links to have its VM's timers kept by a backend process.
+//! The frontend library: what a VMM links to keep its VM's timers in a backend process.
 //!
-//! [`Frontend`] connects, does the vhost-user handshake, and owns the memory shared with
-//! the backend and the rings in it. From it come
+//! A VM has one counter offset, and no vCPU may run before it is known. This library and its
+//! backend, `vhost-user-timer`, guarantee both: after a restore no vCPU runs before **every** vCPU
+//! has its timer registers back, and all of them run with the same offset.
 //!
-//! - [`RequestQueue`]s: every operation of the protocol, from any thread;
-//! - an [`EventStream`]: timers that expired, phases that changed;
-//! - a [`TimePage`]: the clocks without a request;
-//! - a [`ShutdownHandle`]: ends every wait.
+//! # From the first line to a running VM
 //!
-//! What holds throughout:
+//! [`Frontend::connect`] does the vhost-user handshake and owns the memory shared with the backend.
+//! From a [`Frontend`] come
 //!
-//! - Every wait ends: at its [`Deadline`], when the backend dies (at once), or by the shutdown
-//!   handle. That goes for connecting and for control messages too ([`Options::timeout`]).
-//! - The backend is not trusted. Whatever it writes to the shared memory, the worst that comes
-//!   of it is an [`Error::Protocol`], and the end of that queue.
-//! - There is no thread of the library's own, except for the length of a control message. When
-//!   the frontend and all that came from it are dropped, no descriptor and no mapping is left.
+//! | | for |
+//! |---|---|
+//! | [`Restore`] | a restore as one object: a part for each vCPU's thread, aborted if any fails |
+//! | [`RequestQueue`] | every operation of the protocol, from any thread |
+//! | [`EventStream`] | timers that expired, phases that changed |
+//! | [`TimePage`] | the guest's counts, and waiting to run, without a request |
+//! | [`ShutdownHandle`] | ending every wait |
 //!
-//! Losing the connection changes nothing in the VM: a new frontend finds it as it was. With
-//! [`Options::reconnect`] there need not be a new one.
+//! A VM's life is four phases: NEW, until [`configure`](RequestQueue::configure) fixes its vCPUs;
+//! PAUSED and RUNNING, by [`pause`](RequestQueue::pause) and [`resume`](RequestQueue::resume); and
+//! RESTORING, while a restore is open. A restore opens a new *epoch*; a request that names an older
+//! one is refused.
+//!
+//! # What always holds
+//!
+//! - Every wait ends: at its [`Deadline`], at once when the backend dies, or by the shutdown
+//!   handle. Connecting and control messages take [`Options::timeout`] at most.
+//! - The backend is not trusted. Whatever it writes to the shared memory, the worst result is an
+//!   [`Error::Protocol`] and the end of that queue.
+//! - The library has no thread of its own, except for the length of a control message. When the
+//!   frontend and all that came from it are dropped, no descriptor and no mapping is left.
+//! - A lost connection changes nothing in the VM: the next frontend finds it as it was. With
+//!   [`Options::reconnect`] this one goes on.
+//! - An error says what to do about it by its type: a [`Refusal`] changed nothing, and
+//!   [`Error::ends_queue`] tells whether the queue is of further use.
 //!
 //! # Saving on one host and restoring on another
 //!
-//! The guarantee that this is all about: on the destination no vCPU runs before every one of
-//! them has its timers back, and all of them run with the same offset.
-//!
 //! ```no_run
+//! use std::thread;
 //! use std::time::Duration;
-//! use vhost_user_timer_frontend::{
-//!     Deadline, Error, Options, RestoreOptions, SavedVm, Frontend,
-//! };
+//!
+//! use vhost_user_timer_frontend::{Error, Frontend, Options, RestoreOptions, SavedVm};
 //!
 //! const SECOND: Duration = Duration::from_secs(1);
 //!
-//! /// On the source, once no vCPU runs any more.
-//! fn save(frontend: &Frontend) -> Result<SavedVm, Error> {
-//!     let queue = frontend.queue();
-//!     queue.pause(SECOND)?;
-//!     queue.save(SECOND)
+//! /// On the source, once no vCPU runs any more: bytes for the migration stream.
+//! fn save(frontend: &Frontend) -> Result<Vec<u8>, Error> {
+//!     frontend.queue().pause(SECOND)?;
+//!     Ok(frontend.save(SECOND)?.to_bytes())
 //! }
 //!
-//! /// On the destination.
-//! fn restore(saved: &SavedVm) -> Result<(), Error> {
+//! /// On the destination. If a vCPU cannot be restored, none runs, and the error names it.
+//! fn restore(bytes: &[u8]) -> Result<(), Error> {
+//!     let saved = SavedVm::from_bytes(bytes)?;
 //!     let frontend = Frontend::connect("/run/vm1/timer.sock", Options::default())?;
-//!     let queue = frontend.queue();
-//!     let vcpus = saved.vcpus().len() as u32;
-//!     queue.configure(vcpus, saved.abi(), Some(saved.frequency()), SECOND)?;
-//!     let options = RestoreOptions::default().autorun(true).timeout(10 * SECOND);
-//!     queue.restore_begin(options, SECOND)?;
-//!
-//!     // Each vCPU thread restores its own registers, in whatever order they come.
-//!     std::thread::scope(|scope| {
-//!         for vcpu in saved.vcpus() {
-//!             let queue = frontend.queue_of(vcpu.index());
-//!             scope.spawn(move || -> Result<(), Error> {
-//!                 queue.restore_vcpu(vcpu, SECOND)?;
-//!                 let run = queue.wait_run(vcpu.index(), Deadline::NEVER)?;
-//!                 println!("running with cntvoff {:#x}", run.cntvoff);
-//!                 // KVM_ARM_SET_COUNTER_OFFSET, KVM_RUN, …
-//!                 Ok(())
-//!             });
-//!         }
-//!     });
-//!     Ok(())
+//!     let restore = frontend.restore(&saved, RestoreOptions::default())?;
+//!     thread::scope(|scope| {
+//!         // Each vCPU's thread brings its registers back and waits for all the others.
+//!         let vcpus: Vec<_> = restore
+//!             .vcpus()
+//!             .map(|mut vcpu| {
+//!                 scope.spawn(move || -> Result<(), Error> {
+//!                     let run = vcpu.run(20 * SECOND)?;
+//!                     println!("vCPU {} runs with cntvoff {:#x}", vcpu.index(), run.cntvoff);
+//!                     // KVM_RUN, …
+//!                     Ok(())
+//!                 })
+//!             })
+//!             .collect();
+//!         restore.finish(10 * SECOND)?;
+//!         // All registers are back and no vCPU runs yet: now KVM_ARM_SET_COUNTER_OFFSET, then
+//!         frontend.queue().resume(SECOND)?;
+//!         vcpus
+//!             .into_iter()
+//!             .try_for_each(|vcpu| vcpu.join().expect("a vCPU thread panicked"))
+//!     })
 //! }
 //! # let _ = (save, restore);
 //! ```
 //!
+//! [`SavedVm`] is plain data with a byte form of its own; with the feature `serde` it goes into the
+//! VMM's own formats. A VMM that has read the registers from KVM builds one by
+//! [`SavedVcpu::from_regs`].
+//!
 //! # A backend that comes back
 //!
-//! With [`Options::reconnect`] a lost connection is no error: whoever waits for an answer connects
-//! again, for as long as [`Reconnect`] and his own deadline let him, and waits on. What had no answer is
-//! asked again, and each answer is got once:
+//! With [`Options::reconnect`] a lost connection is no error: the thread that waits for an answer
+//! connects again, for as long as [`Reconnect`] and its own deadline allow, and waits on. Requests
+//! that had no answer are sent again, and each answer arrives once:
 //!
-//! - A thread in [`wait_run`](RequestQueue::wait_run) when the backend is killed gets its answer from
-//!   the one that comes next, which needs the former one's state file; without the VM's
-//!   state everything ends with [`Error::StateLost`].
-//! - To do a request twice is the same as to do it once, or the library sees that it was done and does
-//!   not: [`Reconnect`] says which, for each operation. Where it cannot be told there is
-//!   [`Error::Uncertain`], which takes two threads that contradict each other.
+//! - A thread in [`wait_run`](RequestQueue::wait_run) when the backend is killed gets its answer
+//!   from the next backend, which needs the state file of the previous one. Without the VM's state,
+//!   everything ends with [`Error::StateLost`].
+//! - A request that is carried out twice has the effect of one, or the library sees that it was
+//!   carried out and does not repeat it: [`Reconnect`] says which, for each operation. Where that
+//!   cannot be known the error is [`Error::Uncertain`], which takes two threads that contradict
+//!   each other.
 //! - Requests and events of the outage wait for its end: submitting does not fail.
-//! - Events come at least once, and may be told again.
-//! - The time page stands still in the outage, and cannot be read from its end until the new backend has
-//!   written it. Who [waits by it](RequestQueue::wait_run_by_page) is in `wait_run` as well.
-//! - A device state's save is done anew, a load if it was not done; the parts of which a VMM
-//!   makes its own fail with [`Error::Disconnected`].
+//! - Each event arrives at least once; it may arrive again.
+//! - The time page does not change during the outage. From its end on it cannot be read until the
+//!   new backend has written it. Threads that [wait by it](RequestQueue::wait_run_by_page) are in
+//!   `wait_run` as well.
+//! - The save of a device state starts over, a load does if it was not done; the steps from which a
+//!   VMM builds its own transfer fail with [`Error::Disconnected`].
 //!
-//! A VMM that only polls has nobody who waits: it gives
+//! If all threads of a VMM only poll, none of them waits: give
 //! [`keep_connected`](Frontend::keep_connected) a thread.
 //!
 //! ```no_run
 //! # use std::time::Duration;
-//! # use vhost_user_timer_frontend::{Error, Options, Reconnect, Frontend};
+//! # use vhost_user_timer_frontend::{Error, Frontend, Options, Reconnect};
 //! # fn connect() -> Result<Frontend, Error> {
 //! let patience = Duration::from_secs(60);
 //! let options = Options::default().reconnect(Reconnect::default().patience(patience));
@@ -104,12 +123,12 @@
 //!
 //! ```no_run
 //! # use std::time::Duration;
-//! # use vhost_user_timer_frontend::{Error, HostClock, Frontend};
+//! # use vhost_user_timer_frontend::{Error, Frontend, HostClock};
 //! # const SECOND: Duration = Duration::from_secs(1);
 //! # fn by_page(frontend: &Frontend, vcpu: u32) -> Result<(), Error> {
 //! let queue = frontend.queue_of(vcpu);
 //! frontend.time_page().start(queue, SECOND)?;
-//! // Of a backend with `--counter-source monotonic`.
+//! // For a backend with `--counter-source monotonic`.
 //! let clock = queue.guest_clock(HostClock::MONOTONIC, SECOND)?;
 //! let offsets = queue.wait_run_by_page(vcpu, 10 * SECOND)?;
 //! println!("running with cntvoff {:#x}", offsets.cntvoff);
@@ -122,10 +141,13 @@
 //!
 //! # Many requests, one kick
 //!
+//! An [`Operation`] is a request as a value. [`submit`](RequestQueue::submit) puts it on the ring
+//! and returns a [`Ticket`]; [`kick`](RequestQueue::kick) notifies the backend of all of them at
+//! once.
+//!
 //! ```no_run
 //! # use std::time::Duration;
-//! # use vhost_user_timer_frontend::{Operation, Error, RequestQueue};
-//! # use vhost_user_timer_protocol::{Abi, Register};
+//! # use vhost_user_timer_frontend::{Abi, Error, Operation, Register, RequestQueue};
 //! fn compare_values(queue: &RequestQueue, vcpus: u32) -> Result<Vec<u64>, Error> {
 //!     let ids = [Register::TimerCval.id(Abi::Arm64)];
 //!     let tickets = (0..vcpus)
@@ -139,6 +161,9 @@
 //! }
 //! # let _ = compare_values;
 //! ```
+//!
+//! The folder `examples` has whole programs: `save_restore`, `event_loop`, `reconnect`,
+//! `time_page`.
 
 mod answers;
 mod connection;
@@ -193,8 +218,8 @@ use vhost_user_timer_protocol::{EVENT_QUEUE, FIRST_REQUEST_QUEUE};
 
 /// A timer backend, which serves one VM.
 ///
-/// To drop it is to [`close`](Self::close) it, which takes [`Options::timeout`] at most: queues
-/// that are still held elsewhere fail with [`Error::ShutDown`] from then on.
+/// Dropping it [closes](Self::close) it, which takes [`Options::timeout`] at most. Queues that are
+/// still held elsewhere fail with [`Error::ShutDown`] from then on.
 pub struct Frontend {
     session: Arc<Session>,
     queues: Vec<RequestQueue>,
@@ -307,13 +332,13 @@ impl Frontend {
         &self.queues[0]
     }
 
-    /// The queue for a vCPU's requests: spreads vCPUs evenly over the queues. Any queue will do,
-    /// though.
+    /// The queue for a vCPU's requests, which spreads vCPUs evenly over the queues. Any other queue
+    /// works as well.
     pub fn queue_of(&self, vcpu: u32) -> &RequestQueue {
         &self.queues[vcpu as usize % self.queues.len()]
     }
 
-    /// The VM's events. There is one stream: the first call gets it.
+    /// Takes the stream of the VM's events. There is one: later calls return `None`.
     pub fn take_events(&mut self) -> Option<EventStream> {
         self.stream.take()
     }
@@ -323,13 +348,13 @@ impl Frontend {
         self.session.page.clone()
     }
 
-    /// What ends every wait of this frontend.
+    /// The handle that ends every wait of this frontend.
     pub fn shutdown_handle(&self) -> ShutdownHandle {
         self.session.watch.shutdown.clone()
     }
 
-    /// The device's config space: the VM as GET_INFO tells it, by a control message and so
-    /// without a queue; `host_count` is 0 there.
+    /// Reads the device's config space: what GET_INFO answers, by a control message instead of a
+    /// queue; `host_count` is 0 there.
     ///
     /// # Errors
     ///
@@ -343,8 +368,8 @@ impl Frontend {
             .exchange(self.session.timeout.into(), Connection::config)
     }
 
-    /// Puts the VM back to NEW. The queues go on; a request in flight may be answered before or
-    /// after it, or be refused.
+    /// Resets the device: the VM is NEW again. The queues go on; a request in flight may be
+    /// answered before or after the reset, or be refused.
     ///
     /// # Errors
     ///
@@ -365,9 +390,9 @@ impl Frontend {
         Ok(())
     }
 
-    /// Reconnects whenever the connection is lost, until there is nothing more to do, and
-    /// returns why. For a thread of its own, in a VMM whose other threads only poll; where
-    /// they wait for answers, they do it themselves.
+    /// Reconnects whenever the connection is lost, until that is no longer possible, and returns
+    /// why. It is for a thread of its own, in a VMM whose other threads only poll: threads that
+    /// wait for answers reconnect themselves.
     pub fn keep_connected(&self) -> Error {
         let watch = &self.session.watch;
         loop {
@@ -406,7 +431,7 @@ impl Frontend {
             return Ok(());
         }
         let shutdown = &self.session.watch.shutdown;
-        // One who has shut the frontend down himself is in a hurry, or knows the backend hung.
+        // A caller that has used the handle before is in a hurry, or knows that the backend hangs.
         let in_a_hurry = shutdown.was_used();
         shutdown.shut_down();
         let connection = self.session.connection();
@@ -424,8 +449,8 @@ impl AsFd for Frontend {
     /// The control socket, for an event loop: it reports a hang-up (`POLLHUP`, `POLLRDHUP`) when
     /// the backend is gone. It must not be read.
     ///
-    /// After a reconnect the same number is another socket: poll() sees that, an epoll instance
-    /// needs to be told (`EPOLL_CTL_ADD`).
+    /// After a reconnect the same number is another socket. poll() notices; in an epoll instance it
+    /// must be registered again (`EPOLL_CTL_ADD`).
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.session.watch.as_fd()
     }
@@ -433,7 +458,7 @@ impl AsFd for Frontend {
 
 impl Drop for Frontend {
     fn drop(&mut self) {
-        // The connection ends either way; nobody is left to be told how.
+        // The connection ends either way, and nobody is left to tell how.
         let _ = self.stop();
     }
 }

@@ -276,8 +276,8 @@ impl Session {
         }
     }
 
-    /// The connection was lost just now. If nothing was answered on it, the outage before goes on: a
-    /// backend that falls over what it is asked must not be asked for ever.
+    /// The connection was lost just now. If nothing was answered on it, the outage before goes on:
+    /// a backend that falls over what it is asked must not be asked for ever.
     fn outage(&self, left: Option<PatienceLeft>, policy: &Reconnect) -> Outage {
         for ring in self.rings() {
             ring.suspend();

@@ -1,7 +1,8 @@
 //! Deadlines, shutting down, and what ends every sleep.
 //!
-//! Every sleep here, and in [`wait_set`](super::wait_set), ends: by what was waited for, at its deadline, when the backend closes the
-//! connection (as the kernel does for a backend that dies), or by a [`ShutdownHandle`].
+//! Every sleep here, and in [`wait_set`](super::wait_set), ends: by what was waited for, at its
+//! deadline, when the backend closes the connection (as the kernel does for a backend that dies),
+//! or by a [`ShutdownHandle`].
 
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};

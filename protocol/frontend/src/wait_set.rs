@@ -1,10 +1,10 @@
 //! What the threads of one queue sleep on, one at a time.
 //!
-//! An epoll instance knows the descriptors that end a sleep, which costs less than to name them each
-//! time. The call eventfd and a timerfd are edge-triggered in it, so that nobody has to read them. And
-//! the timerfd is set only where it would go off too late: mostly a deadline is later than the one
-//! before, and all of them but the first cost nothing. What it goes off for then is a sleep that ended
-//! long ago; somebody wakes for nothing and sets it anew.
+//! An epoll instance knows the descriptors that end a sleep, which costs less than to name them
+//! each time. The call eventfd and a timerfd are edge-triggered in it, so that nobody has to read
+//! them. And the timerfd is set only where it would go off too late: mostly a deadline is later
+//! than the one before, and all of them but the first cost nothing. What it goes off for then is a
+//! sleep that ended long ago; somebody wakes for nothing and sets it anew.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -72,8 +72,8 @@ impl WaitSet {
     }
 
     /// Sleeps until there was a call since the last sleep, the deadline passes or the connection
-    /// fails. It may say that there was a call where there was none, and where the deadline has passed
-    /// there may have been one.
+    /// fails. It may say that there was a call where there was none, and where the deadline has
+    /// passed there may have been one.
     pub(crate) fn sleep(
         &self,
         watch: &ConnectionWatch,

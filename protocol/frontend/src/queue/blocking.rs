@@ -189,9 +189,9 @@ impl RequestQueue {
     ///
     /// Any number of vCPU threads can wait on one queue; other requests go by them. After
     /// [`Error::TimedOut`] a thread may wait again: that takes up the same request. A new restore
-    /// ends the wait with [`Status::Stale`](vhost_user_timer_protocol::Status::Stale), its being given up with
-    /// [`Status::Canceled`](vhost_user_timer_protocol::Status::Canceled), its time-out with
-    /// [`Status::TimedOut`](vhost_user_timer_protocol::Status::TimedOut).
+    /// ends the wait with [`Status::Stale`](vhost_user_timer_protocol::Status::Stale), its being
+    /// given up with [`Status::Canceled`](vhost_user_timer_protocol::Status::Canceled), its
+    /// time-out with [`Status::TimedOut`](vhost_user_timer_protocol::Status::TimedOut).
     pub fn wait_run(&self, vcpu: u32, deadline: impl Into<Deadline>) -> Result<Run, Error> {
         self.perform(&Operation::wait_run(vcpu), deadline)
     }

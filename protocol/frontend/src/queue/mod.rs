@@ -1,14 +1,14 @@
 //! A request queue: many threads, one ring.
 //!
-//! Guarantees: an answer goes to the one who asked, however the backend orders them; a thread
-//! that waits is woken by its own answer, its deadline, or the queue's end, and by little else (one that
-//! waits to run, by any answer to one that does);
-//! small requests allocate nothing; and WAIT_RUNs, however many, never keep another request out.
+//! Guarantees: an answer goes to the one who asked, however the backend orders them; a thread that
+//! waits is woken by its own answer, its deadline, or the queue's end, and by little else (one that
+//! waits to run, by any answer to one that does); small requests allocate nothing; and WAIT_RUNs,
+//! however many, never keep another request out.
 //!
 //! Of the threads that wait, one at a time leads: it sleeps on the call eventfd and hands the
-//! others their answers; the others sleep on condition variables, one per slot, and one for all that
-//! wait to run. A leader that
-//! leaves makes another one lead. There is no thread of the library's own.
+//! others their answers; the others sleep on condition variables, one per slot, and one for all
+//! that wait to run. A leader that leaves makes another one lead. There is no thread of the
+//! library's own.
 //!
 //! A request that its caller gives up stays with the backend, and its slot taken, until it is
 //! answered: there is no cancelling on the wire. A WAIT_RUN given up is taken over by the next
@@ -211,8 +211,8 @@ impl RequestQueue {
         let failure = shared.session.watch.failure()?;
         let failure = failure.and_then(|failure| shared.session.outlive(failure, generation, now));
         let mut state = shared.lock();
-        // Before the ring is looked at: what comes after that look makes it readable again. A leader
-        // may miss a call by this.
+        // Before the ring is looked at: what comes after that look makes it readable again. A
+        // leader may miss a call by this.
         drain(&shared.call);
         loop {
             shared.reap(&mut state);

@@ -52,8 +52,8 @@ impl Wakes {
 pub(super) struct State {
     pub(super) ring: Ring,
     pub(super) slots: Box<[Slot]>,
-    /// By slot, what its descriptors say: the bytes of the request, those of the answer, and whether
-    /// they are in the large buffers.
+    /// By slot, what its descriptors say: the bytes of the request, those of the answer, and
+    /// whether they are in the large buffers.
     pub(super) laid: Box<[Option<(u32, u32, bool)>]>,
     free: Vec<u16>,
     large_taken: bool,
@@ -74,8 +74,9 @@ pub(super) struct State {
     pub(super) want_room: [usize; 3],
     /// How many threads wait for a slot's answer without leading.
     pub(super) followers: usize,
-    /// What the leader waits for: the thread that sleeps on the call eventfd. Whoever else reads the
-    /// eventfd or moves used_event sees to it that the leader does not sleep on over its answer.
+    /// What the leader waits for: the thread that sleeps on the call eventfd. Whoever else reads
+    /// the eventfd or moves used_event sees to it that the leader does not sleep on over its
+    /// answer.
     pub(super) leader: Option<Await>,
     pub(super) failure: Option<Failure>,
     /// Who is to be woken when the lock is free.

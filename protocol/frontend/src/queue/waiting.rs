@@ -145,8 +145,8 @@ impl Shared {
         }
     }
 
-    /// Wakes the leader, who sleeps on the call eventfd, where somebody else has found what it waits
-    /// for, or that it waits for nothing any more.
+    /// Wakes the leader, who sleeps on the call eventfd, where somebody else has found what it
+    /// waits for, or that it waits for nothing any more.
     pub(super) fn call_leader(&self, state: &State) {
         if let Some(what) = state.leader
             && (state.has(what) || state.failure.is_some())

@@ -18,14 +18,14 @@ const PROOFS: u32 = 3;
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum HostClock {
-    /// The backend's `--counter-source`, and no anchor. A counter whose frequency is measured needs the
-    /// backend's frequency ([`HostCounter::at_rate`]): what GET_INFO says in NEW, unless the backend
-    /// was given another one by `--counter-frequency`.
+    /// The backend's `--counter-source`, and no anchor. A counter whose frequency is measured needs
+    /// the backend's frequency ([`HostCounter::at_rate`]): what GET_INFO says in NEW, unless the
+    /// backend was given another one by `--counter-frequency`.
     Counter(HostCounter),
     /// What SET_COUNTER_ANCHOR said last, whatever the source.
     Anchored(Anchor),
-    /// Another source, and no anchor: reads it, in ticks of the frequency (Hz) that is the argument.
-    /// It should read the counter after everything before it in program order.
+    /// Another source, and no anchor: reads it, in ticks of the frequency (Hz) that is the
+    /// argument. It should read the counter after everything before it in program order.
     Function(fn(u64) -> u64),
 }
 
@@ -116,12 +116,14 @@ impl RequestQueue {
 impl GuestClock {
     /// The counts of now.
     ///
-    /// It takes a reading of the clock and some tens of nanoseconds. While the VM has one pair of offsets, and over
-    /// pauses, a count never goes back from one reading to the next, on whichever thread.
+    /// It takes a reading of the clock and some tens of nanoseconds. While the VM has one pair of
+    /// offsets, and over pauses, a count never goes back from one reading to the next, on whichever
+    /// thread.
     ///
-    /// `None` where the page cannot be read ([`TimePage::read`]), in NEW, and for good once the host
-    /// counter may be another one: after [`set_counter_anchor`](RequestQueue::set_counter_anchor), a
-    /// reset, or the load of a device state. GET_INFO and GET_REGS tell then.
+    /// `None` where the page cannot be read ([`TimePage::read`]), in NEW, and for good once the
+    /// host counter may be another one: after
+    /// [`set_counter_anchor`](RequestQueue::set_counter_anchor), a reset, or the load of a device
+    /// state. GET_INFO and GET_REGS tell then.
     pub fn counts(&self) -> Option<Counts> {
         let page: &TimePage = &self.session.page;
         for _ in 0..SPINS {

@@ -67,9 +67,9 @@ pub struct PageTime {
 /// writes for unusually long.
 ///
 /// It does not notice a lost connection: without [`Options::reconnect`](super::Options::reconnect)
-/// it goes on to say what was true when the connection was lost. With it, that is true until there is
-/// a new connection, since only the frontend changes the VM; from then on the page says nothing until
-/// the new backend has written it.
+/// it goes on to say what was true when the connection was lost. With it, that is true until there
+/// is a new connection, since only the frontend changes the VM; from then on the page says nothing
+/// until the new backend has written it.
 #[derive(Clone)]
 pub struct TimePage {
     memory: Arc<SharedMemory>,

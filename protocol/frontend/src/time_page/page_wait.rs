@@ -1,11 +1,11 @@
 //! Waiting for RUNNING by the time page.
 //!
-//! Threads that find the VM in the same state wait together, in a [`SharedWait`]. A shared has one WAIT_RUN
-//! under way, whose ticket one of the threads waits for: it leads. The others sleep on the page's
-//! futex, and go when the page says RUNNING. So what the page cannot tell, all of them learn from the
-//! one request, which was there for as long as any of them: that the restore was aborted or timed out,
-//! that the backend is gone, that it came back. A leader that leaves, or has an answer, makes the
-//! others look again, and one of them leads.
+//! Threads that find the VM in the same state wait together, in a [`SharedWait`]. A shared has one
+//! WAIT_RUN under way, whose ticket one of the threads waits for: it leads. The others sleep on the
+//! page's futex, and go when the page says RUNNING. So what the page cannot tell, all of them learn
+//! from the one request, which was there for as long as any of them: that the restore was aborted
+//! or timed out, that the backend is gone, that it came back. A leader that leaves, or has an
+//! answer, makes the others look again, and one of them leads.
 
 use std::sync::{Arc, Mutex, OnceLock, TryLockError, Weak};
 use std::time::Duration;
