@@ -31,8 +31,15 @@ fn golden() -> Saved {
     }
 }
 
+/// The folder of this crate's Cargo.toml. It is looked up when the test runs, so that the program
+/// can run elsewhere than it was built.
+fn manifest_dir() -> PathBuf {
+    let folder = std::env::var_os("CARGO_MANIFEST_DIR");
+    folder.expect("CARGO_MANIFEST_DIR: cargo sets it").into()
+}
+
 fn stream() -> Vec<u8> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/clock-state");
+    let folder = manifest_dir().join("tests/data/clock-state");
     let path = folder.join(FILE);
     if std::env::var_os("VUT_WRITE_GOLDEN").is_some() && !path.exists() {
         std::fs::write(&path, encode(&golden())).unwrap();

@@ -11,9 +11,16 @@ use vhost_user_timer::state::stream::{decode, encode};
 use vhost_user_timer_model::vm::{Effects, Now, Profile, Saved, SavedTimer, Vm};
 use vhost_user_timer_protocol::{Abi, Phase};
 
+/// The folder of this crate's Cargo.toml. It is looked up when the test runs, so that the program
+/// can run elsewhere than it was built.
+fn manifest_dir() -> PathBuf {
+    let folder = std::env::var_os("CARGO_MANIFEST_DIR");
+    folder.expect("CARGO_MANIFEST_DIR: cargo sets it").into()
+}
+
 fn folder() -> PathBuf {
     static WRITTEN: Once = Once::new();
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/device-state");
+    let folder = manifest_dir().join("tests/data/device-state");
     WRITTEN.call_once(|| {
         let asked = std::env::var_os("VUT_WRITE_GOLDEN").is_some();
         for (name, saved) in golden() {

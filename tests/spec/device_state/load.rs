@@ -284,7 +284,9 @@ fn what_was_loaded_survives_a_kill() {
 }
 
 fn every_golden_stream_is_loaded_by_a_real_backend() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../backend/tests/data/device-state");
+    // Looked up when the test runs, so that the program can run elsewhere than it was built.
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it");
+    let folder = Path::new(&manifest).join("../backend/tests/data/device-state");
     let mut loaded = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();

@@ -9,15 +9,11 @@ use super::rig::{Ask, HZ, Rig};
 use crate::vm::Timeline;
 use Register::{PtimerCnt, TimerCnt, TimerCtl, TimerCval};
 
-const MEASURED: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/../../tests/data/kvm-arm64-7.3.4.jsonl"
-);
+const MEASURED: &str = include_str!("../../../../../tests/data/kvm-arm64-7.3.4.jsonl");
 
 /// All measurements of one case, at least one.
 fn measured(case: &str) -> Vec<Value> {
-    let lines = std::fs::read_to_string(MEASURED).expect(MEASURED);
-    let all = lines
+    let all = MEASURED
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap());
     let of_case: Vec<_> = all.filter(|value| value["case"] == case).collect();
