@@ -7,7 +7,8 @@ use std::time::Duration;
 use criterion::{BatchSize, Bencher, BenchmarkId, Criterion, Throughput};
 use vhost_user_timer_kit::reference::Ask;
 use vhost_user_timer_model::rtc::{
-    ClockKind, Counter, Effects as RtcEffects, Rtc, Sample, wire as rtc,
+    ClockKind, Counter, Effects as RtcEffects, Request as RtcRequest, Rtc, Sample, Sampled,
+    wire as rtc,
 };
 use vhost_user_timer_model::vm::{Effects, Handled, Incoming, Now, Profile, Token, Vm};
 use vhost_user_timer_protocol::{MAX_MESSAGE, Register, Role, wire};
@@ -197,7 +198,9 @@ fn read(criterion: &mut Criterion) {
             now.utc_ns += 100;
             now.monotonic_ns += 100;
             let request = black_box(request.as_bytes());
-            clocks.handle(request, rtc::MAX_RESPONSE, &now, &mut effects);
+            let request = RtcRequest::parse(request);
+            let now = Sampled::All(now);
+            clocks.handle(&request, rtc::MAX_RESPONSE, &now, &mut effects);
         });
     });
     assert_eq!(effects.response.first(), Some(&0), "it was not refused");

@@ -41,14 +41,15 @@ pub mod wire;
 mod tests;
 
 pub use alarm::AlarmState;
-pub use clock::{ClockKind, Counter, Sample};
+pub use clock::{ClockKind, Counter, HostClock, Needs, Sample, Sampled};
 pub use record::{BadRecord, RtcRecord};
+pub use request::Request;
 pub use saved::{LoadError, Saved, SavedClock};
 
 use alarm::Alarm;
 use clock::Monotonic;
 use cross::Cross;
-use request::{Ask, Request};
+use request::{Operation, Parsed};
 use wire::Status;
 use zerocopy::{Immutable, IntoBytes};
 
@@ -57,19 +58,6 @@ pub const MAX_CLOCKS: usize = 8;
 
 /// The farthest expiry, ns: the end of the kernel's time.
 const FAR: u64 = i64::MAX as u64;
-
-/// What the shell is to sample for a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wants {
-    /// Nothing: the sample is not looked at.
-    Nothing,
-    /// What this clock follows, and nothing else.
-    Clock(ClockKind),
-    /// The host's clocks; the counter is not looked at.
-    Time,
-    /// The host's clocks and the guest's counter, of one instant.
-    Cross,
-}
 
 /// What came of calls into the model, for the shell to carry out. It is reused from call to
 /// call, so that nothing is allocated for a request.
@@ -120,33 +108,32 @@ impl Rtc {
         self.has_alarms = alarm;
     }
 
-    /// What [`handle`](Self::handle) will look at for this request.
-    pub fn wants(&self, request: &[u8]) -> Wants {
-        let request = Request::parse(request);
-        // Other clocks matter to alarms alone.
-        if let Some(id) = request.clock_that_is_read()
+    /// What [`handle`](Self::handle) is to be given for this request.
+    pub fn needs(&self, request: &Request) -> Needs {
+        // An enabled alarm is to be found expired by this request's time, and needs its own clock.
+        if let Some(id) = request.0.clock_that_is_read()
             && let Some(clock) = self.clocks.get(id)
             && !self.has_alarms_enabled()
         {
-            return Wants::Clock(clock.kind);
+            return Needs::Clock(clock.kind.follows());
         }
-        request.wants()
+        request.0.needs()
     }
 
     fn has_alarms_enabled(&self) -> bool {
         self.clocks.iter().any(|clock| clock.alarm.enabled())
     }
 
-    /// Handles one request at one instant: its device-readable bytes, of which
-    /// [`wire::MAX_REQUEST`] are enough, and how many device-writable ones there are.
-    pub fn handle(&mut self, request: &[u8], room: usize, now: &Sample, effects: &mut Effects) {
-        let request = Request::parse(request);
-        if request.wants() != Wants::Nothing && self.has_alarms_enabled() {
-            self.advance(now, effects);
+    /// Handles one request at one instant. `room` is how many device-writable bytes there are; `now`
+    /// is what [`needs`](Self::needs) asked for.
+    pub fn handle(&mut self, request: &Request, room: usize, now: &Sampled, effects: &mut Effects) {
+        let Request(request) = request;
+        if request.needs() != Needs::Nothing && self.has_alarms_enabled() {
+            self.find_expired(now, effects);
         }
         let mut out = core::mem::take(&mut effects.response);
         out.clear();
-        let status = match self.perform(&request, room, now, &mut out, effects) {
+        let status = match self.perform(request, room, now, &mut out, effects) {
             Ok(()) => Status::Ok,
             Err(status) => {
                 let head = size_of::<wire::RespHead>().min(room);
@@ -164,37 +151,41 @@ impl Rtc {
 
     fn perform(
         &mut self,
-        request: &Request,
+        request: &Parsed,
         room: usize,
-        now: &Sample,
+        now: &Sampled,
         out: &mut Vec<u8>,
         effects: &mut Effects,
     ) -> Result<(), Status> {
-        let (ask, proper) = match *request {
-            Request::Unknown => return Err(Status::Unsupported),
-            Request::Headless | Request::Cut { .. } => return Err(Status::Invalid),
-            Request::Whole { response_size, .. } if response_size > room => {
+        let (operation, reserved_is_zero) = match *request {
+            Parsed::Unknown => return Err(Status::Unsupported),
+            Parsed::Headless | Parsed::Cut { .. } => return Err(Status::Invalid),
+            Parsed::Whole { response_size, .. } if response_size > room => {
                 return Err(Status::Invalid);
             }
-            Request::Whole { ask, proper, .. } => (ask, proper),
+            Parsed::Whole {
+                operation,
+                reserved_is_zero,
+                ..
+            } => (operation, reserved_is_zero),
         };
-        if ask.alarm_clock().is_some() && !self.has_alarms {
+        if operation.alarm_clock().is_some() && !self.has_alarms {
             return Err(Status::NoDevice);
         }
-        if !ask.counter().is_none_or(cross::is_known) {
+        if !operation.counter().is_none_or(cross::is_known) {
             return Err(Status::Unsupported);
         }
-        let id = ask.clock().map_or(0, usize::from);
-        if ask.clock().is_some() && id >= self.clocks.len() {
+        let id = operation.clock().map_or(0, usize::from);
+        if operation.clock().is_some() && id >= self.clocks.len() {
             return Err(Status::NoDevice);
         }
-        if !proper {
+        if !reserved_is_zero {
             return Err(Status::Invalid);
         }
-        match ask {
-            Ask::Cfg => put(out, &self.cfg()),
-            Ask::ClockCap { .. } => put(out, &self.clock_cap(id)?),
-            Ask::CrossCap { counter, .. } => {
+        match operation {
+            Operation::Cfg => put(out, &self.cfg()),
+            Operation::ClockCap { .. } => put(out, &self.clock_cap(id)?),
+            Operation::CrossCap { counter, .. } => {
                 let capable = self.settle_cross(counter, now, effects);
                 let flags = if_set(capable, wire::FLAG_CROSS_CAP);
                 put(
@@ -205,7 +196,7 @@ impl Rtc {
                     },
                 );
             }
-            Ask::Read { .. } => {
+            Operation::Read { .. } => {
                 let clock_reading = self.give(id, now)?.into();
                 put(
                     out,
@@ -215,15 +206,15 @@ impl Rtc {
                     },
                 );
             }
-            Ask::ReadCross { counter, .. } => {
+            Operation::ReadCross { counter, .. } => {
                 put(out, &self.read_cross(id, counter, now, effects)?);
             }
-            Ask::ReadAlarm { .. } => put(out, &self.read_alarm(id)?),
-            Ask::SetAlarm { time, enabled, .. } => {
+            Operation::ReadAlarm { .. } => put(out, &self.read_alarm(id)?),
+            Operation::SetAlarm { time, enabled, .. } => {
                 self.set_alarm(id, Some(time), enabled, now, effects);
                 put(out, &wire::RespHead::default());
             }
-            Ask::SetAlarmEnabled { enabled, .. } => {
+            Operation::SetAlarmEnabled { enabled, .. } => {
                 self.set_alarm(id, None, enabled, now, effects);
                 put(out, &wire::RespHead::default());
             }
@@ -260,7 +251,7 @@ impl Rtc {
         &mut self,
         id: usize,
         counter: u8,
-        now: &Sample,
+        now: &Sampled,
         effects: &mut Effects,
     ) -> Result<wire::RespReadCross, Status> {
         if !self.settle_cross(counter, now, effects) {
@@ -269,7 +260,7 @@ impl Rtc {
         // A count that is not given must not count as given.
         let kind = self.clock(id)?.kind;
         self.reading(kind, now).ok_or(Status::Io)?;
-        let count = self.with_cross(effects, |cross| cross.take(now.counter))?;
+        let count = self.with_cross(effects, |cross| cross.take(now.counter()))?;
         Ok(wire::RespReadCross {
             clock_reading: self.give(id, now)?.into(),
             counter_cycles: count.into(),
@@ -278,34 +269,34 @@ impl Rtc {
     }
 
     /// Whether READ_CROSS works with this counter, now and for as long as the driver lives.
-    fn settle_cross(&mut self, counter: u8, now: &Sample, effects: &mut Effects) -> bool {
+    fn settle_cross(&mut self, counter: u8, now: &Sampled, effects: &mut Effects) -> bool {
         counter == wire::COUNTER_ARM_VCT
-            && self.with_cross(effects, |cross| cross.settle(now.counter))
+            && self.with_cross(effects, |cross| cross.settle(now.counter()))
     }
 
     fn clock(&self, id: usize) -> Result<&Clock, Status> {
         self.clocks.get(id).ok_or(Status::NoDevice)
     }
 
-    /// What a clock reads; nothing where the host does not know.
-    fn reading(&self, kind: ClockKind, now: &Sample) -> Option<u64> {
-        match kind {
-            ClockKind::Utc | ClockKind::UtcSmeared | ClockKind::UtcMaybeSmeared => Some(now.utc_ns),
-            ClockKind::Tai => now.tai_ns,
-            ClockKind::Monotonic => Some(self.monotonic.read(now)),
-        }
+    /// What a clock reads, ns; `None` if that is not known.
+    fn reading(&self, kind: ClockKind, now: &Sampled) -> Option<u64> {
+        let reading = now.of(kind.follows())?;
+        Some(match kind {
+            ClockKind::Monotonic => self.monotonic.read(reading),
+            _ => reading,
+        })
     }
 
     /// A reading for the driver.
-    fn give(&mut self, id: usize, now: &Sample) -> Result<u64, Status> {
+    fn give(&mut self, id: usize, now: &Sampled) -> Result<u64, Status> {
         let kind = self.clock(id)?.kind;
         let reading = self.reading(kind, now).ok_or(Status::Io)?;
-        self.known(kind, reading);
+        self.has_seen(kind, reading);
         Ok(reading)
     }
 
-    /// The driver gets to know that a clock is this late.
-    fn known(&mut self, kind: ClockKind, reading: u64) {
+    /// The driver has seen a clock of this kind read `reading`.
+    fn has_seen(&mut self, kind: ClockKind, reading: u64) {
         if kind == ClockKind::Monotonic {
             self.monotonic.raise(reading);
         }
@@ -318,11 +309,11 @@ impl Rtc {
         done
     }
 
-    /// Changes a clock's alarm in the light of what the clock reads.
+    /// Changes a clock's alarm, given what the clock reads.
     fn with_alarm(
         &mut self,
         id: usize,
-        now: &Sample,
+        now: &Sampled,
         effects: &mut Effects,
         f: impl FnOnce(&mut Alarm, Option<u64>),
     ) {
@@ -341,7 +332,7 @@ impl Rtc {
         }
         effects.changed |= alarm != before;
         if let (AlarmState::Due, Some(reading)) = (alarm.state, reading) {
-            self.known(kind, reading);
+            self.has_seen(kind, reading);
         }
     }
 
@@ -350,7 +341,7 @@ impl Rtc {
         id: usize,
         time: Option<u64>,
         enabled: bool,
-        now: &Sample,
+        now: &Sampled,
         effects: &mut Effects,
     ) {
         self.with_alarm(id, now, effects, |alarm, reading| {
@@ -361,6 +352,10 @@ impl Rtc {
 
     /// Finds what the passing of time, or a step of a clock, has brought: expired alarms.
     pub fn advance(&mut self, now: &Sample, effects: &mut Effects) {
+        self.find_expired(&Sampled::All(*now), effects);
+    }
+
+    fn find_expired(&mut self, now: &Sampled, effects: &mut Effects) {
         for id in 0..self.clocks.len() {
             self.with_alarm(id, now, effects, |alarm, reading| {
                 if let Some(reading) = reading {
@@ -374,11 +369,12 @@ impl Rtc {
     /// CLOCK_REALTIME, ns. It is there for as long as an alarm is enabled, since the shell must
     /// hear of every step of the clocks (TFD_TIMER_CANCEL_ON_SET), and advance then.
     pub fn next_expiry_utc_ns(&self, now: &Sample) -> Option<u64> {
+        let sampled = Sampled::All(*now);
         let expiry = |clock: &Clock| {
             let to_come = match clock.alarm.state {
                 AlarmState::Disabled => return None,
                 AlarmState::Waiting => self
-                    .reading(clock.kind, now)
+                    .reading(clock.kind, &sampled)
                     .map(|reading| clock.alarm.time.saturating_sub(reading)),
                 AlarmState::Due | AlarmState::Told => None,
             };
@@ -415,7 +411,7 @@ impl Rtc {
     pub fn driver_started(&mut self, now: &Sample, effects: &mut Effects) {
         self.with_cross(effects, |cross| *cross = Cross::default());
         for id in 0..self.clocks.len() {
-            self.with_alarm(id, now, effects, |alarm, reading| {
+            self.with_alarm(id, &Sampled::All(*now), effects, |alarm, reading| {
                 alarm.arm(alarm.enabled(), reading);
             });
         }

@@ -2,12 +2,12 @@
 
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
-use super::Wants;
+use super::Needs;
 use super::wire::{self, RespHead};
 
-/// What a request asks, of a clock where it names one.
+/// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ask {
+pub(super) enum Operation {
     Read {
         clock: u16,
     },
@@ -37,58 +37,68 @@ pub(super) enum Ask {
     },
 }
 
-impl Ask {
+impl Operation {
     /// The clock of a request that only a device with alarms knows.
     pub(super) fn alarm_clock(self) -> Option<u16> {
         match self {
-            Ask::ReadAlarm { clock }
-            | Ask::SetAlarm { clock, .. }
-            | Ask::SetAlarmEnabled { clock, .. } => Some(clock),
+            Operation::ReadAlarm { clock }
+            | Operation::SetAlarm { clock, .. }
+            | Operation::SetAlarmEnabled { clock, .. } => Some(clock),
             _ => None,
         }
     }
 
     pub(super) fn clock(self) -> Option<u16> {
         match self {
-            Ask::Cfg => None,
-            Ask::Read { clock }
-            | Ask::ReadCross { clock, .. }
-            | Ask::ClockCap { clock }
-            | Ask::CrossCap { clock, .. } => Some(clock),
+            Operation::Cfg => None,
+            Operation::Read { clock }
+            | Operation::ReadCross { clock, .. }
+            | Operation::ClockCap { clock }
+            | Operation::CrossCap { clock, .. } => Some(clock),
             _ => self.alarm_clock(),
         }
     }
 
     pub(super) fn counter(self) -> Option<u8> {
         match self {
-            Ask::ReadCross { counter, .. } | Ask::CrossCap { counter, .. } => Some(counter),
+            Operation::ReadCross { counter, .. } | Operation::CrossCap { counter, .. } => {
+                Some(counter)
+            }
             _ => None,
         }
     }
 
-    fn wants(self) -> Wants {
+    fn needs(self) -> Needs {
         match self {
-            Ask::Cfg | Ask::ClockCap { .. } | Ask::ReadAlarm { .. } => Wants::Nothing,
-            Ask::Read { .. } | Ask::SetAlarm { .. } | Ask::SetAlarmEnabled { .. } => Wants::Time,
-            Ask::ReadCross { .. } | Ask::CrossCap { .. } => Wants::Cross,
+            Operation::Cfg | Operation::ClockCap { .. } | Operation::ReadAlarm { .. } => {
+                Needs::Nothing
+            }
+            Operation::Read { .. }
+            | Operation::SetAlarm { .. }
+            | Operation::SetAlarmEnabled { .. } => Needs::Time,
+            Operation::ReadCross { .. } | Operation::CrossCap { .. } => Needs::Cross,
         }
     }
 }
 
+/// A request as it came in, malformed or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Request {
+pub struct Request(pub(super) Parsed);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Parsed {
     /// Shorter than a head.
     Headless,
     /// A message that the specification does not have.
     Unknown,
-    /// A known one that is cut short.
+    /// A known message that is cut short.
     Cut { response_size: usize },
-    /// A whole one.
+    /// A whole message.
     Whole {
-        ask: Ask,
+        operation: Operation,
         response_size: usize,
         /// Whether everything reserved is zero, flags included.
-        proper: bool,
+        reserved_is_zero: bool,
     },
 }
 
@@ -104,104 +114,117 @@ fn enabled(flags: u8) -> bool {
 }
 
 impl Request {
-    pub(super) fn parse(bytes: &[u8]) -> Self {
+    /// The request in these device-readable bytes, of which [`wire::MAX_REQUEST`] are enough.
+    pub fn parse(bytes: &[u8]) -> Self {
+        Request(Parsed::parse(bytes))
+    }
+}
+
+impl Parsed {
+    fn parse(bytes: &[u8]) -> Self {
         let Ok((head, _)) = wire::ReqHead::read_from_prefix(bytes) else {
-            return Request::Headless;
+            return Parsed::Headless;
         };
         match head.msg_type.get() {
-            wire::REQ_READ => of_clock::<wire::RespRead>(bytes, |clock| Ask::Read { clock }),
+            wire::REQ_READ => of_clock::<wire::RespRead>(bytes, |clock| Operation::Read { clock }),
             wire::REQ_READ_CROSS => of_pair::<wire::RespReadCross>(bytes, |clock, counter| {
-                Ask::ReadCross { clock, counter }
+                Operation::ReadCross { clock, counter }
             }),
             wire::REQ_CFG => {
-                whole::<wire::ReqHead, wire::RespCfg>(bytes, |head| (*head, Ask::Cfg, true))
+                whole::<wire::ReqHead, wire::RespCfg>(bytes, |head| (*head, Operation::Cfg, true))
             }
             wire::REQ_CLOCK_CAP => {
-                of_clock::<wire::RespClockCap>(bytes, |clock| Ask::ClockCap { clock })
+                of_clock::<wire::RespClockCap>(bytes, |clock| Operation::ClockCap { clock })
             }
             wire::REQ_CROSS_CAP => of_pair::<wire::RespCrossCap>(bytes, |clock, counter| {
-                Ask::CrossCap { clock, counter }
+                Operation::CrossCap { clock, counter }
             }),
             wire::REQ_READ_ALARM => {
-                of_clock::<wire::RespReadAlarm>(bytes, |clock| Ask::ReadAlarm { clock })
+                of_clock::<wire::RespReadAlarm>(bytes, |clock| Operation::ReadAlarm { clock })
             }
             wire::REQ_SET_ALARM => whole::<wire::ReqSetAlarm, RespHead>(bytes, |request| {
-                let ask = Ask::SetAlarm {
+                let operation = Operation::SetAlarm {
                     clock: request.clock_id.get(),
                     time: request.alarm_time.get(),
                     enabled: enabled(request.flags),
                 };
-                let proper = request.reserved == ZERO_5 && flags_are_known(request.flags);
-                (request.head, ask, proper)
+                let reserved_is_zero = request.reserved == ZERO_5 && flags_are_known(request.flags);
+                (request.head, operation, reserved_is_zero)
             }),
             wire::REQ_SET_ALARM_ENABLED => {
                 whole::<wire::ReqSetAlarmEnabled, RespHead>(bytes, |request| {
-                    let ask = Ask::SetAlarmEnabled {
+                    let operation = Operation::SetAlarmEnabled {
                         clock: request.clock_id.get(),
                         enabled: enabled(request.flags),
                     };
-                    let proper = request.reserved == ZERO_5 && flags_are_known(request.flags);
-                    (request.head, ask, proper)
+                    let reserved_is_zero =
+                        request.reserved == ZERO_5 && flags_are_known(request.flags);
+                    (request.head, operation, reserved_is_zero)
                 })
             }
-            _ => Request::Unknown,
+            _ => Parsed::Unknown,
         }
     }
 
-    pub(super) fn wants(&self) -> Wants {
+    /// What the shell is to sample, whatever state the device is in.
+    pub(super) fn needs(&self) -> Needs {
         match self {
-            Request::Whole { ask, .. } => ask.wants(),
-            _ => Wants::Nothing,
+            Parsed::Whole { operation, .. } => operation.needs(),
+            _ => Needs::Nothing,
         }
     }
 
     /// The id of the clock for a READ.
     pub(super) fn clock_that_is_read(&self) -> Option<usize> {
         match *self {
-            Request::Whole {
-                ask: Ask::Read { clock },
+            Parsed::Whole {
+                operation: Operation::Read { clock },
                 ..
             } => Some(clock.into()),
             _ => None,
         }
     }
 
-    /// How long the response is that the specification has for it, bytes.
+    /// The length of the response that the specification has for it, bytes.
     pub(super) fn response_size(&self) -> usize {
         match *self {
-            Request::Headless | Request::Unknown => size_of::<RespHead>(),
-            Request::Cut { response_size } | Request::Whole { response_size, .. } => response_size,
+            Parsed::Headless | Parsed::Unknown => size_of::<RespHead>(),
+            Parsed::Cut { response_size } | Parsed::Whole { response_size, .. } => response_size,
         }
     }
 }
 
 /// A request of type `Q` whose response is a `P`, whatever follows it.
-fn whole<Q, P>(bytes: &[u8], read: impl FnOnce(&Q) -> (wire::ReqHead, Ask, bool)) -> Request
+fn whole<Q, P>(bytes: &[u8], read: impl FnOnce(&Q) -> (wire::ReqHead, Operation, bool)) -> Parsed
 where
     Q: FromBytes + KnownLayout + Immutable,
 {
     let response_size = size_of::<P>();
     let Ok((request, _)) = Q::read_from_prefix(bytes) else {
-        return Request::Cut { response_size };
+        return Parsed::Cut { response_size };
     };
-    let (head, ask, proper) = read(&request);
-    Request::Whole {
-        ask,
+    let (head, operation, reserved_is_zero) = read(&request);
+    Parsed::Whole {
+        operation,
         response_size,
-        proper: proper && head.reserved == ZERO_6,
+        reserved_is_zero: reserved_is_zero && head.reserved == ZERO_6,
     }
 }
 
-fn of_clock<P>(bytes: &[u8], ask: impl FnOnce(u16) -> Ask) -> Request {
+fn of_clock<P>(bytes: &[u8], operation: impl FnOnce(u16) -> Operation) -> Parsed {
     whole::<wire::ReqClock, P>(bytes, |request| {
-        let proper = request.reserved == ZERO_6;
-        (request.head, ask(request.clock_id.get()), proper)
+        let reserved_is_zero = request.reserved == ZERO_6;
+        (
+            request.head,
+            operation(request.clock_id.get()),
+            reserved_is_zero,
+        )
     })
 }
 
-fn of_pair<P>(bytes: &[u8], ask: impl FnOnce(u16, u8) -> Ask) -> Request {
+fn of_pair<P>(bytes: &[u8], operation: impl FnOnce(u16, u8) -> Operation) -> Parsed {
     whole::<wire::ReqCross, P>(bytes, |request| {
-        let ask = ask(request.clock_id.get(), request.hw_counter);
-        (request.head, ask, request.reserved == ZERO_5)
+        let operation = operation(request.clock_id.get(), request.hw_counter);
+        (request.head, operation, request.reserved == ZERO_5)
     })
 }

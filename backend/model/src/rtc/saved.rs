@@ -62,7 +62,7 @@ impl Rtc {
         };
         Saved {
             utc_ns: now.utc_ns,
-            monotonic_ns: self.monotonic.read(now),
+            monotonic_ns: self.monotonic.read(now.monotonic_ns),
             clocks: self.clocks.iter().map(saved).collect(),
             cross_capable: self.cross.capable,
             counter_floor: self.cross.floor,
@@ -94,7 +94,8 @@ impl Rtc {
             return Err(LoadError::Clock { id, kind });
         }
         let passed = now.utc_ns.saturating_sub(saved.utc_ns);
-        self.monotonic = Monotonic::reading(saved.monotonic_ns.saturating_add(passed), now);
+        self.monotonic =
+            Monotonic::reading(saved.monotonic_ns.saturating_add(passed), now.monotonic_ns);
         let clock = |saved: &SavedClock| Clock {
             kind: saved.kind,
             alarm: Alarm {

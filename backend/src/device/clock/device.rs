@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::os::fd::RawFd;
 use std::sync::atomic::AtomicBool;
 
-use vhost_user_timer_model::rtc::wire;
+use vhost_user_timer_model::rtc::{Request, wire};
 use vm_memory::GuestAddressSpace;
 use zerocopy::IntoBytes;
 
@@ -56,11 +56,11 @@ impl<G: GuestTime> ClockDevice<G> {
                 Err(stop) => return stop,
             };
             let chain = &*turn.chain;
-            let request = chain.request();
+            let request = Request::parse(chain.request());
             // After the chain became available, and for each in turn: the readings are in order.
-            let now = self.sample_for(state.rtc.wants(request));
+            let now = self.sample_for(state.rtc.needs(&request));
             let ClockState { rtc, effects, .. } = &mut *state;
-            rtc.handle(request, chain.room(), &now, effects);
+            rtc.handle(&request, chain.room(), &now, effects);
             self.persist(state);
             let len = ring.write(chain.writable(), &state.effects.response);
             ring.give_back(head, len);

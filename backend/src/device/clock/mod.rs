@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use crate::device::DeviceError;
 use crate::sys::lock;
 use vhost_user_timer_model::rtc::{
-    BadRecord, ClockKind, Counter, Effects, Rtc, RtcRecord, Sample, Wants, wire,
+    BadRecord, ClockKind, Counter, Effects, Needs, Rtc, RtcRecord, Sample, Sampled, wire,
 };
 use vhost_user_timer_model::vm::GuestCounter;
 use zerocopy::{FromBytes, IntoBytes};
@@ -148,12 +148,12 @@ impl<G: GuestTime> ClockDevice<G> {
         wall::sample(self.tai)
     }
 
-    fn sample_for(&self, wants: Wants) -> Sample {
-        match wants {
-            Wants::Nothing => Sample::default(),
-            Wants::Clock(kind) => wall::sample_of(kind, self.tai),
-            Wants::Time => self.sample(),
-            Wants::Cross => self.sample_with_counter(),
+    fn sample_for(&self, needs: Needs) -> Sampled {
+        match needs {
+            Needs::Nothing => Sampled::Nothing,
+            Needs::Clock(clock) => Sampled::Clock(clock, wall::read(clock, self.tai)),
+            Needs::Time => Sampled::All(self.sample()),
+            Needs::Cross => Sampled::All(self.sample_with_counter()),
         }
     }
 

@@ -8,7 +8,7 @@ use rustix::time::{
     ClockId, DynamicClockId, TimerfdClockId, TimerfdTimerFlags, clock_gettime_dynamic,
 };
 use vhost_user_timer_counter::{clock_ticks, ticks_of};
-use vhost_user_timer_model::rtc::{ClockKind, Counter, Sample};
+use vhost_user_timer_model::rtc::{Counter, HostClock, Sample};
 use vhost_user_timer_protocol::counter::NS_PER_SEC;
 
 use crate::sys::TimerFd;
@@ -30,7 +30,16 @@ fn tai() -> Option<u64> {
     Some(ticks_of(time, NS_PER_SEC))
 }
 
-/// What the clocks read now. CLOCK_TAI is read where it is known.
+/// What a clock of the host reads now, ns. CLOCK_TAI is read only where it is known.
+pub(crate) fn read(clock: HostClock, with_tai: bool) -> Option<u64> {
+    match clock {
+        HostClock::Realtime => Some(clock_ticks(ClockId::Realtime, NS_PER_SEC)),
+        HostClock::Tai => with_tai.then(tai).flatten(),
+        HostClock::Boottime => Some(clock_ticks(ClockId::Boottime, NS_PER_SEC)),
+    }
+}
+
+/// What the clocks read now. CLOCK_TAI is read only where it is known.
 pub(crate) fn sample(with_tai: bool) -> Sample {
     Sample {
         utc_ns: clock_ticks(ClockId::Realtime, NS_PER_SEC),
@@ -38,19 +47,6 @@ pub(crate) fn sample(with_tai: bool) -> Sample {
         monotonic_ns: clock_ticks(ClockId::Boottime, NS_PER_SEC),
         counter: Counter::Withheld,
     }
-}
-
-/// What one clock follows, read now; the rest is not.
-pub(crate) fn sample_of(kind: ClockKind, with_tai: bool) -> Sample {
-    let mut sample = Sample::default();
-    match kind {
-        ClockKind::Utc | ClockKind::UtcSmeared | ClockKind::UtcMaybeSmeared => {
-            sample.utc_ns = clock_ticks(ClockId::Realtime, NS_PER_SEC);
-        }
-        ClockKind::Tai => sample.tai_ns = with_tai.then(tai).flatten(),
-        ClockKind::Monotonic => sample.monotonic_ns = clock_ticks(ClockId::Boottime, NS_PER_SEC),
-    }
-    sample
 }
 
 /// What the clocks read now, and a counter at the same instant: the count half-way between one

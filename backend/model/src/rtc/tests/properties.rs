@@ -8,7 +8,7 @@ use zerocopy::FromBytes;
 
 use super::rig::{CLOCKS, MONOTONIC, Rig, START, TAI, UTC, every_message};
 use crate::rtc::wire::{self, Status};
-use crate::rtc::{ClockKind, Counter, Effects, Rtc, RtcRecord, Sample, Wants};
+use crate::rtc::{Counter, Effects, HostClock, Needs, Request, Rtc, RtcRecord, Sample, Sampled};
 
 /// Bytes that are a request more often than not, or nearly one.
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
@@ -26,20 +26,14 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![4 => spoilt, 1 => vec(any::<u8>(), 0..64)]
 }
 
-/// A sample of nothing but what this clock follows.
-fn only(kind: ClockKind, now: &Sample) -> Sample {
-    let mut only = Sample {
-        utc_ns: 1,
-        tai_ns: Some(u64::MAX),
-        monotonic_ns: u64::MAX - 1,
-        counter: Counter::Unknown,
+/// What this clock of the host reads, and nothing else.
+fn only(clock: HostClock, now: &Sample) -> Sampled {
+    let reading = match clock {
+        HostClock::Realtime => Some(now.utc_ns),
+        HostClock::Tai => now.tai_ns,
+        HostClock::Boottime => Some(now.monotonic_ns),
     };
-    match kind {
-        ClockKind::Tai => only.tai_ns = now.tai_ns,
-        ClockKind::Monotonic => only.monotonic_ns = now.monotonic_ns,
-        _ => only.utc_ns = now.utc_ns,
-    }
-    only
+    Sampled::Clock(clock, reading)
 }
 
 /// Which bytes of a message's response are reserved.
@@ -83,11 +77,12 @@ proptest! {
             rig.now.counter = counter;
             rig.now.utc_ns = time;
             let before = rig.rtc.clone();
-            let wants = before.wants(&request);
+            let parsed = Request::parse(&request);
+            let needs = before.needs(&parsed);
             let response = rig.ask_with_room(&request, room);
-            if let Wants::Clock(kind) = wants {
+            if let Needs::Clock(clock) = needs {
                 let (mut rtc, mut effects) = (before.clone(), Effects::default());
-                rtc.handle(&request, room, &only(kind, &rig.now), &mut effects);
+                rtc.handle(&parsed, room, &only(clock, &rig.now), &mut effects);
                 prop_assert_eq!(&effects.response, &response);
                 prop_assert_eq!(&rtc, &rig.rtc);
             }
@@ -99,7 +94,7 @@ proptest! {
             if response.first() != Some(&0) {
                 prop_assert!(response.iter().skip(1).all(|byte| *byte == 0));
             }
-            if wants == Wants::Nothing {
+            if needs == Needs::Nothing {
                 prop_assert_eq!(&rig.rtc, &before);
             }
             prop_assert_eq!(Rtc::from_record(&CLOCKS, &rig.rtc.record()).unwrap().record(),

@@ -6,7 +6,7 @@ use super::rig::{
     MONOTONIC, Rig, UTC, every_message, head, of_clock, of_pair, set_alarm, set_alarm_enabled,
 };
 use crate::rtc::wire::{self, Status};
-use crate::rtc::{ClockKind, Wants};
+use crate::rtc::{HostClock, Needs, Request, Rtc, Sampled};
 
 const OK: u8 = Status::Ok as u8;
 const UNSUPPORTED: u8 = Status::Unsupported as u8;
@@ -141,7 +141,19 @@ fn excess_of_request_and_room_is_ignored() {
         let longer = [&request[..], &[0xEE; 100]].concat();
         assert_eq!(Rig::new().ask_with_room(&longer, 5_000), exact);
         let rtc = Rig::new().rtc;
-        assert_eq!(rtc.wants(&longer), rtc.wants(&request));
+        assert_eq!(needs(&rtc, &longer), needs(&rtc, &request));
+    }
+}
+
+#[test]
+fn a_clock_that_was_not_sampled_is_an_io_error_and_not_a_time() {
+    let request = Request::parse(&of_clock(wire::REQ_READ, UTC));
+    let mut rig = Rig::new();
+    let boottime = Sampled::Clock(HostClock::Boottime, Some(7));
+    for now in [Sampled::Nothing, boottime] {
+        rig.rtc
+            .handle(&request, wire::MAX_RESPONSE, &now, &mut rig.effects);
+        assert_eq!(rig.effects.response.first(), Some(&(Status::Io as u8)));
     }
 }
 
@@ -153,22 +165,26 @@ fn a_refused_request_is_zero_but_for_its_status() {
     assert_eq!(Rig::new().ask(&request), expected);
 }
 
+fn needs(rtc: &Rtc, request: &[u8]) -> Needs {
+    rtc.needs(&Request::parse(request))
+}
+
 #[test]
-fn the_shell_samples_only_what_is_looked_at() {
-    use Wants::{Clock, Cross, Nothing, Time};
+fn the_shell_samples_only_what_is_used() {
+    use Needs::{Clock, Cross, Nothing, Time};
     let mut rig = Rig::new();
-    let wants = |rig: &Rig| every_message().map(|(request, _)| rig.rtc.wants(&request));
+    let all = |rig: &Rig| every_message().map(|(request, _)| needs(&rig.rtc, &request));
     let others = [Cross, Nothing, Nothing, Cross, Nothing, Time, Time];
-    let [read, rest @ ..] = wants(&rig);
-    assert_eq!((read, rest), (Clock(ClockKind::Utc), others));
+    let [read, rest @ ..] = all(&rig);
+    assert_eq!((read, rest), (Clock(HostClock::Realtime), others));
     // An alarm of any clock is to be found expired by the time of this request.
     rig.set_alarm(MONOTONIC, u64::MAX, true);
-    let [read, rest @ ..] = wants(&rig);
+    let [read, rest @ ..] = all(&rig);
     assert_eq!((read, rest), (Time, others));
-    assert_eq!(rig.rtc.wants(&[]), Nothing);
+    assert_eq!(needs(&rig.rtc, &[]), Nothing);
     let cut = &of_clock(wire::REQ_READ, UTC)[..15];
-    assert_eq!(rig.rtc.wants(cut), Nothing);
-    assert_eq!(rig.rtc.wants(&[0xFF; 64]), Nothing);
+    assert_eq!(needs(&rig.rtc, cut), Nothing);
+    assert_eq!(needs(&rig.rtc, &[0xFF; 64]), Nothing);
 }
 
 #[test]
@@ -180,8 +196,7 @@ fn a_response_allocates_nothing_once_it_is_warm() {
         rig.effects.response.capacity(),
     );
     for (request, _) in every_message() {
-        rig.rtc
-            .handle(&request, usize::MAX, &rig.now, &mut rig.effects);
+        rig.ask_unseen(&request, usize::MAX);
         assert_eq!(rig.effects.response.as_ptr(), at);
         assert_eq!(rig.effects.response.capacity(), capacity);
     }

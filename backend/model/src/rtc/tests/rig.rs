@@ -3,7 +3,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::rtc::wire::{self, Status};
-use crate::rtc::{ClockKind, Counter, Effects, Rtc, Sample};
+use crate::rtc::{ClockKind, Counter, Effects, Request, Rtc, Sample, Sampled};
 
 pub(super) const S: u64 = 1_000_000_000;
 
@@ -112,8 +112,15 @@ impl Rig {
     }
 
     pub(super) fn ask_with_room(&mut self, request: &[u8], room: usize) -> Vec<u8> {
-        self.rtc.handle(request, room, &self.now, &mut self.effects);
+        self.ask_unseen(request, room);
         self.effects.response.clone()
+    }
+
+    /// Leaves the response in [`Effects::response`].
+    pub(super) fn ask_unseen(&mut self, request: &[u8], room: usize) {
+        let now = Sampled::All(self.now);
+        self.rtc
+            .handle(&Request::parse(request), room, &now, &mut self.effects);
     }
 
     pub(super) fn status(&mut self, request: &[u8]) -> u8 {
