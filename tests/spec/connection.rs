@@ -7,7 +7,7 @@ use vhost::VhostBackend;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost_user_timer_kit::contract::{
-    CNT, Client, Info, VM, info_flag, op, pause_body, phase, request, status,
+    CNT, CVAL, Client, Info, VM, info_flag, op, pause_body, phase, regs_body, request, status,
 };
 use vhost_user_timer_kit::raw_driver::{
     Control, Driver, Layout, RING_EVENT_IDX, RING_INDIRECT, Rig, Setup, VERSION_1, negotiate,
@@ -32,6 +32,7 @@ scenarios! {
         losing_the_connection_forgets_who_waited_and_keeps_the_restore: "1.5" "1.6";
         a_second_frontend_waits_until_the_first_is_gone: "1.3" "1.4";
         many_frontends_are_served_one_after_the_other_in_order: "1.4" "1.7";
+        nothing_of_a_connection_happens_any_more_once_the_next_is_served: "1.7";
         without_the_protocol_feature_bit_rings_are_enabled_at_once: "1.11";
         the_connection_can_be_used_without_acknowledgements: "1.12";
         a_paused_vm_survives_a_thousand_frontends: "1.2" "1.5";
@@ -336,6 +337,29 @@ fn many_frontends_are_served_one_after_the_other_in_order() {
             client.configure(1);
         }
         assert_eq!(client.restore_begin(1, 0), n + 1);
+    }
+}
+
+fn nothing_of_a_connection_happens_any_more_once_the_next_is_served() {
+    let rig = Rig::launch_release(&[]);
+    Client::connect(&rig).configure(1);
+    for n in 0..50 {
+        let setup = Setup {
+            size: 1024,
+            ..Setup::default()
+        };
+        let mut client = Client::connect_with(&rig, setup);
+        for _ in 0..300 {
+            let set = request(op::SET_REGS, 0, 0, &regs_body(&[(CVAL, n)]));
+            client.driver.submit(1, &set, 24, &Layout::plain());
+        }
+        // Gone with most of them unanswered.
+        drop(client);
+        let mut client = Client::connect(&rig);
+        client.set(0, &[(CVAL, u64::MAX)]);
+        for _ in 0..50 {
+            assert_eq!(client.get_one(0, CVAL), u64::MAX);
+        }
     }
 }
 

@@ -13,7 +13,6 @@ mod connection;
 mod counters;
 mod device_state;
 mod events;
-mod events_exact;
 mod interop;
 mod layouts;
 mod offsets;
@@ -34,8 +33,6 @@ fn files() -> Vec<&'static [scenarios::Scenario]> {
     let files = [
         connection::SCENARIOS,
         counters::SCENARIOS,
-        events::SCENARIOS,
-        events_exact::SCENARIOS,
         interop::SCENARIOS,
         layouts::SCENARIOS,
         offsets::SCENARIOS,
@@ -50,5 +47,11 @@ fn files() -> Vec<&'static [scenarios::Scenario]> {
         wait_run::SCENARIOS,
         whole_vm::SCENARIOS,
     ];
-    [&files[..], &device_state::SCENARIOS, &time_page::SCENARIOS].concat()
+    [
+        &files[..],
+        &device_state::SCENARIOS,
+        &events::SCENARIOS,
+        &time_page::SCENARIOS,
+    ]
+    .concat()
 }

@@ -12,6 +12,7 @@ scenarios! {
         the_register_list_is_the_six_of_the_vms_abi: "5.3" "6.1";
         a_fresh_vcpu_has_its_timers_off: "3.8";
         on_arm64_timer_cnt_and_timer_cval_are_the_other_way_round: "6.2";
+        each_id_of_the_32_bit_abi_is_the_register_of_its_name: "6.1";
         the_other_architectures_id_and_a_wrong_size_are_einval_with_the_entrys_index: "6.3" "2.35" "2.52";
         any_other_id_is_enoent_with_the_entrys_index: "6.4" "2.31" "2.52";
         a_u32_register_given_more_than_32_bits_is_einval: "6.5" "2.52";
@@ -76,6 +77,18 @@ fn on_arm64_timer_cnt_and_timer_cval_are_the_other_way_round(on: World) {
     );
     assert_eq!(vm.get_one(1, 0x6030_0000_0013_df01), 333);
     assert_eq!(vm.state().vcpus[0].registers[5], 444);
+}
+
+fn each_id_of_the_32_bit_abi_is_the_register_of_its_name(on: World) {
+    let mut vm = on.paused_arm(2);
+    let values = [2, 111, 222, 3, 333, 1 << 40];
+    let entries: Vec<_> = ARM.into_iter().zip(values).collect();
+    vm.set(0, &entries);
+    let state = vm.state();
+    assert_eq!((state.virt_count, state.phys_count), (111, 333));
+    assert_eq!(state.vcpus[0].registers, values);
+    assert_eq!(vm.get(0, &ARM), values);
+    assert_eq!(vm.get(1, &ARM), [0, 111, 0, 0, 333, 0]);
 }
 
 /// Ids that are refused, with good ones before them.

@@ -63,6 +63,14 @@ fn a_page_that_is_too_short_or_not_aligned_is_einval() {
 }
 
 #[test]
+fn the_numbers_of_the_pages_changes_are_left_to_the_shell() {
+    for phase in PHASES {
+        let page = Rig::in_phase(phase, 2).vm.time_page();
+        assert_eq!((page.seq.get(), page.wake.get()), (0, 0), "{phase}");
+    }
+}
+
+#[test]
 fn the_shell_can_have_the_request_refused() {
     let mut rig = Rig::paused(1);
     rig.done(&Ask::time_page(0, 64));

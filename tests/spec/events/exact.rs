@@ -1,4 +1,4 @@
-//! SPEC.md, "Events", to the tick: when the next one is due, and what a wrap of a count does.
+//! To the tick: when the next event is due, and what a wrap of a count does.
 
 use vhost_user_timer_kit::contract::{CNT, CVAL, PCNT};
 

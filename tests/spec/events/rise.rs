@@ -1,12 +1,12 @@
-//! SPEC.md, "Events": once per rise, dropped with the line, never lost.
+//! When a line that rises is reported, in which order, and what a buffer gets.
 
-use vhost_user_timer_kit::backend_process::Devices;
 use vhost_user_timer_kit::contract::{
-    CNT, CTL, CVAL, Client, Event, PCNT, PCTL, PCVAL, PHASE_CHANGED, TIMER_ASSERTED, phase, restore,
+    CNT, CTL, CVAL, Client, Event, PCNT, PCTL, PCVAL, PHASE_CHANGED, TIMER_ASSERTED, phase,
 };
 use vhost_user_timer_kit::raw_driver::{Cut, Layout, Rig};
 
-use crate::world::{Clock, HZ, MS, Vm, World};
+use super::{ASSERTED, CHANGED, asserted, configured, due, post, resume};
+use crate::world::{Clock, MS, Vm, World};
 
 scenarios! {
     both {
@@ -26,24 +26,12 @@ scenarios! {
         a_waiting_event_is_dropped_if_the_line_fell_meanwhile: "8.12";
         a_line_that_fell_and_was_raised_again_by_a_write_leaves_no_event: "8.10" "8.12";
         a_line_that_stays_high_over_a_write_is_still_reported: "8.6" "8.12";
-        a_due_timer_is_not_lost_over_pause_and_resume: "8.5" "8.14";
-        a_line_unreported_at_a_pause_is_reported_at_the_resume_once: "8.6" "8.14";
-        a_timer_that_falls_due_while_the_clocks_count_through_a_pause_is_reported_on_resume: "8.14";
-        a_timer_restored_as_due_is_reported_with_autorun_and_after_resume_without: "8.15";
-        a_due_timer_is_not_lost_over_a_reconnect: "8.16" "8.18";
-        an_event_that_a_lost_frontend_may_not_have_read_is_reported_again: "8.18";
-        a_due_timer_is_not_lost_over_a_stop_of_the_event_queue: "1.13" "8.11";
-        after_reset_device_nothing_of_the_old_vm_is_reported: "1.18";
     }
     binary {
         a_buffer_under_32_bytes_comes_back_empty_and_the_event_waits_for_the_next: "8.1" "8.2";
         an_event_takes_32_bytes_of_a_larger_buffer_cut_anywhere: "2.5" "8.1" "8.3";
-        a_due_timer_is_not_lost_over_a_restart_with_the_state_file: "8.17";
     }
 }
-
-const ASSERTED: fn(u16, u32) -> (u16, u16, u32) = |timer, vcpu| (TIMER_ASSERTED, timer, vcpu);
-const CHANGED: fn(u32) -> (u16, u16, u32) = |phase| (PHASE_CHANGED, 0, phase);
 
 /// A VM that runs with both clocks from zero, and whose events so far have been read.
 fn from_zero(on: World, vcpus: u32) -> Vm {
@@ -52,36 +40,6 @@ fn from_zero(on: World, vcpus: u32) -> Vm {
     vm.resume();
     vm.events();
     vm
-}
-
-/// A VM just configured, whose change of phase has been read.
-fn configured(on: World, vcpus: u32) -> Vm {
-    let mut vm = on.paused(vcpus);
-    assert_eq!(vm.events().len(), 1);
-    vm
-}
-
-/// RESUME, with its PHASE_CHANGED taken out of the way.
-fn resume(vm: &mut Vm) {
-    vm.post_event_buffer();
-    vm.resume();
-    assert_eq!(vm.event().what(), CHANGED(phase::RUNNING));
-}
-
-fn post(vm: &mut Vm, buffers: usize) {
-    for _ in 0..buffers {
-        vm.post_event_buffer();
-    }
-}
-
-/// The next event of a timer.
-fn asserted(vm: &mut Vm) -> Event {
-    loop {
-        let event = vm.event();
-        if event.kind == TIMER_ASSERTED {
-            return event;
-        }
-    }
 }
 
 /// Arms vCPU 0's virtual timer so many ticks ahead; its line does not rise by the write. Returns
@@ -347,18 +305,6 @@ fn with_no_buffer_posted_an_event_waits_one_per_vcpu_and_timer(on: World) {
     vm.no_event();
 }
 
-/// A VM whose first vCPU's timer on this clock has fallen due, unreported.
-fn due(on: World, clock: Clock) -> Vm {
-    let [ctl, cnt, cval] = clock.registers();
-    let mut vm = configured(on, 1);
-    vm.set(0, &[(PCNT, 0)]);
-    vm.set(0, &[(cnt, 0), (ctl, 1), (cval, MS)]);
-    resume(&mut vm);
-    vm.until(|vm| vm.get_one(0, ctl) == 5);
-    vm.settle();
-    vm
-}
-
 fn a_waiting_event_is_dropped_if_the_line_fell_meanwhile(on: World) {
     for clock in Clock::BOTH {
         let [ctl, _, cval] = clock.registers();
@@ -392,109 +338,6 @@ fn a_line_that_stays_high_over_a_write_is_still_reported(on: World) {
     assert_eq!((events[0].what(), events[0].cval), (ASSERTED(0, 0), 5));
     vm.pass(100);
     assert_eq!(vm.fired(), []);
-}
-
-fn a_due_timer_is_not_lost_over_pause_and_resume(on: World) {
-    let mut vm = configured(on, 1);
-    vm.set(0, &[(CNT, 0), (CTL, 1), (CVAL, 3 * MS)]);
-    resume(&mut vm);
-    for _ in 0..5 {
-        vm.pause();
-        vm.resume();
-    }
-    // The buffers come late, and tell of the newest phase first or not at all.
-    post(&mut vm, 3);
-    assert_eq!(asserted(&mut vm).what(), ASSERTED(0, 0));
-    // Reported before a pause and still high: it is high at the change to RUNNING.
-    vm.pause();
-    vm.resume();
-    post(&mut vm, 3);
-    assert_eq!(asserted(&mut vm).what(), ASSERTED(0, 0));
-}
-
-fn a_line_unreported_at_a_pause_is_reported_at_the_resume_once(on: World) {
-    let mut vm = due(on, Clock::Virtual);
-    vm.pause();
-    assert_eq!(vm.fired(), []);
-    vm.resume();
-    assert_eq!(vm.fired(), [(0, 0)]);
-    vm.pass(100);
-    assert_eq!(vm.fired(), []);
-}
-
-fn a_timer_that_falls_due_while_the_clocks_count_through_a_pause_is_reported_on_resume(on: World) {
-    let mut vm = configured(on, 1);
-    vm.set(0, &[(CNT, 0), (CTL, 1), (CVAL, 2 * MS)]);
-    resume(&mut vm);
-    vm.pause_counting();
-    vm.until(|vm| vm.get_one(0, CTL) == 5);
-    vm.resume();
-    post(&mut vm, 3);
-    assert_eq!(asserted(&mut vm).what(), ASSERTED(0, 0));
-}
-
-fn a_timer_restored_as_due_is_reported_with_autorun_and_after_resume_without(on: World) {
-    for flags in [restore::AUTORUN, 0] {
-        let mut vm = on.restoring(2, flags);
-        vm.set(0, &[(CTL, 1), (CVAL, 400), (CNT, 10)]);
-        // Not due by what that vCPU brought; due by the count that is settled.
-        vm.set(1, &[(CTL, 0), (CVAL, 0), (CNT, 500)]);
-        vm.restore_done(0);
-        vm.restore_done(1);
-        if flags == 0 {
-            assert_eq!(vm.fired(), []);
-            vm.resume();
-        }
-        assert_eq!(vm.fired(), [(0, 0)]);
-        assert_eq!(vm.fired(), []);
-    }
-}
-
-fn a_due_timer_is_not_lost_over_a_reconnect(on: World) {
-    let mut vm = configured(on, 2);
-    vm.set(0, &[(CNT, 0), (CTL, 1), (CVAL, MS)]);
-    vm.set(1, &[(CTL, 1), (CVAL, 40 * MS)]);
-    resume(&mut vm);
-    vm.until(|vm| vm.get_one(0, CTL) == 5);
-    // One is due and was not reported; the other falls due for the next frontend.
-    vm.driver.reconnect();
-    vm.until(|vm| vm.get_one(1, CTL) == 5);
-    post(&mut vm, 4);
-    let mut reported = [asserted(&mut vm).what(), asserted(&mut vm).what()];
-    reported.sort_unstable();
-    assert_eq!(reported, [ASSERTED(0, 0), ASSERTED(0, 1)]);
-}
-
-fn an_event_that_a_lost_frontend_may_not_have_read_is_reported_again(on: World) {
-    let mut vm = due(on, Clock::Virtual);
-    vm.post_event_buffer();
-    assert_eq!(vm.event().what(), ASSERTED(0, 0));
-    vm.driver.reconnect();
-    vm.post_event_buffer();
-    assert_eq!(asserted(&mut vm).what(), ASSERTED(0, 0));
-}
-
-fn a_due_timer_is_not_lost_over_a_stop_of_the_event_queue(on: World) {
-    let mut vm = configured(on, 1);
-    vm.set(0, &[(CNT, 0), (CTL, 1), (CVAL, MS)]);
-    resume(&mut vm);
-    vm.driver.stop(0);
-    vm.until(|vm| vm.get_one(0, CTL) == 5);
-    vm.driver.start(0);
-    vm.post_event_buffer();
-    assert_eq!(vm.event().what(), ASSERTED(0, 0));
-}
-
-fn after_reset_device_nothing_of_the_old_vm_is_reported(on: World) {
-    let mut vm = configured(on, 1);
-    vm.set(0, &[(CTL, 1)]);
-    vm.resume();
-    vm.driver.reset();
-    post(&mut vm, 2);
-    vm.no_event();
-    vm.configure(1);
-    assert_eq!(vm.event().what(), CHANGED(phase::PAUSED));
-    vm.no_event();
 }
 
 /// A VM over its socket, whose change of phase has been read.
@@ -539,27 +382,4 @@ fn an_event_takes_32_bytes_of_a_larger_buffer_cut_anywhere() {
         client.pause();
         assert_eq!(client.event().what(), CHANGED(phase::PAUSED));
     }
-}
-
-fn a_due_timer_is_not_lost_over_a_restart_with_the_state_file() {
-    let rig = Rig::launch_devices_with_state(Devices::Timer, &[]);
-    let mut client = Client::connect(&rig);
-    client.configure(2);
-    client.set(0, &[(CNT, 0), (CTL, 1), (CVAL, MS)]);
-    client.set(1, &[(CTL, 1), (CVAL, HZ / 100)]);
-    client.resume();
-    while client.get_one(0, CTL) != 5 {}
-    // One is due and was not reported; the other falls due with nobody there, or later.
-    let rig = rig.die_and_go_on(|| drop(client), &[]);
-    let mut client = Client::connect(&rig);
-    for _ in 0..3 {
-        client.post_event_buffer();
-    }
-    let mut reported: Vec<_> = std::iter::repeat_with(|| client.event())
-        .filter(|event| event.kind == TIMER_ASSERTED)
-        .take(2)
-        .map(|event| event.what())
-        .collect();
-    reported.sort_unstable();
-    assert_eq!(reported, [ASSERTED(0, 0), ASSERTED(0, 1)]);
 }
