@@ -5,7 +5,7 @@ use vhost_user_timer_kit::contract::{
     CNT, CTL, CVAL, Client, Info, VM, VmState, op, pause_body, phase, regs_body, request, restore,
     restore_body, status, words,
 };
-use vhost_user_timer_kit::raw_driver::{Cut, Layout, Rig, Setup, seed};
+use vhost_user_timer_kit::raw_driver::{Cut, Layout, Rig, seed};
 
 /// What a VM is, for telling whether anything changed. Outside PAUSED the counts move, and are
 /// left out.
@@ -254,13 +254,7 @@ fn random_requests_never_get_more_than_the_contract_says() {
     let seed = seed();
     let mut random = fastrand::Rng::with_seed(seed);
     let rig = Rig::launch(&[]);
-    let mut client = Client::connect_with(
-        &rig,
-        Setup {
-            size: 1024,
-            ..Default::default()
-        },
-    );
+    let mut client = rig.client().queue_size(1024).connect();
     let statuses = [0, 2, 6, 7, 16, 22, 61, 71, 95, 110, 116, 125];
     let mut held = 0;
     for n in 0..20_000 {

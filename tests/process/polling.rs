@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use vhost_user_timer_frontend::{Frontend, Operation, Options, RegValue};
 use vhost_user_timer_kit::backend_process::Devices;
 use vhost_user_timer_kit::contract::{VM, op, request};
-use vhost_user_timer_kit::raw_driver::{Layout, Rig, Setup};
+use vhost_user_timer_kit::raw_driver::{Layout, Rig};
 use vhost_user_timer_protocol::{Abi, Register};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -135,10 +135,7 @@ fn timers_and_other_queues_get_their_turn_while_requests_never_end() {
 fn a_stopped_ring_is_left_to_one_who_wants_kicks() {
     for event_idx in [false, true] {
         let rig = Rig::launch_release(&["--poll-max-us=10000"]);
-        let mut driver = rig.connect_with(Setup {
-            event_idx,
-            ..Setup::default()
-        });
+        let mut driver = rig.client().event_idx(event_idx).driver();
         let info = request(op::GET_INFO, VM, 0, &[]);
         for _ in 0..100 {
             for _ in 0..20 {
@@ -182,10 +179,7 @@ fn a_driver_that_only_kicks_when_it_is_asked_to_is_served_after_a_kill() {
     for event_idx in [false, true] {
         let args = ["--poll-max-us=10000"];
         let mut rig = Rig::launch_devices_with_state(Devices::Timer, &args);
-        let mut driver = rig.connect_with(Setup {
-            event_idx,
-            ..Setup::default()
-        });
+        let mut driver = rig.client().event_idx(event_idx).driver();
         let info = request(op::GET_INFO, VM, 0, &[]);
         for _ in 0..10 {
             for _ in 0..20 {

@@ -10,8 +10,7 @@ use vhost_user_timer_kit::contract::{
     CNT, CVAL, Client, Info, VM, info_flag, op, pause_body, phase, regs_body, request, status,
 };
 use vhost_user_timer_kit::raw_driver::{
-    Control, Driver, Layout, RING_EVENT_IDX, RING_INDIRECT, Rig, Setup, VERSION_1, negotiate,
-    readable,
+    Control, Driver, Layout, RING_EVENT_IDX, RING_INDIRECT, Rig, VERSION_1, negotiate, readable,
 };
 
 scenarios! {
@@ -105,13 +104,7 @@ fn there_is_one_queue_more_than_request_queues() {
 fn every_request_queue_serves_requests() {
     let rig = Rig::launch_release(&["--request-queues=16"]);
     let queues = 17;
-    let mut client = Client::connect_with(
-        &rig,
-        Setup {
-            queues,
-            ..Setup::default()
-        },
-    );
+    let mut client = rig.client().queues(queues).connect();
     client.configure(1);
     for queue in 1..queues {
         client.queue = queue;
@@ -237,13 +230,7 @@ fn after_reset_device_the_same_connection_can_be_set_up_again() {
 fn memory_comes_by_set_mem_table_or_by_add_mem_reg() {
     for add_mem_reg in [false, true] {
         let rig = Rig::launch_release(&[]);
-        let mut client = Client::connect_with(
-            &rig,
-            Setup {
-                add_mem_reg,
-                ..Setup::default()
-            },
-        );
+        let mut client = rig.client().add_mem_reg(add_mem_reg).connect();
         client.configure(1);
         assert_eq!(client.info().phase, phase::PAUSED);
     }
@@ -251,13 +238,7 @@ fn memory_comes_by_set_mem_table_or_by_add_mem_reg() {
 
 fn memory_can_be_taken_away_and_given_again() {
     let rig = Rig::launch_release(&[]);
-    let mut client = Client::connect_with(
-        &rig,
-        Setup {
-            add_mem_reg: true,
-            ..Setup::default()
-        },
-    );
+    let mut client = rig.client().add_mem_reg(true).connect();
     client.configure(1);
     client.driver.stop(0);
     client.driver.stop(1);
@@ -344,11 +325,7 @@ fn nothing_of_a_connection_happens_any_more_once_the_next_is_served() {
     let rig = Rig::launch_release(&[]);
     Client::connect(&rig).configure(1);
     for n in 0..50 {
-        let setup = Setup {
-            size: 1024,
-            ..Setup::default()
-        };
-        let mut client = Client::connect_with(&rig, setup);
+        let mut client = rig.client().queue_size(1024).connect();
         for _ in 0..300 {
             let set = request(op::SET_REGS, 0, 0, &regs_body(&[(CVAL, n)]));
             client.driver.submit(1, &set, 24, &Layout::plain());

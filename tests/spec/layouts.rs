@@ -5,7 +5,7 @@ use vhost_user_timer_kit::contract::{
     ARM64, Answer, Client, VM, Vcpu, VmState, op, range_body, regs_body, request, restore,
     restore_body, status, words,
 };
-use vhost_user_timer_kit::raw_driver::{Cut, Layout, Rig, Setup, seed};
+use vhost_user_timer_kit::raw_driver::{Cut, Layout, Rig, seed};
 
 scenarios! {
     binary {
@@ -22,13 +22,7 @@ const VCPUS: u32 = 6;
 
 /// A VM whose registers stand still and are all different.
 fn at_rest(rig: &Rig) -> Client {
-    let mut client = Client::connect_with(
-        rig,
-        Setup {
-            size: 1024,
-            ..Setup::default()
-        },
-    );
+    let mut client = rig.client().queue_size(1024).connect();
     client.configure(VCPUS);
     client.restore_begin(VCPUS, 0);
     let body: Vec<u8> = (0..VCPUS).flat_map(|vcpu| saved(vcpu).to_bytes()).collect();
@@ -120,13 +114,7 @@ fn random_layouts_get_the_same_bytes() {
 
 fn waiters_answers_are_cut_as_their_buffers_are() {
     let rig = Rig::launch_release(&[]);
-    let mut client = Client::connect_with(
-        &rig,
-        Setup {
-            size: 1024,
-            ..Setup::default()
-        },
-    );
+    let mut client = rig.client().queue_size(1024).connect();
     client.configure(1);
     client.restore_begin(1, restore::AUTORUN);
     let mut heads = Vec::new();
@@ -152,13 +140,7 @@ fn waiters_answers_are_cut_as_their_buffers_are() {
 
 fn a_vm_of_4096_vcpus_is_got_and_set_in_one_request_each() {
     let rig = Rig::launch_release(&["--max-vcpus=4096"]);
-    let mut client = Client::connect_with(
-        &rig,
-        Setup {
-            size: 1024,
-            ..Setup::default()
-        },
-    );
+    let mut client = rig.client().queue_size(1024).connect();
     client.configure(4096);
     let body: Vec<u8> = (0..4096).flat_map(|vcpu| saved(vcpu).to_bytes()).collect();
     let len = 16 + 40 + 56 * 4096;

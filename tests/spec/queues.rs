@@ -6,7 +6,7 @@ use vhost_user_timer_kit::contract::{
     request, restore_body, status, u32_at, words,
 };
 use vhost_user_timer_kit::raw_driver::{
-    Descriptor, Layout, NEXT, POISON, REGION_GPA, REGION_SIZE, Rig, Setup, WRITE,
+    Descriptor, Layout, NEXT, POISON, REGION_GPA, REGION_SIZE, Rig, WRITE,
 };
 
 scenarios! {
@@ -25,12 +25,7 @@ scenarios! {
 
 /// A connection with rings of 1024 descriptors.
 fn connect(rig: &Rig, queues: u16) -> Client {
-    let setup = Setup {
-        queues,
-        size: 1024,
-        ..Setup::default()
-    };
-    Client::connect_with(rig, setup)
+    rig.client().queues(queues).queue_size(1024).connect()
 }
 
 /// A VM of two vCPUs in PAUSED.
@@ -152,14 +147,7 @@ fn kicks_and_calls_are_never_lost() {
     // One request at a time, so that a lost notification in either direction stops it all.
     for event_idx in [false, true] {
         let rig = Rig::launch_release(&[]);
-        let mut client = Client::connect_with(
-            &rig,
-            Setup {
-                event_idx,
-                size: 4,
-                ..Setup::default()
-            },
-        );
+        let mut client = rig.client().event_idx(event_idx).queue_size(4).connect();
         client.configure(1);
         for n in 0..3000u64 {
             client.set(0, &[(CVAL, n)]);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost_user_timer_kit::contract::{Answer, Client, Run, VM, op, phase, request, status};
-use vhost_user_timer_kit::raw_driver::{Layout, POISON, Rig, Setup, VERSION_1, negotiate};
+use vhost_user_timer_kit::raw_driver::{Layout, POISON, Rig, VERSION_1, negotiate};
 
 scenarios! {
     binary {
@@ -26,23 +26,13 @@ const PROTOCOL_FEATURES: u64 = 1 << 30;
 
 /// A connection with two request queues.
 fn two_queues(rig: &Rig) -> Client {
-    let setup = Setup {
-        queues: 3,
-        ..Setup::default()
-    };
-    Client::connect_with(rig, setup)
+    rig.client().queues(3).connect()
 }
 
 fn a_queue_has_up_to_1024_descriptors() {
     for size in [1, 2, 1024] {
         let rig = Rig::launch_release(&[]);
-        let mut client = Client::connect_with(
-            &rig,
-            Setup {
-                size,
-                ..Setup::default()
-            },
-        );
+        let mut client = rig.client().queue_size(size).connect();
         client.layout = Layout::plain().indirect();
         for _ in 0..(2 * u32::from(size) + 3).min(1500) {
             client.info();
@@ -55,13 +45,7 @@ fn a_queue_has_up_to_1024_descriptors() {
 
 fn a_full_ring_of_1024_is_served() {
     let rig = Rig::launch_release(&[]);
-    let mut client = Client::connect_with(
-        &rig,
-        Setup {
-            size: 1024,
-            ..Setup::default()
-        },
-    );
+    let mut client = rig.client().queue_size(1024).connect();
     let layout = Layout::plain().indirect();
     let heads: Vec<u16> = (0..1024)
         .map(|_| {
@@ -79,13 +63,7 @@ fn a_full_ring_of_1024_is_served() {
 fn event_idx_is_negotiable() {
     for event_idx in [false, true] {
         let rig = Rig::launch_release(&[]);
-        let mut client = Client::connect_with(
-            &rig,
-            Setup {
-                event_idx,
-                ..Setup::default()
-            },
-        );
+        let mut client = rig.client().event_idx(event_idx).connect();
         client.configure(1);
         client.post_event_buffer();
         for _ in 0..300 {
@@ -153,13 +131,7 @@ fn nothing_of_a_stopped_ring_is_touched() {
 fn a_stopped_ring_goes_on_where_it_stopped() {
     for event_idx in [false, true] {
         let rig = Rig::launch_release(&[]);
-        let mut client = Client::connect_with(
-            &rig,
-            Setup {
-                event_idx,
-                ..Setup::default()
-            },
-        );
+        let mut client = rig.client().event_idx(event_idx).connect();
         for _ in 0..5 {
             client.info();
         }

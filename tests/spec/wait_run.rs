@@ -3,7 +3,7 @@
 use vhost_user_timer_kit::contract::{
     Client, Run, VM, Vcpu, op, phase, request, restore, restore_body, status,
 };
-use vhost_user_timer_kit::raw_driver::{Layout, Rig, Setup};
+use vhost_user_timer_kit::raw_driver::{Layout, Rig};
 use vhost_user_timer_model::vm::Notice;
 
 use crate::world::{HZ, World};
@@ -314,11 +314,7 @@ fn the_last_restore_done_after_the_time_out_still_completes_the_restore(on: Worl
 
 /// A VM on a connection with rings of 1024 descriptors.
 fn configured(rig: &Rig, vcpus: u32) -> Client {
-    let setup = Setup {
-        size: 1024,
-        ..Setup::default()
-    };
-    let mut client = Client::connect_with(rig, setup);
+    let mut client = rig.client().queue_size(1024).connect();
     client.configure(vcpus);
     client
 }

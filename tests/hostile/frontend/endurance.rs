@@ -6,15 +6,9 @@ use super::*;
 fn a_thousand_frontends_leave_no_descriptor_no_thread_and_no_memory_behind() {
     let victim = Victim::launch();
     let visit = |n: u32| {
-        let mut client = Client::connect_with(
-            &victim.rig,
-            Setup {
-                queues: 3,
-                add_mem_reg: n.is_multiple_of(2),
-                event_idx: n.is_multiple_of(3),
-                ..Setup::default()
-            },
-        );
+        let client = victim.rig.client().queues(3);
+        let client = client.add_mem_reg(n.is_multiple_of(2));
+        let mut client = client.event_idx(n.is_multiple_of(3)).connect();
         client.wait_run(1, 0);
         client.post_event_buffer();
         client.info();
@@ -35,13 +29,7 @@ fn a_thousand_frontends_leave_no_descriptor_no_thread_and_no_memory_behind() {
 #[test]
 fn a_million_requests_leave_no_memory_behind() {
     let victim = Victim::launch();
-    let mut client = Client::connect_with(
-        &victim.rig,
-        Setup {
-            size: 1024,
-            ..Setup::default()
-        },
-    );
+    let mut client = victim.rig.client().queue_size(1024).connect();
     let mut flood = |requests: u32| {
         let info = request(op::GET_INFO, VM, 0, &[]);
         for _ in 0..requests / 500 {

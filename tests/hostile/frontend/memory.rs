@@ -137,12 +137,13 @@ fn a_region_longer_than_its_file_is_refused_before_anything_touches_it() {
 #[test]
 fn memory_that_is_taken_away_under_a_running_ring_stops_the_ring() {
     let victim = Victim::launch();
-    let mut driver = victim.rig.connect_with(Setup {
-        queues: 3,
-        size: 16,
-        add_mem_reg: true,
-        ..Setup::default()
-    });
+    let mut driver = victim
+        .rig
+        .client()
+        .queues(3)
+        .queue_size(16)
+        .add_mem_reg(true)
+        .driver();
     let wait = request(op::WAIT_RUN, 0, 0, &[]);
     driver.submit(1, &wait, 56, &Layout::plain());
     driver.call(1, &request(op::GET_INFO, VM, 0, &[]), 80, &Layout::plain());

@@ -28,7 +28,7 @@ use vhost_user_timer_kit::contract::{
 };
 use vhost_user_timer_kit::raw_driver::{
     Control, Descriptor, Driver, INDIRECT, Layout, Memory, NEXT, PATIENCE, REGION_GPA, REGION_SIZE,
-    REGION_VA, Rig, Ring, Setup, Usage, WRITE, fd_of, header, pair, release_program, seed,
+    REGION_VA, Rig, Ring, Usage, WRITE, fd_of, header, pair, release_program, seed,
 };
 
 // Message codes of the control channel.
@@ -80,11 +80,7 @@ impl Victim {
     }
 
     fn driver(&self) -> Driver {
-        self.rig.connect_with(Setup {
-            queues: 3,
-            size: 16,
-            ..Setup::default()
-        })
+        self.rig.client().queues(3).queue_size(16).driver()
     }
 
     fn control(&self) -> Control {

@@ -36,6 +36,65 @@ impl Queues for Driver {
     }
 }
 
+/// A connection to be made: `rig.client().queue_size(1024).connect()`.
+#[must_use]
+pub struct NewClient<'a> {
+    rig: &'a Rig,
+    setup: Setup,
+}
+
+impl Rig {
+    /// A client's connection to be made; what is not asked for is as in [`Setup::default`].
+    pub fn client(&self) -> NewClient<'_> {
+        NewClient {
+            rig: self,
+            setup: Setup::default(),
+        }
+    }
+}
+
+impl NewClient<'_> {
+    /// With this many queues, the event queue included.
+    pub fn queues(mut self, queues: u16) -> Self {
+        self.setup.queues = queues;
+        self
+    }
+
+    /// With this many descriptors a queue.
+    pub fn queue_size(mut self, size: u16) -> Self {
+        self.setup.size = size;
+        self
+    }
+
+    /// Whether EVENT_IDX is negotiated.
+    pub fn event_idx(mut self, negotiated: bool) -> Self {
+        self.setup.event_idx = negotiated;
+        self
+    }
+
+    /// Whether the memory is shared by ADD_MEM_REG instead of SET_MEM_TABLE.
+    pub fn add_mem_reg(mut self, used: bool) -> Self {
+        self.setup.add_mem_reg = used;
+        self
+    }
+
+    /// With these features besides those that every driver negotiates.
+    pub fn features(mut self, features: u64) -> Self {
+        self.setup.features = features;
+        self
+    }
+
+    /// Connects.
+    pub fn connect(self) -> Client {
+        Client::new(self.driver())
+    }
+
+    /// Connects, without a client over the driver.
+    pub fn driver(self) -> Driver {
+        self.rig.connect_with(self.setup)
+    }
+}
+
 /// Makes requests.
 pub struct Client<D = Driver> {
     /// The queues underneath.
@@ -54,11 +113,6 @@ impl Client {
     /// On a fresh connection.
     pub fn connect(rig: &Rig) -> Self {
         Self::new(rig.connect())
-    }
-
-    /// On a fresh connection that is set up so.
-    pub fn connect_with(rig: &Rig, setup: Setup) -> Self {
-        Self::new(rig.connect_with(setup))
     }
 
     /// Over a connected socket.
