@@ -155,7 +155,7 @@ fn config_space_can_be_read_in_parts() {
 
 fn config_space_ends_after_64_bytes() {
     let rig = Rig::launch_release(&[]);
-    // By hand: `vhost`'s frontend waits for ever where the answer is that there is nothing.
+    // By hand: `vhost`'s frontend waits forever for an answer without bytes.
     let mut control = Control::over(rig.stream());
     control.message(GET_FEATURES, false, &[], &[]).unwrap();
     control.reply().unwrap();

@@ -163,7 +163,7 @@ fn within_a_minute(test: impl FnOnce() + Send + 'static) {
     });
     if end.recv_timeout(Duration::from_secs(60)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
     {
-        panic!("the driver waits for ever");
+        panic!("the driver waits forever");
     }
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);

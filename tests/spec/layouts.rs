@@ -20,7 +20,7 @@ scenarios! {
 
 const VCPUS: u32 = 6;
 
-/// A VM whose registers stand still and are all different.
+/// A VM whose registers do not change by themselves and are all different.
 fn at_rest(rig: &Rig) -> Client {
     let mut client = rig.client().queue_size(1024).connect();
     client.configure(VCPUS);
@@ -205,7 +205,7 @@ fn up_to_256_kib_writable_are_looked_at() {
         let get = request(op::GET_REGS, 0, 0, &words(&vec![ARM64[2]; entries]));
         for cut in [Cut::whole(), Cut::every(9000)] {
             let layout = Layout::cut(cut).indirect();
-            // Room for both, were it looked at.
+            // Room for both, if all of it counted.
             let used = client.driver.call(1, &get, MOST + 4096, &layout);
             let answer = Answer::of(&used);
             if ok {

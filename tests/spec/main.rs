@@ -1,4 +1,4 @@
-//! The sentences of SPEC.md, each told once as a scenario.
+//! The sentences of SPEC.md, each stated once, as a scenario.
 //!
 //! A scenario is named by its sentence, and the table at the head of its file says which ids it proves
 //! and where it runs: on the model in this process, on the released backend behind its socket, or on
@@ -24,9 +24,9 @@ mod restore;
 mod rings;
 mod settle;
 mod time_page;
-mod told;
 mod wait_run;
 mod whole_vm;
+mod write_back;
 
 /// Every file's scenarios.
 fn files() -> Vec<&'static [scenarios::Scenario]> {
@@ -43,9 +43,9 @@ fn files() -> Vec<&'static [scenarios::Scenario]> {
         restore::SCENARIOS,
         rings::SCENARIOS,
         settle::SCENARIOS,
-        told::SCENARIOS,
         wait_run::SCENARIOS,
         whole_vm::SCENARIOS,
+        write_back::SCENARIOS,
     ];
     [
         &files[..],

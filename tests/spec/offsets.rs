@@ -24,7 +24,7 @@ scenarios! {
         an_anchor_says_what_the_host_counter_is: "5.9" "5.34" "4.1";
         a_frozen_count_stays_when_an_anchor_moves_the_host_counter: "5.35";
         a_counting_clock_keeps_its_offset_over_an_anchor: "5.36";
-        a_count_told_of_the_host_counter_before_an_anchor_is_a_new_count_after_it: "6.23";
+        a_count_read_before_an_anchor_is_a_new_count_after_it: "6.23";
         timers_fire_by_the_anchored_counter: "5.34" "8.4";
     }
     model {
@@ -294,7 +294,7 @@ fn a_counting_clock_keeps_its_offset_over_an_anchor(on: World) {
     assert_eq!(vm.offsets(), [run.cntvoff, run.cntpoff]);
 }
 
-fn a_count_told_of_the_host_counter_before_an_anchor_is_a_new_count_after_it(on: World) {
+fn a_count_read_before_an_anchor_is_a_new_count_after_it(on: World) {
     let readers = [
         (op::GET_REGS, 0, words(&[CNT])),
         (op::GET_VM, VM, range_body(0, 1)),
@@ -306,11 +306,11 @@ fn a_count_told_of_the_host_counter_before_an_anchor_is_a_new_count_after_it(on:
         vm.pause_counting();
         let answer = vm.ask(op, vcpu, 0, &body);
         let at = if op == op::GET_REGS { 8 } else { 0 };
-        let told = vhost_user_timer_kit::contract::u64_at(&answer.body, at);
+        let read = vhost_user_timer_kit::contract::u64_at(&answer.body, at);
         vm.set_anchor(5, 6);
-        vm.set(0, &[(CNT, told)]);
+        vm.set(0, &[(CNT, read)]);
         vm.pass(10);
-        assert_eq!(vm.virt(), told, "frozen at it: {op:#x}");
+        assert_eq!(vm.virt(), read, "frozen at it: {op:#x}");
     }
 }
 

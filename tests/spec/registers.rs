@@ -318,7 +318,7 @@ fn a_count_write_in_running_is_ebusy_even_of_the_very_count(on: World) {
         vm.set(0, &[(CVAL, 5), (CTL, 3)]);
         assert_eq!(vm.get(0, &[CTL, CVAL]), [7, 5]);
     }
-    // A refusal changes nothing at all: here no count is told in between.
+    // A refusal changes nothing at all: here no count is read in between.
     let mut vm = on.running(1);
     vm.pass(50);
     let before = vm.snapshot();
@@ -353,7 +353,7 @@ fn in_restoring_a_vcpu_that_is_done_takes_no_more_writes_and_the_others_do(on: W
     for register in ALL {
         assert_eq!(vm.set_refused(0, &[(register, 1)]), (status::EBUSY, 1));
     }
-    // Without an entry too, which tells who is missing.
+    // Without an entry too: this shows which vCPUs are missing.
     assert_eq!(vm.set_refused(0, &[]), (status::EBUSY, 1));
     assert_eq!(vm.snapshot(), before);
     assert_eq!(vm.set(1, &[]), (0, 0));

@@ -1,4 +1,4 @@
-//! SPEC.md, "Restore": what a vCPU must bring, what it reads meanwhile, and giving up.
+//! SPEC.md, "Restore": what a vCPU must bring, what it reads until the end, and giving up.
 
 use vhost_user_timer_kit::contract::{
     CNT, CTL, CVAL, PCNT, PCTL, PCVAL, VM, Vcpu, op, phase, regs_body, restore, restore_body,

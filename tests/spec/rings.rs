@@ -111,7 +111,7 @@ fn nothing_of_a_stopped_ring_is_touched() {
     client.driver.stop(1);
     let used = client.driver.used(1);
     assert_eq!(used.head, held);
-    // Made available and kicked while stopped: not looked at.
+    // Made available and kicked while the ring is stopped: not read.
     let info = request(op::GET_INFO, VM, 0, &[]);
     let head = client.driver.add(1, &info, 80, &Layout::plain());
     client.driver.rings[1].kick_anyway();
@@ -137,7 +137,7 @@ fn a_stopped_ring_goes_on_where_it_stopped() {
         }
         let base = client.driver.stop(1);
         assert_eq!(base, 5);
-        // What is made available meanwhile is served once the ring starts again.
+        // A request made available in between is served once the ring starts again.
         let info = request(op::GET_INFO, VM, 0, &[]);
         let head = client.driver.add(1, &info, 80, &Layout::plain());
         client.driver.start_at(1, base);

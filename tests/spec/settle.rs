@@ -55,7 +55,7 @@ fn the_count_is_settled_once_at_the_largest_that_any_vcpu_brought_by_unsigned_va
 }
 
 fn a_late_vcpu_leaves_the_count_alone(on: World) {
-    // The defect of KVM that began all this: whoever comes last resets it for all.
+    // The defect of KVM that this project answers: there the last vCPU sets the offset for all.
     let mut vm = on.restoring(4, restore::AUTORUN);
     for vcpu in 0..3 {
         vm.restored(vcpu, HZ);

@@ -72,7 +72,7 @@ fn an_endless_stream_is_refused_at_once_while_its_writer_goes_on() {
             }
             written
         });
-        let written = writing.join().expect("the writer is told to stop");
+        let written = writing.join().expect("the writer sees a closed pipe");
         assert!(
             (4 << 20..5 << 20).contains(&written),
             "{written} bytes were taken"

@@ -12,7 +12,7 @@ scenarios! {
         one_event_per_vcpu_and_timer_waits_at_most: "8.11";
         each_rise_is_reported_where_the_frontend_reads_between: "8.6";
         many_timers_due_at_once_or_one_after_another_are_all_reported: "8.4" "8.6";
-        only_running_tells_of_timers_and_what_is_due_then_is_reported_at_the_change_to_running: "8.5" "8.9";
+        only_running_reports_timers_and_what_is_due_then_is_reported_at_the_change_to_running: "8.5" "8.9";
         a_timer_that_was_not_due_at_the_pause_fires_as_long_after_it_as_it_had_left: "4.8" "8.14";
         after_a_disconnect_every_line_that_stands_high_is_reported_again: "8.18";
         at_a_wrap_lines_fall_and_rise_again_and_each_rise_is_reported: "4.2" "8.4" "8.6";
@@ -21,7 +21,7 @@ scenarios! {
         an_event_is_dropped_if_the_line_fell_by_a_wrap_of_which_the_vm_has_not_heard_yet: "8.12";
         an_event_unreported_at_a_wrap_over_which_its_line_stayed_high_is_reported_once: "8.6";
         a_timer_passed_over_by_a_jump_beyond_the_wrap_leaves_no_event: "8.12";
-        a_sleeper_that_wakes_when_told_sees_every_event_at_its_tick: "4.2" "8.4";
+        a_sleeper_that_wakes_at_each_alarm_sees_every_event_at_its_tick: "4.2" "8.4";
         a_line_reported_before_a_pause_is_reported_again_at_the_resume: "8.5";
     }
 }
@@ -76,7 +76,7 @@ fn a_timer_switched_off_is_not_waited_for_and_leaves_no_event_when_it_is_back_on
 fn one_event_per_vcpu_and_timer_waits_at_most(on: World) {
     let mut vm = from_zero(on);
     for n in 1..100 {
-        // Due, not read, and armed anew.
+        // Due, not read, and armed again.
         vm.arm(2, Virtual, 1, n * 10);
         vm.arm(2, Physical, 1, n * 10);
         vm.pass(10);
@@ -122,7 +122,7 @@ fn many_timers_due_at_once_or_one_after_another_are_all_reported(on: World) {
     assert_eq!(fired, expected);
 }
 
-fn only_running_tells_of_timers_and_what_is_due_then_is_reported_at_the_change_to_running(
+fn only_running_reports_timers_and_what_is_due_then_is_reported_at_the_change_to_running(
     on: World,
 ) {
     let mut vm = from_zero(on);
@@ -232,7 +232,7 @@ fn a_timer_passed_over_by_a_jump_beyond_the_wrap_leaves_no_event(on: World) {
     assert_eq!(vm.fired(), [], "the line rose and fell");
 }
 
-fn a_sleeper_that_wakes_when_told_sees_every_event_at_its_tick(on: World) {
+fn a_sleeper_that_wakes_at_each_alarm_sees_every_event_at_its_tick(on: World) {
     // Deadlines far apart and close together, over a wrap of both clocks.
     let mut vm = before_the_wrap(on, 50);
     for (vcpu, cval) in (0..).zip([0_u64.wrapping_sub(20), 7, 7, 1_000_000_000_000]) {
@@ -244,7 +244,7 @@ fn a_sleeper_that_wakes_when_told_sees_every_event_at_its_tick(on: World) {
         let ticks = vm.exact().ticks_to_next().unwrap();
         let mut early = vm.twin();
         early.pass(ticks - 1);
-        assert_eq!(early.fired(), [], "nothing before it is told to wake");
+        assert_eq!(early.fired(), [], "nothing before the alarm");
         vm.pass(ticks);
         for (vcpu, clock) in vm.fired() {
             seen.push((vm.virt(), vcpu, clock));

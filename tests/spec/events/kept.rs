@@ -31,7 +31,7 @@ fn a_due_timer_is_not_lost_over_pause_and_resume(on: World) {
         vm.pause();
         vm.resume();
     }
-    // The buffers come late, and tell of the newest phase first or not at all.
+    // The buffers come late: they report the newest phase first, or no phase at all.
     post(&mut vm, 3);
     assert_eq!(asserted(&mut vm).what(), ASSERTED(0, 0));
     // Reported before a pause and still high: it is high at the change to RUNNING.

@@ -189,9 +189,9 @@ fn a_reprogrammed_timer_fires_at_the_second_value_alone(on: World) {
         resume(&mut vm);
         post(&mut vm, 40);
         loop {
-            let former = arm_ahead(&mut vm, first * MS);
+            let first_due = arm_ahead(&mut vm, first * MS);
             let cval = arm_ahead(&mut vm, second * MS);
-            if vm.get_one(0, CNT) < former {
+            if vm.get_one(0, CNT) < first_due {
                 // In time, so only the second counts.
                 assert_eq!(vm.event().cval, cval);
                 vm.no_event();
@@ -279,7 +279,7 @@ fn with_no_buffer_posted_an_event_waits_one_per_vcpu_and_timer(on: World) {
     resume(&mut vm);
     for _ in 0..3 {
         vm.pause();
-        // The former rise is over before the next.
+        // The previous rise is over before the next one.
         let due = vm.get_one(0, CNT) + MS;
         for vcpu in 0..2 {
             vm.set(vcpu, &[(CTL, 1), (CVAL, due), (PCTL, 1), (PCVAL, 2 * due)]);

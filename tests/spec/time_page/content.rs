@@ -7,7 +7,7 @@ use crate::world::{HZ, PHASES, Vm, World};
 
 scenarios! {
     both {
-        the_page_tells_phase_epoch_frequency_and_clocks_in_every_phase: "9.20" "9.21";
+        the_page_says_phase_epoch_frequency_and_clocks_in_every_phase: "9.20" "9.21";
         in_new_there_is_no_clock_and_the_page_is_zero_but_for_epoch_and_frequency: "9.30";
         the_page_follows_every_change_of_a_clock: "9.20" "9.21" "9.25";
         the_page_says_running_only_after_the_last_restore_done: "9.27";
@@ -25,7 +25,7 @@ fn page(vm: &mut Vm) -> Page {
     Page::of(&vm.driver.page(AT)).content()
 }
 
-/// The page tells the VM that GET_INFO tells, now and later.
+/// The page says what GET_INFO answers, now and later.
 #[track_caller]
 fn agrees(vm: &mut Vm) -> Page {
     let said = page(vm);
@@ -41,7 +41,7 @@ fn agrees(vm: &mut Vm) -> Page {
     said
 }
 
-fn the_page_tells_phase_epoch_frequency_and_clocks_in_every_phase(on: World) {
+fn the_page_says_phase_epoch_frequency_and_clocks_in_every_phase(on: World) {
     for wanted in PHASES {
         let mut vm = named(on.in_phase(wanted, 2));
         let said = agrees(&mut vm);

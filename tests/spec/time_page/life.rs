@@ -360,7 +360,7 @@ fn other_memory_at_the_pages_address_gets_the_page() {
     assert_eq!(written().wake, before.wake + 1);
     vm.client.resume();
     assert_eq!(written().phase, phase::RUNNING);
-    assert_eq!(vm.page(), before, "and the former memory is let be");
+    assert_eq!(vm.page(), before, "and the old memory is left alone");
 }
 
 fn what_the_frontend_writes_into_the_page_changes_nothing() {

@@ -63,14 +63,14 @@ impl Page {
         assert_eq!(self.phase, info.phase);
         assert_eq!(self.epoch, info.epoch);
         assert_eq!(self.frequency, info.frequency);
-        for (offset, count, bit, told) in [
+        for (offset, count, bit, asked) in [
             (self.cntvoff, self.virt_count, VIRT, info.cntvoff),
             (self.cntpoff, self.phys_count, PHYS, info.cntpoff),
         ] {
             if self.flags & bit == 0 {
-                assert_eq!((offset, count), (told, 0));
+                assert_eq!((offset, count), (asked, 0));
             } else {
-                let frozen = info.host_count.wrapping_sub(told);
+                let frozen = info.host_count.wrapping_sub(asked);
                 assert_eq!((offset, count), (0, frozen));
             }
         }

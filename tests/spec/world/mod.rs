@@ -1,6 +1,6 @@
 //! Where a scenario runs: on the model in this process, or on the released backend.
 //!
-//! A scenario is told once, over a [`Vm`]: the by-hand client of the contract over any [`Device`].
+//! A scenario is written once, over a [`Vm`]: the by-hand client of the contract over any [`Device`].
 //! On the model time passes when [`Vm::pass`] is called and at no other instant, so what is a range
 //! on the backend is one value there.
 
@@ -121,7 +121,7 @@ impl World {
         vm
     }
 
-    /// A VM that runs, and whose events so far have been read.
+    /// A VM that runs, with its events so far read.
     pub(crate) fn running(self, vcpus: u32) -> Vm {
         let mut vm = self.paused(vcpus);
         vm.resume();

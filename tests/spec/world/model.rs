@@ -101,7 +101,7 @@ impl Model {
         self.vm.ticks_to_next(self.now())
     }
 
-    /// What the log was told since the last call.
+    /// What was to be logged since the last call.
     pub(crate) fn notices(&mut self) -> Vec<Notice> {
         std::mem::take(&mut self.effects.notices)
     }

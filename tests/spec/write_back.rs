@@ -11,16 +11,16 @@ scenarios! {
         reading_a_vm_and_writing_it_back_changes_nothing_a_thousand_times: "6.22";
         reading_a_frozen_clock_changes_nothing_at_all: "6.22";
         a_count_written_back_to_a_counting_clock_moves_nothing: "6.23" "6.22";
-        a_count_told_while_running_can_be_written_back_where_the_pause_kept_counting: "6.23";
+        a_count_read_while_running_can_be_written_back_where_the_pause_kept_counting: "6.23";
         writing_the_passed_through_physical_count_back_does_not_virtualise_it: "6.23" "4.10";
-        a_count_told_before_the_clock_was_frozen_is_a_new_count_after: "6.23" "6.9";
-        a_count_that_only_another_vcpu_was_told_is_a_new_count: "6.23" "6.24";
-        only_the_last_count_told_is_known: "6.23";
-        a_count_told_by_get_vm_is_known_of_every_vcpu: "6.24";
+        a_count_read_before_the_clock_was_frozen_is_a_new_count_after: "6.23" "6.9";
+        a_count_that_was_read_from_another_vcpu_only_is_a_new_count: "6.23" "6.24";
+        only_the_last_count_read_is_known: "6.23";
+        a_count_read_by_get_vm_is_known_of_every_vcpu: "6.24";
         a_vm_read_in_parts_can_be_written_back_vcpu_by_vcpu: "6.22" "6.24";
-        what_a_vcpu_and_what_all_were_told_are_both_known: "6.23" "6.24";
-        a_count_told_in_a_restore_that_was_aborted_does_not_hide_the_last_of_a_counting_clock: "6.23" "7.29";
-        what_was_told_is_forgotten_once_the_clock_was_set: "6.23";
+        what_was_read_from_a_vcpu_and_what_from_all_are_both_known: "6.23" "6.24";
+        a_count_read_in_a_restore_that_was_aborted_does_not_hide_the_last_of_a_counting_clock: "6.23" "7.29";
+        what_was_read_is_forgotten_once_the_clock_is_set: "6.23";
         reading_and_writing_back_in_a_restore_loses_no_time: "6.22" "7.12";
     }
 }
@@ -75,10 +75,10 @@ fn a_count_written_back_to_a_counting_clock_moves_nothing(on: World) {
     for register in [CNT, PCNT] {
         let mut vm = counting(on, 2);
         let offsets = vm.offsets();
-        let told = vm.get_one(1, register);
+        let read = vm.get_one(1, register);
         for _ in 0..2 {
             vm.pass(500);
-            vm.set(1, &[(register, told)]);
+            vm.set(1, &[(register, read)]);
             assert_eq!(vm.offsets(), offsets, "{register:#x}");
         }
     }
@@ -98,14 +98,14 @@ fn a_count_written_back_to_a_counting_clock_moves_nothing(on: World) {
     }
 }
 
-fn a_count_told_while_running_can_be_written_back_where_the_pause_kept_counting(on: World) {
+fn a_count_read_while_running_can_be_written_back_where_the_pause_kept_counting(on: World) {
     let mut vm = on.running(1);
     vm.pass(10);
     let offsets = vm.offsets();
-    let told = vm.get_one(0, CNT);
+    let read = vm.get_one(0, CNT);
     vm.pass(10);
     vm.pause_counting();
-    vm.set(0, &[(CNT, told)]);
+    vm.set(0, &[(CNT, read)]);
     vm.pass(10);
     assert_eq!(vm.offsets(), offsets);
 }
@@ -113,30 +113,30 @@ fn a_count_told_while_running_can_be_written_back_where_the_pause_kept_counting(
 fn writing_the_passed_through_physical_count_back_does_not_virtualise_it(on: World) {
     for wanted in [phase::PAUSED, phase::RUNNING] {
         let mut vm = on.in_phase(wanted, 1);
-        let told = vm.get_one(0, PCNT);
+        let read = vm.get_one(0, PCNT);
         vm.pass(10);
         if wanted == phase::RUNNING {
             vm.pause();
         }
         vm.pass(10);
-        vm.set(0, &[(PCNT, told)]);
+        vm.set(0, &[(PCNT, read)]);
         let info = vm.info();
         assert_eq!((info.flags, info.cntpoff), (0, 0));
-        vm.set(0, &[(PCNT, told + 1)]);
+        vm.set(0, &[(PCNT, read + 1)]);
         assert_eq!(vm.info().flags, 4);
-        assert_eq!(vm.phys(), told + 1);
+        assert_eq!(vm.phys(), read + 1);
     }
 }
 
-fn a_count_told_before_the_clock_was_frozen_is_a_new_count_after(on: World) {
+fn a_count_read_before_the_clock_was_frozen_is_a_new_count_after(on: World) {
     let mut vm = on.running(1);
     vm.pass(10);
-    let told = vm.get_one(0, CNT);
+    let read = vm.get_one(0, CNT);
     vm.pass(10);
     let paused = vm.pause();
-    assert!(paused.virt_count > told);
-    vm.set(0, &[(CNT, told)]);
-    assert_eq!(vm.virt(), told, "the VMM itself writes a smaller count");
+    assert!(paused.virt_count > read);
+    vm.set(0, &[(CNT, read)]);
+    assert_eq!(vm.virt(), read, "the VMM itself writes a smaller count");
 }
 
 /// The virtual clock is frozen at this count.
@@ -146,15 +146,15 @@ fn frozen_at(vm: &mut Vm, count: u64) {
     assert_eq!(vm.virt(), count);
 }
 
-fn a_count_that_only_another_vcpu_was_told_is_a_new_count(on: World) {
+fn a_count_that_was_read_from_another_vcpu_only_is_a_new_count(on: World) {
     let mut vm = counting(on, 2);
-    let told = vm.get_one(0, CNT);
+    let read = vm.get_one(0, CNT);
     vm.pass(500);
-    vm.set(1, &[(CNT, told)]);
-    frozen_at(&mut vm, told);
+    vm.set(1, &[(CNT, read)]);
+    frozen_at(&mut vm, read);
 }
 
-fn only_the_last_count_told_is_known(on: World) {
+fn only_the_last_count_read_is_known(on: World) {
     let mut vm = counting(on, 1);
     let first = vm.get_one(0, CNT);
     vm.pass(500);
@@ -163,14 +163,14 @@ fn only_the_last_count_told_is_known(on: World) {
     frozen_at(&mut vm, first);
 }
 
-fn a_count_told_by_get_vm_is_known_of_every_vcpu(on: World) {
+fn a_count_read_by_get_vm_is_known_of_every_vcpu(on: World) {
     for (first, count) in [(0, 3), (1, 1), (0, 0)] {
         let mut vm = counting(on, 3);
         let offsets = vm.offsets();
-        let told = vm.state_of(first, count).virt_count;
+        let read = vm.state_of(first, count).virt_count;
         for vcpu in 0..3 {
             vm.pass(500);
-            vm.set(vcpu, &[(CNT, told)]);
+            vm.set(vcpu, &[(CNT, read)]);
         }
         assert_eq!(vm.offsets(), offsets);
     }
@@ -192,7 +192,7 @@ fn a_vm_read_in_parts_can_be_written_back_vcpu_by_vcpu(on: World) {
     assert_eq!(vm.offsets(), offsets);
 }
 
-fn what_a_vcpu_and_what_all_were_told_are_both_known(on: World) {
+fn what_was_read_from_a_vcpu_and_what_from_all_are_both_known(on: World) {
     let mut vm = counting(on, 1);
     let offsets = vm.offsets();
     let own = vm.get_one(0, CNT);
@@ -204,27 +204,27 @@ fn what_a_vcpu_and_what_all_were_told_are_both_known(on: World) {
     assert_eq!(vm.offsets(), offsets);
 }
 
-fn a_count_told_in_a_restore_that_was_aborted_does_not_hide_the_last_of_a_counting_clock(
+fn a_count_read_in_a_restore_that_was_aborted_does_not_hide_the_last_of_a_counting_clock(
     on: World,
 ) {
     let mut vm = counting(on, 1);
     let offsets = vm.offsets();
-    let told = vm.get_one(0, CNT);
+    let read = vm.get_one(0, CNT);
     vm.pass(100);
     vm.restore_begin(1, 0);
     vm.get_one(0, CNT);
     vm.abort();
-    vm.set(0, &[(CNT, told)]);
+    vm.set(0, &[(CNT, read)]);
     assert_eq!(vm.offsets(), offsets);
 }
 
-fn what_was_told_is_forgotten_once_the_clock_was_set(on: World) {
+fn what_was_read_is_forgotten_once_the_clock_is_set(on: World) {
     let mut vm = counting(on, 1);
-    let told = vm.get_one(0, CNT);
+    let read = vm.get_one(0, CNT);
     vm.set(0, &[(CNT, 5_000)]);
-    vm.set(0, &[(CNT, told)]);
+    vm.set(0, &[(CNT, read)]);
     vm.pass(100);
-    frozen_at(&mut vm, told);
+    frozen_at(&mut vm, read);
 }
 
 fn reading_and_writing_back_in_a_restore_loses_no_time(on: World) {
