@@ -14,7 +14,7 @@ use crate::memory::SharedMemory;
 use crate::regs::{MAX_REGS, RegIds, RegValue};
 use crate::{Error, InvalidArgument, Refusal, SavedVcpu};
 use vhost_user_timer_protocol::wire::{self, RequestHeader, ResponseHeader};
-use vhost_user_timer_protocol::{MAX_MESSAGE, Op, Status, VM_WIDE};
+use vhost_user_timer_protocol::{MAX_MESSAGE, Op, Status, VM_WIDE, op};
 
 pub(crate) use answer::Rejection;
 pub use answer::{Answer, NewEpoch, RawAnswer, Remaining};
@@ -50,6 +50,15 @@ enum Body<'a> {
 }
 
 impl Body<'_> {
+    const NONE: Self = Body::Struct([0; STRUCT], 0);
+
+    fn structure(body: &(impl IntoBytes + zerocopy::Immutable)) -> Self {
+        let body = body.as_bytes();
+        let mut bytes = [0; STRUCT];
+        bytes[..body.len()].copy_from_slice(body);
+        Body::Struct(bytes, body.len())
+    }
+
     fn len(&self) -> usize {
         match self {
             Body::Struct(_, len) => *len,
@@ -97,10 +106,22 @@ impl<'a, T> Operation<'a, T> {
         }
     }
 
-    fn with_struct(op: Op, vcpu: u32, body: &[u8], answer: usize) -> Self {
-        let mut bytes = [0; STRUCT];
-        bytes[..body.len()].copy_from_slice(body);
-        Self::new(op, vcpu, Body::Struct(bytes, body.len()), answer)
+    /// An operation whose body is one structure, or nothing, and whose answer has a fixed length.
+    fn of<O: op::Operation>(vcpu: u32, body: &O::Body) -> Self
+    where
+        O::Body: Sized,
+    {
+        Self::many::<O>(vcpu, Body::structure(body), 0)
+    }
+
+    /// An operation whose answer has `parts` parts behind its fixed one.
+    fn many<O: op::Operation>(vcpu: u32, body: Body<'a>, parts: usize) -> Self {
+        debug_assert!(
+            O::ROW.body.allows(body.len()),
+            "{}: its body's length",
+            O::ROW.name
+        );
+        Self::new(O::ROW.op, vcpu, body, O::ROW.answer.len(parts))
     }
 
     /// Means this epoch: in every other one the request is refused with [`Status::Stale`].

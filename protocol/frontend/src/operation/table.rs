@@ -1,21 +1,20 @@
-//! A constructor for each operation: code, scope, body and answer.
+//! A constructor for each operation. Its code, and the types of its body and its answer, are those
+//! of its row in the protocol's table.
 
 use std::num::NonZeroU64;
-
-use zerocopy::IntoBytes;
 
 use super::{Body, NewEpoch, Operation, RawAnswer, Remaining};
 use crate::answers::{Info, Run, SetRegs, Vm};
 use crate::regs::{MAX_REGS, RegIds, RegValue, RegValues};
 use crate::{RestoreOptions, SavedVcpu};
+use vhost_user_timer_protocol::op::operation as table;
 use vhost_user_timer_protocol::wire::{self, restore_flags};
 use vhost_user_timer_protocol::{Abi, Op, VM_WIDE};
 
 impl Operation<'static, Info> {
     /// GET_INFO: the VM; in any phase.
     pub fn get_info() -> Self {
-        let answer = size_of::<wire::Info>();
-        Operation::with_struct(Op::GetInfo, VM_WIDE, &[], answer)
+        Operation::of::<table::GetInfo>(VM_WIDE, &())
     }
 }
 
@@ -30,7 +29,7 @@ impl Operation<'static, ()> {
             reserved: [0; 3],
             frequency: frequency.map_or(0, NonZeroU64::get).into(),
         };
-        Operation::with_struct(Op::ConfigureVm, VM_WIDE, body.as_bytes(), 0)
+        Operation::of::<table::ConfigureVm>(VM_WIDE, &body)
     }
 
     /// SET_COUNTER_OFFSET: sets and pins cntvoff = cntpoff = `offset` (as
@@ -40,7 +39,7 @@ impl Operation<'static, ()> {
             offset: offset.into(),
             reserved: 0.into(),
         };
-        Operation::with_struct(Op::SetCounterOffset, VM_WIDE, body.as_bytes(), 0)
+        Operation::of::<table::SetCounterOffset>(VM_WIDE, &body)
     }
 
     /// SET_COUNTER_ANCHOR: the VMM's host counter read `count` when CLOCK_MONOTONIC read
@@ -50,12 +49,12 @@ impl Operation<'static, ()> {
             monotonic_ns: monotonic_ns.into(),
             count: count.into(),
         };
-        Operation::with_struct(Op::SetCounterAnchor, VM_WIDE, body.as_bytes(), 0)
+        Operation::of::<table::SetCounterAnchor>(VM_WIDE, &body)
     }
 
     /// RESTORE_ABORT: drops the open restore; the VM is PAUSED, as it was before.
     pub fn restore_abort() -> Self {
-        Operation::with_struct(Op::RestoreAbort, VM_WIDE, &[], 0)
+        Operation::of::<table::RestoreAbort>(VM_WIDE, &())
     }
 
     /// SET_TIME_PAGE: an address in the memory shared on this connection, and its length (0:
@@ -65,7 +64,7 @@ impl Operation<'static, ()> {
             address: address.into(),
             length: length.into(),
         };
-        Operation::with_struct(Op::SetTimePage, VM_WIDE, body.as_bytes(), 0)
+        Operation::of::<table::SetTimePage>(VM_WIDE, &body)
     }
 }
 
@@ -87,21 +86,21 @@ impl Operation<'static, NewEpoch> {
             saved_realtime_ns: options.elapsed_since.unwrap_or(0).into(),
             timeout_ns: timeout_ns.into(),
         };
-        Operation::with_struct(Op::RestoreBegin, VM_WIDE, body.as_bytes(), 0)
+        Operation::of::<table::RestoreBegin>(VM_WIDE, &body)
     }
 }
 
 impl<'a> Operation<'a, ()> {
     /// SET_VM: stages the registers of many vCPUs in an open restore. In RESTORING.
     pub fn set_vm(vcpus: &'a [SavedVcpu]) -> Self {
-        Operation::new(Op::SetVm, VM_WIDE, Body::Vcpus(vcpus), 0)
+        Operation::many::<table::SetVm>(VM_WIDE, Body::Vcpus(vcpus), 0)
     }
 }
 
 impl Operation<'static, RegIds> {
     /// GET_REG_LIST: the KVM ids of the vCPU's timer registers. Not in NEW.
     pub fn reg_list(vcpu: u32) -> Self {
-        Operation::with_struct(Op::GetRegList, vcpu, &[], 8 * MAX_REGS)
+        Operation::many::<table::GetRegList>(vcpu, Body::NONE, MAX_REGS)
     }
 }
 
@@ -109,8 +108,7 @@ impl<'a> Operation<'a, RegValues> {
     /// GET_REGS: reads up to [`MAX_REGS`] registers by their KVM ids, all at one instant. Not in
     /// NEW.
     pub fn get_regs(vcpu: u32, ids: &'a [u64]) -> Self {
-        let answer = ids.len().saturating_mul(size_of::<wire::RegValue>());
-        Operation::new(Op::GetRegs, vcpu, Body::Ids(ids), answer)
+        Operation::many::<table::GetRegs>(vcpu, Body::Ids(ids), ids.len())
     }
 }
 
@@ -118,23 +116,20 @@ impl<'a> Operation<'a, SetRegs> {
     /// SET_REGS: writes up to [`MAX_REGS`] registers, all together: their order does not matter.
     /// Not in NEW; counts in PAUSED and RESTORING only.
     pub fn set_regs(vcpu: u32, values: &'a [RegValue]) -> Self {
-        let answer = size_of::<wire::SetRegsResult>();
-        Operation::new(Op::SetRegs, vcpu, Body::Values(values), answer)
+        Operation::many::<table::SetRegs>(vcpu, Body::Values(values), 0)
     }
 }
 
 impl Operation<'static, Vm> {
     /// GET_VM: `count` vCPUs from `first` on, all at one instant. Not in NEW.
     pub fn get_vm(first: u32, count: u32) -> Self {
-        let body = wire::VcpuRange {
+        let range = wire::VcpuRange {
             first: first.into(),
             count: count.into(),
         };
         let vcpus = usize::try_from(count).unwrap_or(usize::MAX);
-        let answer = vcpus
-            .saturating_mul(size_of::<wire::Vcpu>())
-            .saturating_add(size_of::<wire::Vm>());
-        Operation::with_struct(Op::GetVm, VM_WIDE, body.as_bytes(), answer)
+        let body = Body::structure(&range);
+        Operation::many::<table::GetVm>(VM_WIDE, body, vcpus)
     }
 }
 
@@ -155,26 +150,24 @@ impl Operation<'static, Run> {
             flags: flags.into(),
             reserved: 0.into(),
         };
-        let answer = size_of::<wire::Run>();
-        Operation::with_struct(Op::Pause, VM_WIDE, body.as_bytes(), answer)
+        Operation::of::<table::Pause>(VM_WIDE, &body)
     }
 
     /// RESUME: lets the VM's time go on. PAUSED → RUNNING; in RUNNING it changes nothing.
     pub fn resume() -> Self {
-        Operation::with_struct(Op::Resume, VM_WIDE, &[], size_of::<wire::Run>())
+        Operation::of::<table::Resume>(VM_WIDE, &())
     }
 
     /// WAIT_RUN: answered when, and only when, the vCPU may run. Not in NEW.
     pub fn wait_run(vcpu: u32) -> Self {
-        Operation::with_struct(Op::WaitRun, vcpu, &[], size_of::<wire::Run>())
+        Operation::of::<table::WaitRun>(vcpu, &())
     }
 }
 
 impl Operation<'static, Remaining> {
     /// RESTORE_DONE: the vCPU has all its timer registers. In RESTORING.
     pub fn restore_done(vcpu: u32) -> Self {
-        let answer = size_of::<wire::RestoreDoneResult>();
-        Operation::with_struct(Op::RestoreDone, vcpu, &[], answer)
+        Operation::of::<table::RestoreDone>(vcpu, &())
     }
 }
 
