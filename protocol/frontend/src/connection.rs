@@ -1,9 +1,9 @@
 //! The control channel: vhost-user messages by vhost's `Frontend`, each within its time.
 //!
-//! vhost retries a receive that runs into SO_RCVTIMEO for ever, so a socket time-out cannot
-//! bound a message. Instead a guard stands by for the length of each exchange; at the deadline,
-//! or on a shutdown, it shuts the socket, at which `Frontend` fails. After that the connection
-//! is of no more use, which is right: nobody knows how much of a message the peer has had.
+//! vhost retries forever when a receive runs into SO_RCVTIMEO, so a socket time-out cannot bound a
+//! message. Instead a guard thread stands by during each exchange. At the deadline, or on a
+//! shutdown, the guard shuts the socket down, and `Frontend` fails. The connection is then
+//! unusable, as it must be: nobody knows how much of a message the peer has received.
 
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -69,7 +69,7 @@ impl Negotiated {
     }
 }
 
-/// A virtqueue's descriptors, as the backend gets them.
+/// A virtqueue, as the backend is told of it.
 pub(crate) struct VringSetup<'a> {
     pub(crate) index: u16,
     pub(crate) layout: RingLayout,
@@ -97,7 +97,7 @@ pub(crate) fn connect(path: &Path, deadline: Deadline) -> Result<UnixStream, Err
         let address = SocketAddrUnix::new(path)?;
         loop {
             // A listener whose backlog is full makes connect() wait for this long (unix(7)).
-            // Zero would mean for ever.
+            // Zero would mean forever.
             let left = deadline
                 .remaining()
                 .map(|left| left.max(std::time::Duration::from_millis(1)));
@@ -118,14 +118,14 @@ pub(crate) fn connect(path: &Path, deadline: Deadline) -> Result<UnixStream, Err
     })
 }
 
-/// A descriptor of the same eventfd, in the type that vhost wants.
+/// Another descriptor of the eventfd, in the type that vhost takes.
 #[expect(
     unsafe_code,
     reason = "vmm-sys-util has no other way from an OwnedFd to an EventFd"
 )]
 fn vhost_eventfd(fd: &OwnedFd) -> Result<EventFd, Error> {
     let fd = fd.try_clone().map_err(io("duplicate an eventfd"))?;
-    // SAFETY: `into_raw_fd` gives up the ownership of an open descriptor of an eventfd.
+    // SAFETY: `into_raw_fd` passes on the ownership of an open descriptor of an eventfd.
     Ok(unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) })
 }
 
@@ -140,7 +140,7 @@ fn message<T>(message: &'static str, result: vhost::Result<T>) -> Result<T, Erro
 impl Connection {
     pub(crate) fn new(socket: UnixStream, shutdown: ShutdownHandle) -> Result<Self, Error> {
         let error = io("set up the control socket");
-        // A receive that returns early would make vhost spin.
+        // vhost would spin on a receive that returns early.
         socket.set_nonblocking(false).map_err(&error)?;
         socket.set_read_timeout(None).map_err(&error)?;
         socket.set_write_timeout(None).map_err(&error)?;
@@ -153,7 +153,7 @@ impl Connection {
         })
     }
 
-    /// Does an exchange of messages, within the deadline.
+    /// Exchanges messages within the deadline.
     fn exchange<T>(
         &self,
         what: &'static str,
@@ -186,7 +186,7 @@ impl Connection {
                 .map_err(io("start a thread"))?;
             let result = exchange(&mut channel);
             signal(&done);
-            // The scope waits for the closure only, not for the thread to be gone.
+            // The scope waits for the closure, not for the thread to exit.
             let _ = guard.join();
             result
         });
@@ -203,13 +203,13 @@ impl Connection {
         }
     }
 
-    /// Ends the connection: the backend sees it closed, and so does every wait.
+    /// Ends the connection; the backend and every wait see it closed.
     pub(crate) fn close(&self) {
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
     }
 
-    /// Agrees on features and learns how many queues there are: as on a previous connection, if
-    /// there was one.
+    /// Negotiates features and the number of queues. After a reconnect they must be what they were
+    /// before.
     pub(crate) fn negotiate(
         &self,
         previous: Option<&Negotiated>,
@@ -328,14 +328,14 @@ impl Connection {
         }
         self.exchange("RESET_DEVICE", deadline, true, |channel| {
             message("RESET_DEVICE", channel.reset_device())?;
-            // A reset takes back the features and disables the rings; it leaves them set up.
+            // A reset clears the features and disables the rings; the rings stay set up.
             message("SET_FEATURES", channel.set_features(negotiated.features))?;
             enable(channel, vrings)
         })
     }
 
-    /// Has the backend save or load its state by this descriptor, or by the one that it gives
-    /// instead.
+    /// Makes the backend save or load its state through this descriptor, or through the one that it
+    /// returns instead.
     pub(crate) fn transfer_device_state(
         &self,
         direction: VhostTransferStateDirection,
@@ -349,7 +349,7 @@ impl Connection {
         })
     }
 
-    /// Learns whether the transfer went well.
+    /// Asks whether the transfer succeeded.
     pub(crate) fn check_device_state(&self, deadline: Deadline) -> Result<(), Error> {
         self.exchange("CHECK_DEVICE_STATE", deadline, true, |channel| {
             message("CHECK_DEVICE_STATE", channel.check_device_state())

@@ -1,8 +1,8 @@
 //! The device state: the whole VM as the backend's own opaque stream
 //! (VHOST_USER_SET_DEVICE_STATE_FD), for a VMM that puts it into its migration stream as it is.
 //!
-//! A save takes one instant; a load leaves the VM RESTORING with every vCPU's registers staged,
-//! and each vCPU has RESTORE_DONE to say.
+//! A save captures one instant. A load leaves the VM RESTORING with every vCPU's registers staged;
+//! each vCPU must then say RESTORE_DONE.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -22,13 +22,13 @@ use vhost_user_timer_protocol::Phase;
 const MAX_STATE: usize = 4 << 20;
 
 impl Frontend {
-    /// Saves the VM as the backend's device state, of 4 MiB at most. Not in NEW, and not while
-    /// a restore is open.
+    /// Saves the VM as the backend's device state, at most 4 MiB. Not in NEW, and not while a
+    /// restore is open.
     ///
     /// # Errors
     ///
-    /// [`Error::DeviceState`] where the backend refuses, and for more than 4 MiB;
-    /// [`Error::MissingFeature`] where it has no device state; [`Error::TimedOut`]; or as the
+    /// [`Error::DeviceState`] if the backend refuses, or sends more than 4 MiB;
+    /// [`Error::MissingFeature`] if it has no device state; [`Error::TimedOut`]; or as the
     /// handshake.
     pub fn save_device_state(&self, deadline: impl Into<Deadline>) -> Result<Vec<u8>, Error> {
         let deadline = deadline.into();
@@ -50,8 +50,8 @@ impl Frontend {
     ///
     /// # Errors
     ///
-    /// [`Error::DeviceState`] where the backend refuses, and the VM is as it was;
-    /// [`Error::MissingFeature`] where it has no device state; [`Error::TimedOut`]; or as the
+    /// [`Error::DeviceState`] if the backend refuses, and then the VM is as it was;
+    /// [`Error::MissingFeature`] if it has no device state; [`Error::TimedOut`]; or as the
     /// handshake.
     pub fn load_device_state(
         &self,
@@ -62,11 +62,11 @@ impl Frontend {
         self.needs_device_state()?;
         let before = Cell::new(None);
         self.session.exchange(deadline, |connection, one_message| {
-            // On a second connection, the epoch tells whether it was done on the first.
+            // After a reconnect, the epoch tells whether the load was already done.
             if self.session.negotiated.has_config() {
                 let info = connection.config(one_message)?;
-                let former = before.replace(Some(info.epoch)).unwrap_or(info.epoch);
-                if info.phase == Phase::Restoring && info.epoch > former {
+                let first = before.replace(Some(info.epoch)).unwrap_or(info.epoch);
+                if info.phase == Phase::Restoring && info.epoch > first {
                     return Ok(());
                 }
             }
@@ -81,10 +81,9 @@ impl Frontend {
         self.learn_epoch()
     }
 
-    /// Has the backend write its device state to a descriptor, such as a pipe's, and does not
-    /// wait for that. The answer is a descriptor only where the backend wants that one used
-    /// instead: to be read. After the stream's end comes
-    /// [`check_device_state`](Self::check_device_state).
+    /// Makes the backend write its device state to a descriptor, such as a pipe's, and does not
+    /// wait for that. If the backend wants another descriptor used, to be read, it is returned.
+    /// Call [`check_device_state`](Self::check_device_state) at the end of the stream.
     ///
     /// # Errors
     ///
@@ -97,10 +96,10 @@ impl Frontend {
         self.begin(Direction::SAVE, to.into())
     }
 
-    /// Has the backend read its device state from a descriptor, and does not wait for that. The
-    /// answer is a descriptor only where the backend wants that one used instead: to be
-    /// written. After the stream's end, which is the closing of its write end, comes
-    /// [`check_device_state`](Self::check_device_state), and nothing is loaded before.
+    /// Makes the backend read its device state from a descriptor, and does not wait for that. If
+    /// the backend wants another descriptor used, to be written, it is returned. Closing the write
+    /// end ends the stream; then call [`check_device_state`](Self::check_device_state). Nothing is
+    /// loaded before.
     ///
     /// # Errors
     ///
@@ -113,14 +112,14 @@ impl Frontend {
         self.begin(Direction::LOAD, from.into())
     }
 
-    /// Waits until the transfer that was begun is done. It takes
+    /// Waits until the transfer that was begun is done, for
     /// [`Options::timeout`](super::Options::timeout) at most.
     ///
     /// # Errors
     ///
-    /// [`Error::DeviceState`] where it failed; [`Error::Disconnected`] where the connection was
-    /// lost, with which the transfer is gone, though a load may have been done: then the VM is
-    /// RESTORING in a new epoch.
+    /// [`Error::DeviceState`] if the transfer failed; [`Error::Disconnected`] if the connection was
+    /// lost, and the transfer with it. A load may have been done even so: then the VM is RESTORING
+    /// in a new epoch.
     pub fn check_device_state(&self) -> Result<(), Error> {
         self.needs_device_state()?;
         self.check(&self.session.connection(), Deadline::NEVER)
@@ -138,7 +137,7 @@ impl Frontend {
     }
 
     fn check(&self, connection: &Connection, deadline: Deadline) -> Result<(), Error> {
-        // A load may take the anchor with it.
+        // A load may remove the anchor.
         self.session.history.counter_changes();
         connection.check_device_state(deadline.or(self.session.timeout))
     }
@@ -151,7 +150,7 @@ impl Frontend {
         }
     }
 
-    /// A load opens an epoch, and no answer says so.
+    /// Reads the epoch: a load opens one, and no answer names it.
     fn learn_epoch(&self) -> Result<(), Error> {
         let info = match self.session.negotiated.has_config() {
             true => self.config()?,
@@ -180,8 +179,8 @@ impl Frontend {
         }
     }
 
-    /// Writes it all, and closes. That the backend has stopped reading is for CHECK_DEVICE_STATE
-    /// to explain.
+    /// Writes everything and closes the descriptor. If the backend stops reading early,
+    /// CHECK_DEVICE_STATE reports why.
     fn write(&self, to: OwnedFd, mut state: &[u8], deadline: Deadline) -> Result<(), Error> {
         let to = nonblocking(to)?;
         while !state.is_empty() {
@@ -217,7 +216,7 @@ impl Frontend {
     }
 }
 
-/// What a refusal means here.
+/// Replaces the backend's refusal of a message.
 fn or_refused(refused: DeviceStateError) -> impl FnOnce(Error) -> Error {
     move |error| match error {
         Error::Control { source, .. } if source.is_refusal() => Error::DeviceState(refused),

@@ -1,11 +1,11 @@
 //! The event queue, as a stream.
 //!
-//! The buffers are posted by the library, and again as soon as an event was read from them, in
-//! batches. While none is posted the backend keeps its events; none is lost.
+//! The library posts all buffers, and posts them again, in batches, once their events are read.
+//! While no buffer is posted the backend keeps its events, so none is lost.
 //!
-//! Over a reconnect events come at least once: those that were written and not read stay where they
-//! are, their buffers are not posted on the new connection until they were read, and the backend
-//! tells every line that stands high again (SPEC.md, "Events").
+//! Over a reconnect each event arrives at least once. Events that were written but not read stay in
+//! their buffers, which are posted on the new connection only once they are read; and the backend
+//! reports every high line again (SPEC.md, "Events").
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,7 +18,7 @@ use crate::connection::VringSetup;
 use crate::error::{Failure, Fault};
 use crate::memory::Layout;
 use crate::replay::Recovered;
-use crate::ring::{self, Ring, RingLayout, Used};
+use crate::ring::{self, DriverRing, RingLayout, Used};
 use crate::session::{Session, Survivor};
 use crate::sys::{drain, eventfd, lock, signal};
 use crate::wait::{Deadline, Woken};
@@ -32,15 +32,15 @@ const EVENT: usize = size_of::<wire::Event>();
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
-    /// A timer's line rose by the passing of time, or stood high at the change to RUNNING.
+    /// A timer's line rose as time passed, or was high at the change to RUNNING.
     TimerAsserted {
         /// The vCPU's index, as the backend gave it.
         vcpu: u32,
         /// Which timer.
         timer: Timer,
-        /// Its compare value.
+        /// The timer's compare value.
         cval: u64,
-        /// The count of its clock when the event was written.
+        /// The timer's count when the event was written.
         count: u64,
         /// The VM's epoch.
         epoch: u64,
@@ -56,9 +56,9 @@ pub enum Event {
     },
     /// An event that this version does not know.
     Unknown {
-        /// Its kind.
+        /// The event's kind.
         kind: u16,
-        /// All its bytes (SPEC.md, "Events").
+        /// All of the event's bytes (SPEC.md, "Events").
         bytes: [u8; size_of::<wire::Event>()],
     },
 }
@@ -95,33 +95,33 @@ impl Event {
 
 /// The VM's events, in the order in which the backend wrote them.
 ///
-/// An event loop watches the descriptor ([`AsFd`]: readable when there may be events) and calls
-/// [`try_next`](Self::try_next) until it gives `None`, once before it first sleeps too. A thread
-/// of its own calls [`next`](Self::next). The descriptor stays the same over reconnects, after
-/// which an event may be told a second time.
+/// A thread of its own calls [`next`](Self::next). An event loop watches the descriptor
+/// ([`AsFd`]: readable when there may be events) and calls [`try_next`](Self::try_next) until it
+/// returns `None`; also once before it first sleeps. The descriptor stays the same over reconnects.
+/// After a reconnect an event may arrive a second time.
 pub struct EventStream {
     queue: Arc<EventQueue>,
 }
 
-/// The event queue, which every connection has whether events are read or not.
+/// The event queue. Every connection has it, whether events are read or not.
 pub(crate) struct EventQueue {
     session: Arc<Session>,
     layout: EventLayout,
     call: OwnedFd,
-    /// Where the thread sleeps that waits for an event.
+    /// Where a thread that waits for an event sleeps.
     wait_set: WaitSet,
     kick: OwnedFd,
     state: Mutex<State>,
 }
 
 struct State {
-    ring: Ring,
-    /// Events of a former connection.
+    ring: DriverRing,
+    /// Events of previous connections.
     unread: VecDeque<Used>,
     failure: Option<Failure>,
 }
 
-/// Where the event queue's parts lie.
+/// Where the event queue's ring and buffers are.
 pub(crate) struct EventLayout {
     ring: RingLayout,
     buffers: usize,
@@ -145,7 +145,7 @@ impl EventQueue {
     pub(crate) fn new(session: Arc<Session>, layout: EventLayout) -> Result<Self, Error> {
         let memory = &session.memory;
         let event_idx = session.negotiated.event_idx();
-        let ring = Ring::new(memory.clone(), layout.ring, event_idx, 0);
+        let ring = DriverRing::new(memory.clone(), layout.ring, event_idx, 0);
         for head in 0..layout.ring.size {
             let buffer = memory.address(layout.buffer(head));
             let descriptor = ring::descriptor(buffer, EVENT as u32, ring::WRITE, 0);
@@ -172,12 +172,12 @@ impl EventQueue {
         lock(&self.state)
     }
 
-    /// Notifies the backend whether it wants it or not.
+    /// Notifies the backend whether or not it asked to be notified.
     pub(crate) fn force_kick(&self) {
         signal(&self.kick);
     }
 
-    /// Keeps what was written, and posts all other buffers on an empty ring.
+    /// Keeps the events that were written, and posts all other buffers on an empty ring.
     fn post_all(&self) {
         let mut state = self.lock();
         let State {
@@ -202,7 +202,7 @@ impl EventQueue {
             }
         }
         ring.publish();
-        // A backend that serves the ring before anyone waits makes the descriptor readable.
+        // The descriptor becomes readable even if the backend serves the ring before anyone waits.
         let _ = ring.arm();
     }
 
@@ -246,18 +246,18 @@ impl EventQueue {
         }
     }
 
-    /// Gives the buffers back that were read, and asks to be called at the next event.
-    /// Returns whether there is one already.
+    /// Posts the buffers that were read, and asks to be called at the next event. Returns whether
+    /// there is one already.
     fn arm(&self) -> bool {
         let mut state = self.lock();
         self.repost(&mut state);
-        // A reconnect may have come in between, and kept events.
+        // A reconnect in between may have kept events.
         state.ring.arm() || !state.unread.is_empty()
     }
 }
 
 impl Survivor for EventQueue {
-    /// Events that were written and not read stay.
+    /// Keeps the events that were written but not read.
     fn refill(&self, _recovered: &Recovered) {
         self.post_all();
     }
@@ -291,28 +291,28 @@ impl EventStream {
         EventStream { queue }
     }
 
-    /// The next event, if there is one; if there is none, the descriptor reports the next one.
+    /// The next event, if there is one. If there is none, the descriptor reports the next one.
     ///
-    /// It never blocks, and so does not bring a lost connection back; see
+    /// It never blocks, and so never reconnects; see
     /// [`keep_connected`](super::Frontend::keep_connected).
     ///
     /// # Errors
     ///
-    /// [`Error::Disconnected`], [`Error::ShutDown`], [`Error::StateLost`] or [`Error::Protocol`],
-    /// for good. All but the last only after the last event was read.
+    /// One that [ends the queue](Error::ends_queue), permanently. All but [`Error::Protocol`] come
+    /// only after the last event was read.
     pub fn try_next(&mut self) -> Result<Option<Event>, Error> {
         let queue = &*self.queue;
         loop {
             if let Some(event) = queue.pop()? {
                 return Ok(Some(event));
             }
-            // Before the ring is looked at for the last time: nothing more comes after a failure.
+            // Before the last look at the ring: nothing arrives after a failure.
             let generation = queue.session.generation();
             let failure = queue.session.watch.failure()?;
             let now = Duration::ZERO.into();
             let failure =
                 failure.and_then(|failure| queue.session.outlive(failure, generation, now));
-            // Before the last look, too: what comes after that makes it readable again.
+            // Also before the last look: a later event makes the descriptor readable again.
             drain(&queue.call);
             if queue.arm() {
                 continue;
@@ -347,7 +347,7 @@ impl EventStream {
                 Woken::TimedOut => true,
                 Woken::Failed(failure) => {
                     if let Some(failure) = session.outlive(failure, generation, deadline) {
-                        // It may have told events before it went.
+                        // The backend may have written events before it went.
                         let last = queue.pop()?;
                         return last.ok_or_else(|| queue.fail(failure));
                     }
@@ -359,8 +359,8 @@ impl EventStream {
 }
 
 impl AsFd for EventStream {
-    /// Readable when there may be events. [`EventStream::try_next`] reads it; the caller must
-    /// not.
+    /// Readable when there may be events. [`EventStream::try_next`] reads the descriptor; the
+    /// caller must not.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.queue.call.as_fd()
     }

@@ -1,9 +1,8 @@
 //! The memory shared with the backend: one memfd, mapped once.
 //!
-//! What is laid out here by [`Layout`] lies inside the region, so access by those offsets does
-//! not fail. The backend may write to all of it at any time: whatever is read here is read once,
-//! into private memory, and judged there. The memfd is sealed against resizing, so that no
-//! access ever faults.
+//! Everything that [`Layout`] places is inside the region, so access by its offsets cannot fail.
+//! The backend may write to all of it at any time: data is read once, into private memory, and
+//! checked there. The memfd is sealed against resizing, so no access ever faults.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -17,20 +16,20 @@ use vm_memory::{FileOffset, VolatileMemory, VolatileSlice};
 
 use crate::Error;
 
-/// Where the region lies for the backend, in both of vhost-user's address spaces. Any number
-/// does; this one tells nothing of the VMM's own address space, and 0 stays no address at all.
+/// The region's address in both of vhost-user's address spaces. Any number works; this one reveals
+/// nothing of the VMM's address space, and keeps 0 from being an address.
 const BASE: u64 = 0x1_0000;
 
 const PAGE: usize = 4096;
 
-/// Gives out the region's bytes, from the front.
+/// Allocates the region's bytes, from the front.
 #[derive(Default)]
 pub(crate) struct Layout {
     end: usize,
 }
 
 impl Layout {
-    /// The offset of `len` bytes, aligned to `align`, that nothing else has.
+    /// The offset of `len` bytes of its own, aligned to `align`.
     pub(crate) fn reserve(&mut self, len: usize, align: usize) -> usize {
         let start = self.end.next_multiple_of(align);
         self.end = start + len;
@@ -38,7 +37,7 @@ impl Layout {
     }
 }
 
-/// The region.
+/// The shared region.
 pub(crate) struct SharedMemory {
     region: MmapRegion,
     file: Arc<File>,
@@ -64,7 +63,7 @@ impl SharedMemory {
         Ok(SharedMemory { region, file })
     }
 
-    /// What SET_MEM_TABLE says of the region.
+    /// The region's row in SET_MEM_TABLE.
     pub(crate) fn region_info(&self) -> VhostUserMemoryRegionInfo {
         VhostUserMemoryRegionInfo {
             guest_phys_addr: BASE,
@@ -75,7 +74,7 @@ impl SharedMemory {
         }
     }
 
-    /// The address of an offset, as the backend knows it.
+    /// The backend's address of an offset.
     pub(crate) fn address(&self, offset: usize) -> u64 {
         BASE + offset as u64
     }
@@ -86,25 +85,25 @@ impl SharedMemory {
             .expect("the layout's offsets lie inside the region")
     }
 
-    /// An index or flag that both sides use.
+    /// An index or flag that both sides access.
     pub(crate) fn atomic(&self, offset: usize) -> &AtomicU16 {
         self.region
             .get_atomic_ref(offset)
             .expect("the layout's offsets lie inside the region, aligned")
     }
 
-    /// What the backend writes at any time, to be read at once.
+    /// Words that the backend may write at any time.
     #[expect(unsafe_code, reason = "vm-memory has no arrays of atomics")]
     pub(crate) fn words<const N: usize>(&self, offset: usize) -> &[AtomicU64; N] {
         let slice = self.slice(offset, size_of::<[AtomicU64; N]>());
         let words = slice.ptr_guard().as_ptr().cast::<[AtomicU64; N]>();
         assert!(words.is_aligned(), "the layout's offsets are aligned");
-        // SAFETY: so many bytes are mapped there for as long as this object, at an address that is
-        // aligned, and whoever writes them meanwhile may: they are atomics.
+        // SAFETY: the slice's bytes stay mapped as long as this object, and the address is aligned.
+        // Concurrent writes are allowed: the words are atomics.
         unsafe { &*words }
     }
 
-    /// A futex that both sides use.
+    /// A futex that both sides access.
     pub(crate) fn atomic_u32(&self, offset: usize) -> &AtomicU32 {
         self.region
             .get_atomic_ref(offset)

@@ -29,23 +29,29 @@ pub struct Options {
 
 /// How to reconnect after the connection is lost.
 ///
-/// A request that was answered is not sent again. One that was not is, since every operation can
-/// be done twice:
+/// A request that was answered is not sent again. A request without an answer is, since carrying it
+/// out twice has the same effect as once, or the library sees that it was carried out:
 ///
-/// | operation | done twice | refused when sent again, because the first was done |
-/// |---|---|---|
-/// | GET_INFO, GET_REG_LIST, GET_REGS, GET_VM | reads | never |
-/// | CONFIGURE_VM | the same values again are fine in any phase | never |
-/// | SET_REGS | the same values; a count, in PAUSED, freezes the clock at the same value | EBUSY or ESTALE after a change of phase that was sent behind it: uncertain |
-/// | SET_VM | stages the same values | EBUSY after a RESTORE_DONE that was sent behind it: uncertain |
-/// | SET_COUNTER_OFFSET, SET_COUNTER_ANCHOR | the same offset, the same pair | as SET_REGS |
-/// | PAUSE, RESUME | in PAUSED, in RUNNING, nothing changes | as SET_REGS |
-/// | RESTORE_BEGIN | would drop what was staged since: sent only where the epoch has not grown | not sent where the epoch has grown: it was done |
-/// | RESTORE_DONE | done stays done | EBUSY in the same epoch: the restore was completed, none is missing. Uncertain where a RESTORE_ABORT was sent as well |
-/// | RESTORE_ABORT | sent only while the restore is open, or where it cannot have closed it | not sent where the restore was closed: it was done. Uncertain where an unanswered RESTORE_DONE may have closed it |
-/// | WAIT_RUN | changes nothing: waits on, or gets the present `run` | ESTALE is the truth. Not sent, but answered with ECANCELED, where a RESTORE_ABORT has been done meanwhile |
-/// | SET_TIME_PAGE | the same page; the library's own is named again on every connection | never |
-/// | unknown | | not sent: uncertain |
+/// - GET_INFO, GET_REG_LIST, GET_REGS, GET_VM: only read.
+/// - CONFIGURE_VM: the same values again are accepted in every phase.
+/// - SET_REGS: writes the same values; a count, in PAUSED, freezes the clock at the same value.
+///   Refused with EBUSY or ESTALE after a change of phase that was sent behind it: uncertain.
+/// - SET_VM: stages the same values. Refused with EBUSY after a RESTORE_DONE that was sent behind
+///   it: uncertain.
+/// - SET_COUNTER_OFFSET, SET_COUNTER_ANCHOR: the same offset, the same pair. Refused as SET_REGS
+///   is.
+/// - PAUSE, RESUME: in PAUSED and RUNNING, respectively, nothing changes. Refused as SET_REGS is.
+/// - RESTORE_BEGIN: would drop what was staged since, so it is sent only if the epoch has not
+///   grown. If the epoch has grown, it was carried out.
+/// - RESTORE_DONE: done stays done. EBUSY in the same epoch: the restore was completed, and no vCPU
+///   is missing. Uncertain if a RESTORE_ABORT was sent as well.
+/// - RESTORE_ABORT: sent only while the restore is open, or where it cannot have closed the
+///   restore. If the restore was closed, it was carried out. Uncertain if an unanswered
+///   RESTORE_DONE may have closed the restore.
+/// - WAIT_RUN: changes nothing: it waits on, or gets the current offsets. ESTALE is the truth. If a
+///   RESTORE_ABORT was carried out meanwhile, it is not sent, but answered with ECANCELED.
+/// - SET_TIME_PAGE: the same page. The library names its own page again on every connection.
+/// - An unknown operation is not sent again: uncertain.
 ///
 /// *Uncertain* is [`Error::Uncertain`]. This project's backend leaves at most one state change
 /// unanswered (SPEC.md, "Requests"). With it, only threads that issue conflicting operations see

@@ -1,19 +1,18 @@
-//! Asking again what a lost connection left unanswered, and why that is safe.
+//! Sending again what a lost connection left unanswered, and why that is safe.
 //!
-//! A request that was answered is never sent again, whether its answer was looked at or not. One
-//! that was not may have been done, or not. What is done about it rests on this:
+//! A request that was answered is never sent again, whether or not its answer was read. A request
+//! without an answer may or may not have been carried out. Replaying it relies on this:
 //!
-//! - There is one frontend, this one, so nothing changes the VM in between but its other requests.
-//! - Requests of one queue are sent again in their order, and whoever waits for an answer
-//!   before he asks for more has nothing else under way: a register write of his cannot land
-//!   in a later phase.
-//! - The repetition of a request that changes something names the epoch that it meant, where
-//!   the first had 0 for the current one. What was meant for one restore can so never get into the
-//!   next, nor a RESUME from before a restore let the VM run after it.
-//! - The state in which the new backend has the VM is known before anything is sent.
-//! - What its caller has given up is not sent again.
+//! - There is one frontend, this one, so only its own other requests change the VM meanwhile.
+//! - The requests of one queue are sent again in their order. A thread that waits for each answer
+//!   has nothing else in flight, so its register writes cannot land in a later phase.
+//! - If a request that changes the VM named epoch 0, the current one, its repetition names the
+//!   epoch it meant. So a request for one restore never reaches the next, and a RESUME from before
+//!   a restore never lets the VM run after it.
+//! - The VM's state in the new backend is known before anything is sent.
+//! - A request that its caller has abandoned is not sent again.
 //!
-//! What that comes to for each operation is in the table at [`Reconnect`](super::Reconnect).
+//! [`Reconnect`](super::Reconnect) lists the result for each operation.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -21,41 +20,41 @@ use crate::Info;
 use crate::error::StateLoss;
 use vhost_user_timer_protocol::{Op, Phase, Status};
 
-/// What is known of the VM from answers: by this, repetitions are judged.
+/// What answers have told of the VM. Repetitions are judged by it.
 #[derive(Default)]
 pub(crate) struct History {
     epoch: AtomicU64,
     /// The last epoch in which a restore is known to have been open.
     opened: AtomicU64,
-    /// The last epoch in which a RESTORE_DONE was told that it was the last.
+    /// The last epoch in which a RESTORE_DONE was answered that no vCPU is missing.
     completed: AtomicU64,
     /// The last epoch for which a RESTORE_ABORT was submitted.
     aborting: AtomicU64,
-    /// How many RESTORE_ABORTs were done, and the last epoch in which one was.
+    /// How many RESTORE_ABORTs were carried out, and the last epoch in which one was.
     aborted: AtomicU32,
     aborted_in: AtomicU64,
     configured: AtomicBool,
-    /// How many vCPUs the VM has; 0 where that is not known.
+    /// How many vCPUs the VM has; 0: unknown.
     vcpus: AtomicU32,
-    /// Grows when the host counter may have become another one, or is about to.
+    /// Grows when the host counter may have changed, or is about to.
     counter: AtomicU64,
 }
 
-/// What a request was meant for.
+/// What a request was meant to do.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Intent {
     pub(crate) op: Op,
-    /// The epoch that it is to be done in.
+    /// The epoch that it is meant for.
     epoch: u64,
     /// The epoch that the caller named, or 0.
     named: u64,
-    /// That epoch was over already.
+    /// That epoch was over when the request was submitted.
     over: bool,
-    /// How many RESTORE_ABORTs were done before.
+    /// How many RESTORE_ABORTs were carried out before.
     aborted: u32,
-    /// It may have been done on a former connection.
+    /// It may have been carried out on a previous connection.
     repeated: bool,
-    /// It may have been done, and nothing will tell.
+    /// It may have been carried out, and nothing will tell.
     unsure: bool,
 }
 
@@ -64,17 +63,17 @@ pub(crate) struct Intent {
 pub(crate) struct Recovered {
     pub(crate) phase: Phase,
     pub(crate) epoch: u64,
-    /// Requests that may have been done: how many RESTORE_BEGINs and RESTORE_DONEs.
+    /// RESTORE_BEGINs and RESTORE_DONEs that may have been carried out.
     pub(crate) unanswered_begins: usize,
     pub(crate) unanswered_dones: usize,
 }
 
-/// What becomes of a request on a new connection.
+/// What happens to a request on a new connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Replay {
     /// It is sent.
     Send,
-    /// It is sent, for this epoch.
+    /// It is sent and names this epoch.
     SendIn(u64),
     /// It is answered here.
     Answer(Status),
@@ -83,11 +82,11 @@ pub(crate) enum Replay {
 /// What a refusal means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// What it says.
+    /// The refusal as it is.
     Refused,
-    /// The request was done before.
+    /// The request was carried out before.
     Done,
-    /// It may have been.
+    /// The request may have been carried out before.
     Uncertain,
 }
 
@@ -97,7 +96,7 @@ fn grow(least: &AtomicU64, epoch: u64) {
     }
 }
 
-/// Whether doing it changes the VM, as far as is known.
+/// Whether the operation may change the VM.
 fn changes(op: Op) -> bool {
     op.row().is_none_or(|row| row.effect.changes_vm())
 }
@@ -107,17 +106,17 @@ impl History {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// The host counter may be another one from now on: an anchor comes or goes.
+    /// The host counter may change from now on: an anchor is set or removed.
     pub(crate) fn counter_changes(&self) {
         self.counter.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Where this is the same as before, the host counter is.
+    /// While this number is the same, so is the host counter.
     pub(crate) fn counter_revision(&self) -> u64 {
         self.counter.load(Ordering::Acquire)
     }
 
-    /// How many RESTORE_ABORTs were done.
+    /// How many RESTORE_ABORTs were carried out.
     pub(crate) fn aborted(&self) -> u32 {
         self.aborted.load(Ordering::Acquire)
     }
@@ -137,13 +136,13 @@ impl History {
         self.aborted_in.load(Ordering::Acquire) == epoch
     }
 
-    /// A request in flight is asked for again.
+    /// A thread takes over a request that is in flight.
     pub(crate) fn reissued(&self, intent: &mut Intent) {
         intent.aborted = self.aborted();
     }
 
-    /// What a request that is submitted now means, behind `begins` RESTORE_BEGINs that are not
-    /// answered; `named` is the epoch in its header.
+    /// The intent of a request that is submitted now, after `begins` unanswered RESTORE_BEGINs;
+    /// `named` is the epoch in its header.
     pub(crate) fn intent(&self, op: Op, named: u64, begins: u16) -> Intent {
         let epoch = match named {
             0 => self.epoch().wrapping_add(begins.into()),
@@ -165,7 +164,7 @@ impl History {
         }
     }
 
-    /// Takes in an answer's header, and the first number of its body.
+    /// Learns from an answer's header and the first number of its body.
     pub(crate) fn learn(&self, op: Op, status: Status, epoch: u64, number: u32) {
         grow(&self.epoch, epoch);
         if op == Op::SetCounterAnchor {
@@ -191,7 +190,7 @@ impl History {
         }
     }
 
-    /// Takes in what the config space or GET_INFO says.
+    /// Learns from the config space or GET_INFO.
     pub(crate) fn learn_info(&self, info: &Info) {
         grow(&self.epoch, info.epoch);
         if info.phase == Phase::Restoring {
@@ -212,7 +211,7 @@ impl History {
         Some(self.vcpus.load(Ordering::Acquire)).filter(|&vcpus| vcpus > 0)
     }
 
-    /// RESET_DEVICE is about to be sent: to find the VM in NEW is no loss any more.
+    /// RESET_DEVICE is about to be sent: finding the VM in NEW is no loss from now on.
     pub(crate) fn resetting(&self) {
         self.counter_changes();
         self.configured.store(false, Ordering::Release);
@@ -220,7 +219,7 @@ impl History {
         self.learn_vcpus(0);
     }
 
-    /// Why this cannot be the VM that this history is of.
+    /// Why this cannot be the VM of this history.
     pub(crate) fn contradicts(&self, info: &Info) -> Option<StateLoss> {
         if info.epoch < self.epoch() {
             Some(StateLoss::EarlierEpoch {
@@ -234,8 +233,8 @@ impl History {
         }
     }
 
-    /// What to do about a request that was sent and not answered. `of_queue` is how many of
-    /// the RESTORE_BEGINs that [`Recovered`] counts are of its queue.
+    /// What to do about a request that was sent and not answered. `of_queue` is how many of the
+    /// RESTORE_BEGINs that [`Recovered`] counts belong to its queue.
     pub(crate) fn again(&self, intent: &mut Intent, found: &Recovered, of_queue: usize) -> Replay {
         let uncertain = |intent: &mut Intent| {
             intent.unsure = true;
@@ -254,7 +253,7 @@ impl History {
                 Replay::Send
             }
             Op::RestoreBegin if intent.over => Replay::Send,
-            // It may be another queue's that opened the epoch.
+            // Another queue's request may have opened the epoch.
             Op::RestoreBegin if found.unanswered_begins > of_queue => uncertain(intent),
             Op::RestoreBegin => Replay::Answer(Status::Ok),
             Op::RestoreAbort => {
@@ -277,12 +276,12 @@ impl History {
         }
     }
 
-    /// A request that was not sent yet is sent first on a new connection.
+    /// A request that was not sent yet is sent for the first time on a new connection.
     pub(crate) fn meant_in(&self, intent: &mut Intent, begins: u16) {
         *intent = self.intent(intent.op, intent.named, begins);
     }
 
-    /// What it means that the request was refused.
+    /// What the refusal of a request means.
     pub(crate) fn judge(&self, intent: &Intent, status: Status) -> Verdict {
         if intent.unsure {
             return Verdict::Uncertain;
@@ -300,7 +299,7 @@ impl History {
                     Verdict::Done
                 }
             }
-            // What was staged or done in an epoch went with it.
+            // Whatever was staged or done in an epoch ended with it.
             (Op::SetVm | Op::RestoreDone | Op::RestoreAbort, Status::Stale) => Verdict::Refused,
             (op, Status::Busy | Status::Stale) if changes(op) => Verdict::Uncertain,
             _ => Verdict::Refused,
@@ -340,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_that_was_over_when_it_was_named_is_refused_as_ever() {
+    fn an_epoch_that_was_over_when_it_was_named_is_refused_as_always() {
         let history = opened();
         for op in [Op::RestoreBegin, Op::SetRegs, Op::Resume] {
             let mut intent = history.intent(op, EPOCH - 1, 0);

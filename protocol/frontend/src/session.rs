@@ -1,15 +1,15 @@
-//! What outlives a connection, and how the next one is got.
+//! What outlives a connection, and how the next connection is made.
 //!
-//! A [`Session`] is there for as long as its frontend. Its [`Connection`] is replaced when it is
-//! lost, if [`Reconnect`] was asked for: by the thread that notices, within that thread's own
-//! deadline; the others wait for it, within theirs. A thread that must go before it is done
-//! leaves the rest, and the count of attempts, to the next one.
+//! A [`Session`] lives as long as its frontend. With [`Reconnect`], a lost [`Connection`] is
+//! replaced: by the thread that notices, within that thread's own deadline, while the other threads
+//! wait for it, within theirs. A thread whose deadline passes first leaves the rest, and the count
+//! of attempts, to the next thread.
 //!
-//! The shared memory and the eventfds stay the same, so that the descriptors in a VMM's event loop
-//! go on to be right. The old backend cannot disturb the new connection by them: a process
-//! that died has neither, and a living one answers the new connection's first message only when
-//! it is done with the old one (SPEC.md, "Connection": one frontend at a time). The rings are
-//! touched after that answer and not before.
+//! The shared memory and the eventfds stay the same, so the descriptors in a VMM's event loop stay
+//! valid. The old backend cannot use them to disturb the new connection: a dead process has
+//! neither, and a living one answers the new connection's first message only when it is done with
+//! the old connection (SPEC.md, "Connection": one frontend at a time). The rings are touched only
+//! after that answer.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
@@ -30,29 +30,29 @@ const CONNECT: Duration = Duration::from_millis(1);
 
 /// A ring, with what is in flight on it, that outlives connections.
 ///
-/// All rings take each of these steps before the next is taken, since what becomes of one's
+/// All rings take each step before any ring takes the next one, since what happens to one ring's
 /// requests depends on the others'.
 pub(crate) trait Survivor: Send + Sync {
     /// The connection is lost: publishes nothing from now on.
     fn suspend(&self) {}
 
-    /// The new backend is there, so the old one is gone: takes what was answered, and counts what
-    /// may have been done without an answer.
+    /// The new backend is there, so the old one is gone: takes the answers that came, and counts
+    /// the requests that may have been carried out without one.
     fn collect_unanswered(&self, _recovered: &mut Recovered) {}
 
-    /// Answers the RESTORE_ABORTs that were done: that decides about other rings' requests.
+    /// Answers the RESTORE_ABORTs that were carried out, which decide about other rings' requests.
     fn settle_aborts(&self, _recovered: &Recovered) {}
 
-    /// Puts all that is to be sent again on an empty ring.
+    /// Puts everything that is to be sent again on an empty ring.
     fn refill(&self, recovered: &Recovered);
 
-    /// The ring, as the new backend is to get it.
+    /// The ring, for the new backend.
     fn vring(&self) -> VringSetup<'_>;
 
     /// The new backend has the ring: makes sure that neither side has missed anything.
     fn resume_service(&self);
 
-    /// Makes those that wait look at the ring again.
+    /// Makes waiting threads look at the ring again.
     fn wake_waiters(&self) {}
 
     /// Sends an operation whose answer nobody waits for; `false` if there is no room.
@@ -61,12 +61,12 @@ pub(crate) trait Survivor: Send + Sync {
     }
 }
 
-/// Why there is no connection to go on with.
+/// Why there is no new connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stopped {
-    /// There will be none.
+    /// There will never be one.
     Failed(Failure),
-    /// There is none at the deadline.
+    /// There was none by the deadline.
     Late,
 }
 
@@ -78,7 +78,7 @@ pub(crate) struct Session {
     pub(crate) history: History,
     pub(crate) page: TimePage,
     pub(crate) timeout: Duration,
-    /// Something was answered on the present connection.
+    /// Something was answered on the current connection.
     pub(crate) answered: AtomicBool,
     connection: Mutex<Arc<Connection>>,
     /// Grows with every connection.
@@ -90,18 +90,18 @@ pub(crate) struct Session {
     changed: Condvar,
 }
 
-/// Where threads meet that have lost the connection.
+/// The state of reconnecting, shared by the threads that noticed the loss.
 #[derive(Default)]
 struct Reconnecting {
-    /// One of them is at work.
+    /// One of the threads is at it.
     busy: bool,
     outage: Option<Outage>,
-    /// What the last outage left.
+    /// What is left of the last outage's patience.
     left: Option<PatienceLeft>,
     failure: Option<Failure>,
 }
 
-/// Patience, and the delay before the next attempt.
+/// The patience that is left (`None`: endless), and the delay before the next attempt.
 type PatienceLeft = (Option<Duration>, Duration);
 
 /// A time without a connection.
@@ -111,11 +111,12 @@ struct Outage {
     until: Deadline,
     /// When the next attempt is due.
     next: Instant,
-    /// How long it is to the one after that.
+    /// The delay after that one.
     delay: Duration,
 }
 
-/// Makes way for another thread when it is dropped, by a panic in a [`Connector`] too.
+/// Lets another thread try when it is dropped, also by a panic in the caller's function that
+/// connects.
 struct ReconnectGuard<'a>(&'a Session);
 
 impl Drop for ReconnectGuard<'_> {
@@ -152,12 +153,12 @@ impl Session {
         })
     }
 
-    /// Says what rings there are: once, before anyone waits.
+    /// Sets the rings, once, before any thread waits.
     pub(crate) fn attach(&self, rings: impl IntoIterator<Item = Weak<dyn Survivor>>) {
         let _ = self.rings.set(rings.into_iter().collect());
     }
 
-    /// Numbers the present connection. To be read before the watch is looked at.
+    /// The number of the current connection. To be read before the watch is.
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
@@ -170,7 +171,7 @@ impl Session {
         lock(&self.reconnecting)
     }
 
-    /// Has an exchange on the present connection, and again on the next one if it is lost.
+    /// Runs an exchange on the current connection, and again on the next one if that is lost.
     pub(crate) fn exchange<T>(
         &self,
         deadline: Deadline,
@@ -185,7 +186,7 @@ impl Session {
         }
     }
 
-    /// As [`recover`](Self::recover), with [`Error`]s.
+    /// As [`recover`](Self::recover), with errors as [`Error`].
     pub(crate) fn reconnected(&self, lost: u64, deadline: Deadline) -> Result<(), Error> {
         self.recover(lost, deadline)
             .map_err(|stopped| match stopped {
@@ -196,8 +197,8 @@ impl Session {
             })
     }
 
-    /// What is left of the failure of a connection: nothing, where it was brought back, or may
-    /// still be after the deadline.
+    /// Reconnects after a failure. `None` if there is a new connection, or may be one after the
+    /// deadline; else the failure that is final.
     pub(crate) fn outlive(
         &self,
         failure: Failure,
@@ -213,7 +214,7 @@ impl Session {
         }
     }
 
-    /// Returns once the connection of generation `lost` has a successor.
+    /// Returns once there is a connection newer than generation `lost`.
     pub(crate) fn recover(&self, lost: u64, deadline: Deadline) -> Result<(), Stopped> {
         let Some((connector, policy)) = &self.again else {
             return Err(Stopped::Failed(Failure::Disconnected));
@@ -254,7 +255,7 @@ impl Session {
             let tried = self.try_when_due(connector, outage, deadline);
             reconnecting = self.reconnecting();
             match tried {
-                // It was not due yet.
+                // The attempt was not due yet.
                 None => {}
                 Some(Ok(())) => {
                     reconnecting.left = Some((outage.until.remaining(), outage.delay));
@@ -276,8 +277,8 @@ impl Session {
         }
     }
 
-    /// The connection was lost just now. If nothing was answered on it, the outage before goes on:
-    /// a backend that falls over what it is asked must not be asked for ever.
+    /// The outage that begins now. If nothing was answered on the lost connection, the previous
+    /// outage goes on: a backend that crashes on a request must not be asked forever.
     fn outage(&self, left: Option<PatienceLeft>, policy: &Reconnect) -> Outage {
         for ring in self.rings() {
             ring.suspend();
@@ -298,7 +299,7 @@ impl Session {
         }
     }
 
-    /// Waits until the next attempt is due, and makes it; `None` if it is not due in time.
+    /// Waits until the next attempt is due and makes it; `None` if it is not due by the deadline.
     fn try_when_due(
         &self,
         connector: &Reconnector,
@@ -315,7 +316,7 @@ impl Session {
         Some(self.attempt(connector, deadline.or(self.timeout)))
     }
 
-    /// Makes those who wait look again, on every queue.
+    /// Makes waiting threads look again, on every ring.
     pub(crate) fn wake_waiters(&self) {
         for ring in self.rings() {
             ring.wake_waiters();
@@ -336,7 +337,7 @@ impl Session {
     fn attempt(&self, connector: &Reconnector, deadline: Deadline) -> Result<(), Error> {
         let socket = connector.connect(deadline.or(CONNECT))?;
         let next = Connection::new(socket, self.watch.shutdown.clone())?;
-        // Once that is answered, nobody is left who serves the old connection.
+        // Once this is answered, nobody serves the old connection any more.
         next.negotiate(Some(&self.negotiated), deadline)?;
         let info = next.config(deadline)?;
         let mut recovered = Recovered {
@@ -372,7 +373,7 @@ impl Session {
         let mut connection = lock(&self.connection);
         *connection = Arc::new(next);
         if self.watch.shutdown.was_used() {
-            // Whoever closed the frontend closed the connection before.
+            // The frontend was closed in between, and with it the previous connection only.
             connection.close();
         }
         drop(connection);

@@ -1,8 +1,8 @@
 //! Deadlines, shutting down, and what ends every sleep.
 //!
-//! Every sleep here, and in [`wait_set`](super::wait_set), ends: by what was waited for, at its
-//! deadline, when the backend closes the connection (as the kernel does for a backend that dies),
-//! or by a [`ShutdownHandle`].
+//! Every sleep here, and in [`wait_set`](super::wait_set), ends: when the awaited thing happens, at
+//! the deadline, when the backend closes the connection (the kernel does that for a backend that
+//! dies), or by a [`ShutdownHandle`].
 
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -18,22 +18,21 @@ use crate::Error;
 use crate::error::Failure;
 use crate::sys::{eventfd, io, poll, signal};
 
-/// When a wait gives up.
+/// When a wait ends without a result.
 ///
-/// A [`Duration`] counts from the moment of the conversion, so that a `Deadline` made once
-/// bounds several calls together.
+/// A [`Duration`] counts from its conversion, so one `Deadline` bounds several calls together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadline(Option<Instant>);
 
 impl Deadline {
-    /// Waits until the backend answers, dies, or the frontend is shut down.
+    /// Waits until the backend answers or dies, or the frontend is shut down.
     pub const NEVER: Deadline = Deadline(None);
 
     pub(crate) fn instant(self) -> Option<Instant> {
         self.0
     }
 
-    /// How long it is until then; `None` for ever.
+    /// The time until then; `None`: forever.
     pub fn remaining(self) -> Option<Duration> {
         self.0
             .map(|at| at.saturating_duration_since(Instant::now()))
@@ -60,16 +59,15 @@ impl From<Instant> for Deadline {
 }
 
 impl From<Duration> for Deadline {
-    /// That long from now; never, where no clock reaches so far.
+    /// That long from now; [`NEVER`](Self::NEVER) if that is beyond what the clock can count.
     fn from(after: Duration) -> Self {
         Deadline(Instant::now().checked_add(after))
     }
 }
 
-/// Ends every wait on a frontend, those to come included, with [`Error::ShutDown`].
+/// Ends every wait on a frontend, present and future, with [`Error::ShutDown`].
 ///
-/// It is meant for a VMM that exits, or that gives a backend up, while threads wait. It says
-/// nothing to the backend.
+/// It is for a VMM that exits, or drops a backend, while threads wait. The backend is not told.
 #[derive(Clone, Debug)]
 pub struct ShutdownHandle(Arc<OwnedFd>);
 
@@ -78,12 +76,12 @@ impl ShutdownHandle {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] where this process has no descriptor left.
+    /// [`Error::Io`] if this process has no descriptor left.
     pub fn new() -> Result<Self, Error> {
         Ok(ShutdownHandle(Arc::new(eventfd()?)))
     }
 
-    /// Shuts the frontend down, for good.
+    /// Shuts the frontend down, permanently.
     pub fn shut_down(&self) {
         signal(&self.0);
     }
@@ -106,24 +104,24 @@ impl AsFd for ShutdownHandle {
     }
 }
 
-/// What ends waits on every queue.
+/// The connection and the shutdown handle, whose end ends waits on every queue.
 pub(crate) struct ConnectionWatch {
-    /// The present connection's control socket, behind the same number over every reconnect.
-    /// vhost's `Frontend` has its own descriptor of it.
+    /// The current connection's control socket. The descriptor's number stays the same over
+    /// reconnects. vhost's `Frontend` has a descriptor of its own.
     socket: OwnedFd,
     /// Counts the connections.
     connections: AtomicU64,
     pub(crate) shutdown: ShutdownHandle,
 }
 
-/// How a wait ended well.
+/// Why a sleep ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Woken {
-    /// There was a call.
+    /// The call eventfd was signalled.
     Called,
     /// The deadline passed.
     TimedOut,
-    /// No queue will be served on this connection any more.
+    /// The connection is lost, or the frontend shut down.
     Failed(Failure),
 }
 
@@ -139,14 +137,14 @@ impl ConnectionWatch {
         })
     }
 
-    /// Numbers the present connection.
+    /// The number of the current connection.
     pub(crate) fn connection(&self) -> u64 {
         self.connections.load(Ordering::Acquire)
     }
 
-    /// The present connection's number, and its socket by another descriptor.
+    /// The current connection's number, and another descriptor of its socket.
     pub(crate) fn present_socket(&self) -> Result<(u64, OwnedFd), Error> {
-        // First the number: a socket that is newer than it is only looked for again.
+        // Read the number first: if the socket is newer, it is merely fetched again.
         let connection = self.connection();
         let socket = self
             .socket
@@ -155,16 +153,16 @@ impl ConnectionWatch {
         Ok((connection, socket))
     }
 
-    /// Watches another connection's socket from now on. Whoever sleeps on the former one is
-    /// woken by its end.
+    /// Watches the next connection's socket from now on. Threads that sleep on the previous socket
+    /// wake when it is closed.
     pub(crate) fn follow(&self, socket: &UnixStream) -> Result<(), Error> {
         #[expect(
             unsafe_code,
             reason = "dup3 needs an OwnedFd, which must not be dropped here"
         )]
-        // SAFETY: the descriptor is open for as long as this object, and `ManuallyDrop` keeps it
-        // so. dup3 replaces what is behind the number in one step, so it never is closed for
-        // those who use it meanwhile.
+        // SAFETY: `self.socket` keeps the descriptor open, and `ManuallyDrop` keeps this second
+        // owner from closing it. dup3 replaces the file behind the number in one step, so other
+        // threads never find the number closed.
         let own = unsafe { OwnedFd::from_raw_fd(self.socket.as_raw_fd()) };
         let mut own = ManuallyDrop::new(own);
         loop {
@@ -194,7 +192,7 @@ impl ConnectionWatch {
     fn watched(&self) -> [PollFd<'_>; 2] {
         [
             PollFd::from_borrowed_fd(self.shutdown.as_fd(), PollFlags::IN),
-            // Not IN: a reply to a control message is none of our business.
+            // Not IN: replies to control messages are for vhost's `Frontend`.
             PollFd::new(&self.socket, PollFlags::RDHUP),
         ]
     }

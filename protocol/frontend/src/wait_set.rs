@@ -1,10 +1,10 @@
-//! What the threads of one queue sleep on, one at a time.
+//! The epoll set on which a queue's leading thread sleeps.
 //!
-//! An epoll instance knows the descriptors that end a sleep, which costs less than to name them
-//! each time. The call eventfd and a timerfd are edge-triggered in it, so that nobody has to read
-//! them. And the timerfd is set only where it would go off too late: mostly a deadline is later
-//! than the one before, and all of them but the first cost nothing. What it goes off for then is a
-//! sleep that ended long ago; somebody wakes for nothing and sets it anew.
+//! The epoll instance holds the descriptors that end a sleep, which is cheaper than naming them
+//! each time. The call eventfd and the timerfd are edge-triggered, so nobody has to read them. The
+//! timerfd is set only if it would otherwise fire too late. Deadlines mostly increase, so most of
+//! them cost nothing. The timer may then fire for a wait that is already over; the thread it wakes
+//! re-arms it.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,31 +23,31 @@ use crate::error::Failure;
 use crate::sys::{io, lock};
 use crate::wait::{ConnectionWatch, Deadline, Woken};
 
-/// What the epoll instance says of a descriptor.
+/// What the epoll instance reports for each descriptor.
 const CALL: u64 = 0;
 const SHUTDOWN: u64 = 1;
 const SOCKET: u64 = 2;
 const TIMER: u64 = 3;
 
-/// See the module.
+/// See the module's documentation.
 pub(crate) struct WaitSet {
     epoll: OwnedFd,
     timer: OwnedFd,
     armed: Mutex<Armed>,
 }
 
-/// For whom the wait_set is armed.
+/// The connection and the deadline that the set is armed for.
 struct Armed {
-    /// The number of the connection, and its control socket. It stays open for as long as the epoll
-    /// instance knows it: of a closed one that would not tell that it ended.
+    /// The connection's number and its control socket. The socket stays open while it is in the
+    /// epoll instance, which does not report the end of a closed one.
     connection: u64,
     socket: OwnedFd,
-    /// When the timer goes off, where it is set.
-    goes_off: Option<Instant>,
+    /// When the timer fires, if it is set.
+    fires_at: Option<Instant>,
 }
 
 impl WaitSet {
-    /// A wait_set for those who wait for this call eventfd.
+    /// A set for threads that wait for this call eventfd.
     pub(crate) fn new(watch: &ConnectionWatch, call: BorrowedFd<'_>) -> Result<Self, Error> {
         let flags = epoll::CreateFlags::CLOEXEC;
         let epoll = epoll::create(flags).map_err(io("create an epoll instance"))?;
@@ -66,14 +66,14 @@ impl WaitSet {
             armed: Mutex::new(Armed {
                 connection,
                 socket,
-                goes_off: None,
+                fires_at: None,
             }),
         })
     }
 
-    /// Sleeps until there was a call since the last sleep, the deadline passes or the connection
-    /// fails. It may say that there was a call where there was none, and where the deadline has
-    /// passed there may have been one.
+    /// Sleeps until the call eventfd is signalled (also if it was since the last sleep), the
+    /// deadline passes, or the connection fails. A reported call may be spurious, and at the
+    /// deadline there may have been one.
     pub(crate) fn sleep(
         &self,
         watch: &ConnectionWatch,
@@ -81,24 +81,24 @@ impl WaitSet {
     ) -> Result<Woken, Error> {
         let mut room = [const { MaybeUninit::uninit() }; 4];
         loop {
-            self.make(watch, deadline)?;
+            self.arm(watch, deadline)?;
             let ready = match epoll::wait(&self.epoll, &mut room, None) {
                 Ok((ready, _)) => ready,
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(io("wait for the backend")(error)),
             };
             let says = |what| ready.iter().any(|event| event.data.u64() == what);
-            let went_off = says(TIMER);
-            if went_off {
-                // It is told once, whatever else is.
-                self.armed().goes_off = None;
+            let fired = says(TIMER);
+            if fired {
+                // Edge-triggered: reported once, whatever else is reported with it.
+                self.armed().fires_at = None;
             }
             if says(SHUTDOWN) {
                 return Ok(Woken::Failed(Failure::ShutDown));
             } else if says(SOCKET) {
                 return Ok(Woken::Failed(Failure::Disconnected));
-            } else if went_off && deadline.has_passed() {
-                // Before the call, of which there may be no end.
+            } else if fired && deadline.has_passed() {
+                // Checked before the call: calls may come without end.
                 return Ok(Woken::TimedOut);
             } else if says(CALL) {
                 return Ok(Woken::Called);
@@ -110,28 +110,28 @@ impl WaitSet {
         lock(&self.armed)
     }
 
-    /// Has the wait_set know the present connection's socket, and the timer go off in time.
-    fn make(&self, watch: &ConnectionWatch, deadline: Deadline) -> Result<(), Error> {
+    /// Puts the current connection's socket into the set, and sets the timer if need be.
+    fn arm(&self, watch: &ConnectionWatch, deadline: Deadline) -> Result<(), Error> {
         let mut armed = self.armed();
         if armed.connection != watch.connection() {
             let (connection, socket) = watch.present_socket()?;
             add(&self.epoll, socket.as_fd(), SOCKET, EventFlags::RDHUP)?;
-            let former = std::mem::replace(&mut armed.socket, socket);
+            let previous = std::mem::replace(&mut armed.socket, socket);
             armed.connection = connection;
-            epoll::delete(&self.epoll, &former).map_err(io("forget a control socket"))?;
+            epoll::delete(&self.epoll, &previous).map_err(io("forget a control socket"))?;
         }
         let Some(at) = deadline.instant() else {
             return Ok(());
         };
-        if armed.goes_off.is_none_or(|goes_off| at < goes_off) {
+        if armed.fires_at.is_none_or(|fires_at| at < fires_at) {
             self.set_timer(at.saturating_duration_since(Instant::now()))?;
-            armed.goes_off = Some(at);
+            armed.fires_at = Some(at);
         }
         Ok(())
     }
 
     fn set_timer(&self, after: Duration) -> Result<(), Error> {
-        // 0 would disarm it. What does not fit into a `Timespec` does not pass either.
+        // 0 would disarm the timer. A time beyond `Timespec` never comes.
         let after = after.max(Duration::from_nanos(1));
         let Ok(it_value) = Timespec::try_from(after) else {
             return Ok(());
@@ -196,9 +196,9 @@ mod tests {
         }
     }
 
-    /// Has the timer go off, of which nobody was told yet, at that deadline.
-    fn went_off(room: &Room) -> Deadline {
-        // Sets the timer, and leaves before it goes off.
+    /// Lets the timer fire at that deadline, without reporting it to any sleep.
+    fn fired(room: &Room) -> Deadline {
+        // Sets the timer, and returns before it fires.
         let deadline = loop {
             let deadline = Deadline::from(SHORT);
             signal(&room.call);
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn deadlines_are_kept_after_one_that_passed_as_the_connection_ended() {
         let mut room = room();
-        went_off(&room);
+        fired(&room);
         let (socket, peer) = UnixStream::pair().unwrap();
         drop(std::mem::replace(&mut room.peer, peer));
         let woken = room.wait_set.sleep(&room.watch, LONG.into()).unwrap();
@@ -224,7 +224,7 @@ mod tests {
         std::thread::scope(|scope| {
             let call = &room.call;
             scope.spawn(move || {
-                // A sleep without end is ended.
+                // Ends a sleep that would otherwise be endless.
                 if over.recv_timeout(LONG / 360) == Err(RecvTimeoutError::Timeout) {
                     signal(call);
                 }
@@ -238,14 +238,14 @@ mod tests {
     #[test]
     fn a_call_at_the_deadline_does_not_put_it_off() {
         let room = room();
-        let deadline = went_off(&room);
+        let deadline = fired(&room);
         signal(&room.call);
         let woken = room.wait_set.sleep(&room.watch, deadline).unwrap();
         assert_eq!(woken, Woken::TimedOut);
     }
 
     #[test]
-    fn a_call_eventfd_that_is_full_is_emptied_by_who_signals() {
+    fn a_call_eventfd_that_is_full_is_emptied_when_it_is_signalled() {
         let room = room();
         let full = (u64::MAX - 1).to_ne_bytes();
         rustix::io::write(&room.call, &full).unwrap();
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_ends_ends_sleeps_and_its_successor_s_do_not_begin_so() {
+    fn a_connection_that_ends_ends_sleeps_and_the_next_connections_sleeps_do_not_end_at_once() {
         let Room {
             watch,
             call,

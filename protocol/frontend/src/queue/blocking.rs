@@ -1,4 +1,4 @@
-//! Every operation as a method that waits, and the two that a save and a restore are made of.
+//! Every operation as a method that waits for the answer, and saves and restores built of them.
 
 use std::num::NonZeroU64;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -9,14 +9,14 @@ use crate::regs::{RegIds, RegValue, RegValues};
 use crate::{Deadline, Error, NewEpoch, Operation, RestoreOptions, SavedVcpu, SavedVm};
 use vhost_user_timer_protocol::{Abi, Phase, Status};
 
-/// The operations. All of them wait for the answer until the deadline, a `Duration` from now or
-/// an [`Instant`](std::time::Instant) ([`Deadline`]).
+/// The operations. Each waits for the answer until the deadline: a `Duration` from now or an
+/// [`Instant`](std::time::Instant) ([`Deadline`]).
 ///
 /// # Errors
 ///
-/// Each returns [`Error::Refused`] where the backend refuses, with the statuses that its
-/// documentation names among others; [`Error::TimedOut`] at the deadline (the backend may still
-/// do what was asked); or what ended the queue.
+/// Each returns [`Error::Refused`] if the backend refuses, with the statuses that its documentation
+/// names among others; [`Error::TimedOut`] at the deadline, and then the backend may still carry
+/// the request out; or the error that ended the queue.
 #[expect(
     clippy::missing_errors_doc,
     reason = "said once, above, for all of them"
@@ -48,7 +48,7 @@ impl RequestQueue {
     }
 
     /// GET_REGS: reads up to [`MAX_REGS`](crate::MAX_REGS) registers by their KVM ids, all at
-    /// one instant. The answer has these very ids. Not in NEW.
+    /// one instant. The answer has exactly these ids, in this order. Not in NEW.
     pub fn get_regs(
         &self,
         vcpu: u32,
@@ -59,8 +59,7 @@ impl RequestQueue {
     }
 
     /// SET_REGS: writes up to [`MAX_REGS`](crate::MAX_REGS) registers, all together: their order
-    /// does not matter. Not in NEW; counts in PAUSED and
-    /// RESTORING only (EBUSY).
+    /// does not matter. Not in NEW; counts in PAUSED and RESTORING only (EBUSY).
     pub fn set_regs(
         &self,
         vcpu: u32,
@@ -127,7 +126,7 @@ impl RequestQueue {
     /// RESTORE_BEGIN: opens a restore of all the VM's vCPUs, and with it a new epoch, which it
     /// returns. In PAUSED and RESTORING.
     ///
-    /// [`Frontend::restore`](crate::Frontend::restore) does this, and the rest of a restore too.
+    /// [`Frontend::restore`](crate::Frontend::restore) does this and the rest of a restore.
     pub fn restore_begin(
         &self,
         options: RestoreOptions,
@@ -144,19 +143,19 @@ impl RequestQueue {
     }
 
     /// RESTORE_DONE: the vCPU has all its timer registers. Returns how many vCPUs are still
-    /// missing. In RESTORING; refused with ENODATA where registers are missing, and with EINVAL
-    /// at the end of a strict restore whose counts differ.
+    /// missing. In RESTORING; refused with ENODATA if registers are missing, and with EINVAL at the
+    /// end of a strict restore whose counts differ.
     pub fn restore_done(&self, vcpu: u32, deadline: impl Into<Deadline>) -> Result<u32, Error> {
         let remaining = self.perform(&Operation::restore_done(vcpu), deadline)?;
         Ok(remaining.0)
     }
 
-    /// The vCPUs that are missing in the open restore, in order; none where no restore is open.
-    /// [`Ranges`](vhost_user_timer_protocol::Ranges) puts them into words, "7, 12-13".
+    /// The vCPUs that are missing in the open restore, in order; none if no restore is open.
+    /// [`Ranges`](vhost_user_timer_protocol::Ranges) shows them as "7, 12-13".
     ///
-    /// Changes nothing: a write of no registers is refused with EBUSY for a vCPU that is done. It
-    /// takes a request per vCPU, so it is for when WAIT_RUN has ended in ETIMEDOUT, and not for
-    /// polling.
+    /// It changes nothing: it writes no registers, which is refused with EBUSY for a vCPU that is
+    /// done. It takes one request per vCPU, so it is for a WAIT_RUN that ended with ETIMEDOUT, not
+    /// for polling.
     pub fn missing_vcpus(&self, deadline: impl Into<Deadline>) -> Result<Vec<u32>, Error> {
         let deadline = deadline.into();
         let info = self.info(deadline)?;
@@ -171,7 +170,7 @@ impl RequestQueue {
                 }
             }
         }
-        // It may have been completed meanwhile, and then nobody is missing.
+        // If the restore was completed meanwhile, nobody is missing.
         match self.info(deadline)? {
             now if now.phase == Phase::Restoring && now.epoch == info.epoch => Ok(missing),
             _ => Ok(Vec::new()),
@@ -185,19 +184,19 @@ impl RequestQueue {
 
     /// WAIT_RUN: returns when the vCPU may run, and not before. Not in NEW.
     ///
-    /// With a time page, [`wait_run_by_page`](Self::wait_run_by_page) is the shorter way.
+    /// With a time page, [`wait_run_by_page`](Self::wait_run_by_page) is faster.
     ///
-    /// Any number of vCPU threads can wait on one queue; other requests go by them. After
-    /// [`Error::TimedOut`] a thread may wait again: that takes up the same request. A new restore
-    /// ends the wait with [`Status::Stale`](vhost_user_timer_protocol::Status::Stale), its being
-    /// given up with [`Status::Canceled`](vhost_user_timer_protocol::Status::Canceled), its
-    /// time-out with [`Status::TimedOut`](vhost_user_timer_protocol::Status::TimedOut).
+    /// Any number of vCPU threads can wait on one queue; other requests overtake them. After
+    /// [`Error::TimedOut`] a thread may wait again, which takes up the same request. A new restore
+    /// ends the wait with [`Status::Stale`], an abort with [`Status::Canceled`], and the restore's
+    /// time-out with [`Status::TimedOut`].
     pub fn wait_run(&self, vcpu: u32, deadline: impl Into<Deadline>) -> Result<Run, Error> {
         self.perform(&Operation::wait_run(vcpu), deadline)
     }
 
-    /// SET_TIME_PAGE with an address in the memory shared on this connection; length 0 stops the
-    /// backend's writing. [`TimePage`](crate::TimePage) does this for the frontend's own page.
+    /// SET_TIME_PAGE: makes the backend write the page at this address in the memory shared on this
+    /// connection; length 0 makes it stop. [`TimePage`](crate::TimePage) does this for the
+    /// frontend's own page.
     pub fn set_time_page(
         &self,
         address: u64,
@@ -209,8 +208,7 @@ impl RequestQueue {
 
     /// Reads the whole VM for a save, by one GET_INFO and one GET_VM.
     ///
-    /// To pause the VM first is the caller's job; a running VM is read at one instant none the
-    /// less.
+    /// Pause the VM first: a running VM is read at one instant, but goes on.
     pub fn save(&self, deadline: impl Into<Deadline>) -> Result<SavedVm, Error> {
         let deadline = deadline.into();
         let info = self.info(deadline)?;

@@ -1,11 +1,11 @@
-//! Where a request queue's ring, descriptor tables and buffers lie in the shared memory.
+//! Where a request queue's ring, descriptor tables and buffers are in the shared memory.
 
 use super::{CHAIN, SMALL};
 use crate::memory::Layout;
 use crate::ring::{DESCRIPTOR, RingLayout};
 use vhost_user_timer_protocol::MAX_MESSAGE;
 
-/// Where a request queue's parts lie.
+/// Where a request queue's parts are.
 pub(crate) struct QueueLayout {
     pub(crate) ring: RingLayout,
     /// By slot, an indirect table; `None` if the ring's own descriptors are chained.
@@ -35,7 +35,7 @@ impl QueueLayout {
         }
     }
 
-    /// How many ring descriptors a slot has.
+    /// Ring descriptors per slot.
     pub(super) fn descriptors_per_slot(&self) -> u16 {
         match self.tables {
             Some(_) => 1,

@@ -31,8 +31,8 @@ impl Shared {
 }
 
 impl<'a> Locked<'a> {
-    /// Wakes who is to be woken, and gives the lock to `wait`, which sleeps on a condition
-    /// variable.
+    /// Wakes the threads that are to be woken, and lends the lock to `wait`, which sleeps on a
+    /// condition variable.
     pub(super) fn while_free(
         mut self,
         wait: impl FnOnce(MutexGuard<'a, State>) -> MutexGuard<'a, State>,

@@ -1,18 +1,20 @@
 //! A request queue: many threads, one ring.
 //!
-//! Guarantees: an answer goes to the one who asked, however the backend orders them; a thread that
-//! waits is woken by its own answer, its deadline, or the queue's end, and by little else (one that
-//! waits to run, by any answer to one that does); small requests allocate nothing; and WAIT_RUNs,
-//! however many, never keep another request out.
+//! Guarantees:
 //!
-//! Of the threads that wait, one at a time leads: it sleeps on the call eventfd and hands the
-//! others their answers; the others sleep on condition variables, one per slot, and one for all
-//! that wait to run. A leader that leaves makes another one lead. There is no thread of the
-//! library's own.
+//! - Each answer goes to the thread that asked, in whatever order the backend answers.
+//! - A waiting thread is woken by its own answer, its deadline, or the queue's end, and rarely by
+//!   anything else (a thread in WAIT_RUN, by any answer to a WAIT_RUN).
+//! - Small requests allocate nothing.
+//! - WAIT_RUNs, however many, never keep another request out.
 //!
-//! A request that its caller gives up stays with the backend, and its slot taken, until it is
-//! answered: there is no cancelling on the wire. A WAIT_RUN given up is taken over by the next
-//! one for the same vCPU, so that a vCPU thread can wait in short turns.
+//! One waiting thread at a time leads: it sleeps on the call eventfd and hands the other threads
+//! their answers. The followers sleep on condition variables: one per slot, and one for all
+//! WAIT_RUNs. A leader that leaves appoints the next. The library has no thread of its own.
+//!
+//! A request that its caller abandons stays with the backend, and keeps its slot, until it is
+//! answered: the wire has no cancelling. An abandoned WAIT_RUN is taken over by the next one for
+//! the same vCPU, so a vCPU thread can wait in short turns.
 
 mod blocking;
 mod layout;
@@ -33,7 +35,7 @@ use zerocopy::FromBytes;
 use crate::error::{Failure, Fault};
 use crate::operation::{Answer, HEADER, OperationContext, Rejection};
 use crate::replay::Verdict;
-use crate::ring::{self, DESCRIPTOR, Ring};
+use crate::ring::{self, DESCRIPTOR, DriverRing};
 use crate::session::{Session, Survivor};
 use crate::sys::{drain, eventfd, signal};
 use crate::wait::Deadline;
@@ -47,22 +49,21 @@ use vhost_user_timer_protocol::{Op, Status};
 pub(crate) use layout::QueueLayout;
 pub use ticket::Ticket;
 
-/// The bytes of a slot's own request buffer, and of its response buffer. What does not fit goes
-/// by the queue's one large pair of buffers.
+/// Bytes of a slot's own request buffer, and of its response buffer. Longer messages use the
+/// queue's one large pair of buffers.
 const SMALL: usize = 512;
 
-/// Descriptors of a request: what the device reads, and what it writes.
+/// Descriptors of a request: one that the device reads, one that it writes.
 const CHAIN: u16 = 2;
 
-/// A request queue, to be cloned and used by any number of threads.
+/// A request queue, which any number of threads can clone and use.
 ///
-/// Every operation comes three ways: as a method that waits, as a [`Operation`] for
-/// [`submit`](Self::submit), and so as a [`Ticket`], for which a caller waits, polls, or watches
-/// the queue's descriptor ([`AsFd`]).
+/// Every operation is a method that waits, and an [`Operation`] for [`submit`](Self::submit). That
+/// returns a [`Ticket`], which a caller waits for, polls, or is told of by the queue's descriptor
+/// ([`AsFd`]).
 ///
-/// A queue is ended by the first [`Error::Disconnected`], [`Error::ShutDown`],
-/// [`Error::StateLost`] or [`Error::Protocol`]: every request in flight and every later one fails
-/// with the same.
+/// Some errors end the queue ([`Error::ends_queue`]): every request in flight and every later one
+/// fails with the same error.
 #[derive(Clone)]
 pub struct RequestQueue {
     pub(crate) shared: Arc<Shared>,
@@ -78,11 +79,11 @@ pub(crate) struct Shared {
     wait_set: WaitSet,
     kick: OwnedFd,
     state: Mutex<State>,
-    /// By slot: its request is answered, or its waiter is to lead.
+    /// By slot: notified when its request is answered, or its waiter is to lead.
     done: Box<[Condvar]>,
-    /// The same of all WAIT_RUNs, which are mostly answered together: one system call wakes them.
+    /// The same for all WAIT_RUNs, which are mostly answered together: one system call wakes them.
     runs: Condvar,
-    /// By [`Need`]: there may be room again, or a waiter is to lead.
+    /// By [`Need`]: notified when there may be room again, or a waiter is to lead.
     room: [Condvar; 3],
 }
 
@@ -94,7 +95,7 @@ impl RequestQueue {
     ) -> Result<Self, Error> {
         let memory = &session.memory;
         let event_idx = session.negotiated.event_idx();
-        let ring = Ring::new(memory.clone(), layout.ring, event_idx, 0);
+        let ring = DriverRing::new(memory.clone(), layout.ring, event_idx, 0);
         let slots = layout.slots();
         if let Some(tables) = layout.tables {
             let len = DESCRIPTOR * usize::from(CHAIN);
@@ -135,18 +136,19 @@ impl RequestQueue {
         self.shared.done.len()
     }
 
-    /// Notifies the backend whether it wants it or not: it may have missed a notification while
-    /// the ring was disabled.
+    /// Notifies the backend whether or not it asked for that: it may have missed a notification
+    /// while the ring was disabled.
     pub(crate) fn force_kick(&self) {
         signal(&self.shared.kick);
     }
 
-    /// Runs a call and waits for its answer, and before that for room, until the deadline.
+    /// Submits an operation, after waiting for room if need be, and waits for its answer until the
+    /// deadline.
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] by the backend, [`Error::TimedOut`], [`Error::InvalidArgument`], or
-    /// what ended the queue.
+    /// [`Error::Refused`] by the backend, [`Error::TimedOut`], [`Error::InvalidArgument`], or the
+    /// error that ended the queue.
     pub fn perform<T: Answer>(
         &self,
         operation: &Operation<'_, T>,
@@ -156,12 +158,12 @@ impl RequestQueue {
         self.submit_by(operation, deadline)?.wait(deadline)
     }
 
-    /// Puts a call on the ring without telling the backend; [`kick`](Self::kick) does that for
-    /// any number of them.
+    /// Puts an operation on the ring without notifying the backend; [`kick`](Self::kick) does that
+    /// for any number of them.
     ///
     /// # Errors
     ///
-    /// [`Error::QueueFull`], [`Error::InvalidArgument`], or what ended the queue.
+    /// [`Error::QueueFull`], [`Error::InvalidArgument`], or the error that ended the queue.
     pub fn submit<T: Answer>(&self, operation: &Operation<'_, T>) -> Result<Ticket<T>, Error> {
         let slot = self.shared.start(operation, None)?;
         Ok(Ticket::new(self.shared.clone(), operation, slot))
@@ -181,38 +183,38 @@ impl RequestQueue {
         &self.shared.session
     }
 
-    /// Gives the backend all that was submitted, and notifies it if it wants that.
+    /// Makes everything submitted available to the backend, and notifies it if it asked for that.
     pub fn kick(&self) {
         self.shared.kick();
     }
 
-    /// Takes note of what the backend has answered, for tickets that are then
-    /// [tried](Ticket::try_wait), and makes the queue's descriptor report the next answer.
+    /// Kicks, takes the answers that have come, for [`Ticket::try_wait`], and makes the queue's
+    /// descriptor report the next answer.
     ///
-    /// This is what an event loop calls when the descriptor ([`AsFd`]) is readable, and once
-    /// before it first sleeps. It reads the descriptor; the caller must not. A blocking wait on
-    /// the same queue takes the descriptor's reports for itself, so an event loop should have a
-    /// queue of its own. The descriptor does not report a dead backend: watch
-    /// [`Frontend`](super::Frontend)'s for that.
+    /// An event loop calls this when the descriptor ([`AsFd`]) is readable, and once before it
+    /// first sleeps. It reads the descriptor; the caller must not. A blocking wait on the same
+    /// queue takes the descriptor's reports, so an event loop should have a queue of its own. The
+    /// descriptor does not report a dead backend: watch the one of [`Frontend`](crate::Frontend)
+    /// for that.
     ///
-    /// It never blocks, and so does not bring a lost connection back; see
-    /// [`keep_connected`](super::Frontend::keep_connected). The descriptor stays the same
-    /// over reconnects.
+    /// It never blocks, and so never reconnects; see
+    /// [`keep_connected`](crate::Frontend::keep_connected). The descriptor stays the same over
+    /// reconnects.
     ///
     /// # Errors
     ///
-    /// What ended the queue. Tickets that were answered before that can still be tried.
+    /// The error that ended the queue. Tickets that were answered before can still be tried.
     pub fn process(&self) -> Result<(), Error> {
         let shared = &*self.shared;
         shared.kick();
         let generation = shared.session.generation();
-        // Somebody who can wait sees to a lost connection, unless it is too late for that.
+        // A thread that can wait reconnects, unless it is too late for that.
         let now = Duration::ZERO.into();
         let failure = shared.session.watch.failure()?;
         let failure = failure.and_then(|failure| shared.session.outlive(failure, generation, now));
         let mut state = shared.lock();
-        // Before the ring is looked at: what comes after that look makes it readable again. A
-        // leader may miss a call by this.
+        // Before the look at the ring: a later answer makes the descriptor readable again. A leader
+        // may miss a call by this.
         drain(&shared.call);
         loop {
             shared.reap(&mut state);
@@ -249,7 +251,7 @@ impl Shared {
         &self.session
     }
 
-    /// How many answers the backend has given, modulo 2^16; without the lock.
+    /// How many answers the backend has given, modulo 2^16. Takes no lock.
     fn used_index(&self) -> u16 {
         let index = self.session.memory.atomic(self.layout.ring.used_idx());
         u16::from_le(index.load(Ordering::Acquire))
@@ -257,13 +259,13 @@ impl Shared {
 
     fn kick(&self) {
         let wanted = self.lock().publish();
-        // Not under the lock: the system call wakes the backend.
+        // Outside the lock: the system call wakes the backend.
         if wanted {
             signal(&self.kick);
         }
     }
 
-    /// Puts a call on the ring, waiting for room if there is a deadline.
+    /// Puts an operation on the ring; with a deadline, waits for room.
     fn start<T>(
         &self,
         operation: &Operation<'_, T>,
@@ -292,7 +294,7 @@ impl Shared {
             let Some(deadline) = deadline else {
                 return Err(Error::QueueFull { queue: self.index });
             };
-            // Others' answers make room, and theirs may be waiting for a kick.
+            // Other requests' answers make room, and those requests may be waiting for a kick.
             drop(state);
             self.kick();
             let waited = self.wait(Await::Room(need), "a free slot", deadline);
@@ -315,7 +317,7 @@ impl Shared {
             Some(tables) => (tables + DESCRIPTOR * usize::from(slot * CHAIN), 1),
             None => (state.ring.descriptor(head), head + 1),
         };
-        // Mostly as they were: then the backend's CPU has them already.
+        // Mostly unchanged; then the lines stay in the backend's cache.
         let laid = Some((request, answer, large));
         if std::mem::replace(&mut state.laid[usize::from(slot)], laid) != laid {
             let readable = memory.address(request_at);
@@ -329,7 +331,7 @@ impl Shared {
         Ok(slot)
     }
 
-    /// Takes what the backend is done with off the ring.
+    /// Takes the used chains off the ring.
     fn reap(&self, state: &mut State) {
         while state.failure.is_none() {
             match state.ring.pop() {
@@ -367,7 +369,7 @@ impl Shared {
         let orphaned = match entry.stage {
             Stage::InFlight => false,
             Stage::Orphaned => true,
-            // The ring gives only heads that were posted.
+            // The ring returns only heads that were posted.
             Stage::Free | Stage::Done { .. } => return,
         };
         self.learn(state, slot, len, orphaned);
@@ -381,7 +383,7 @@ impl Shared {
         }
     }
 
-    /// Takes from an answer what is of interest beyond its request.
+    /// Learns from an answer what concerns more than its request.
     fn learn(&self, state: &mut State, slot: u16, len: u32, orphaned: bool) {
         let &mut slots::Slot { large, intent, .. } = state.slot(slot);
         let Some(op) = intent.map(|intent| intent.op) else {
@@ -422,7 +424,7 @@ impl Shared {
         self.fail(state, Failure::Protocol { queue, fault });
     }
 
-    /// The answer of a slot, which is then free.
+    /// Takes a slot's answer and frees the slot.
     fn take<T: Answer>(
         &self,
         mut state: Locked<'_>,
@@ -432,7 +434,7 @@ impl Shared {
     ) -> Result<T, Error> {
         let &mut slots::Slot { large, intent, .. } = state.slot(slot);
         let (_, at) = self.layout.buffers(slot, large);
-        // The ring keeps it at or below what was posted.
+        // The ring bounds it by the room that was posted.
         let len = len as usize;
         let mut small = [0; SMALL];
         let mut heap = Vec::new();

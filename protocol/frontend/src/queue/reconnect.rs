@@ -30,7 +30,7 @@ impl Survivor for Shared {
         let mut state = self.lock();
         for slot in 0..state.slots.len() as u16 {
             let entry = state.slots[usize::from(slot)];
-            // One that was given up may have been done none the less.
+            // Also an abandoned one may have been carried out.
             let open = matches!(entry.stage, Stage::InFlight | Stage::Orphaned);
             let abort = entry
                 .intent
@@ -107,7 +107,8 @@ impl Survivor for Shared {
         state.publish();
         drop(state);
         signal(&self.kick);
-        // The previous backend may have filled it up; then the next one's calls would be missed.
+        // The previous backend may have filled the counter; then the next one's calls would be
+        // lost.
         drain(&self.call);
         signal(&self.call);
     }
@@ -122,7 +123,7 @@ impl Survivor for Shared {
         };
         let mut state = self.lock();
         match state.slot(slot).stage {
-            // Other threads' kicks and looks may have been quicker.
+            // Another thread may have kicked and taken the answer already.
             Stage::Done { len } => {
                 self.learn(&mut state, slot, len, true);
                 self.free(&mut state, slot);
@@ -159,7 +160,7 @@ impl Shared {
         }
     }
 
-    /// Answers a request in the backend's place: with zeros, where the answer has a body.
+    /// Answers a request in the backend's place; a body, if the answer has one, is zeros.
     fn answer(&self, state: &mut State, slot: u16, status: Status, epoch: u64) {
         let large = state.slot(slot).large;
         let (_, at) = self.layout.buffers(slot, large);
@@ -173,7 +174,7 @@ impl Shared {
     }
 }
 
-/// The slots whose answers are waited for, as they were submitted.
+/// The slots whose answers are awaited, in the order of submission.
 fn in_order(state: &State) -> Vec<u16> {
     let mut slots: Vec<u16> = (0..)
         .zip(&*state.slots)

@@ -2,12 +2,13 @@
 
 use crate::error::Failure;
 use crate::replay::Intent;
-use crate::ring::Ring;
+use crate::ring::DriverRing;
 use vhost_user_timer_protocol::MAX_QUEUE_SIZE;
 
 const WORDS: usize = MAX_QUEUE_SIZE as usize / u64::BITS as usize;
 
-/// Slots whose waiters are to be woken, a bit each. There are no more slots than descriptors.
+/// The slots whose waiters are to be woken, one bit each. A queue has at most as many slots as
+/// descriptors.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Wakes {
     any: bool,
@@ -48,38 +49,38 @@ impl Wakes {
     }
 }
 
-/// What one lock protects.
+/// A queue's state, under one lock.
 pub(super) struct State {
-    pub(super) ring: Ring,
+    pub(super) ring: DriverRing,
     pub(super) slots: Box<[Slot]>,
-    /// By slot, what its descriptors say: the bytes of the request, those of the answer, and
-    /// whether they are in the large buffers.
+    /// By slot, what its descriptors hold: bytes of the request, bytes of the answer, and whether
+    /// they are in the large buffers.
     pub(super) laid: Box<[Option<(u32, u32, bool)>]>,
     free: Vec<u16>,
     large_taken: bool,
     /// Slots that hold a WAIT_RUN.
     wait_runs: u16,
-    /// WAIT_RUNs in flight that nobody waits for.
+    /// WAIT_RUNs in flight that no thread waits for.
     orphans: usize,
     /// RESTORE_BEGINs in flight.
     pub(super) begins: u16,
     /// The sequence number of the next request, and of the first that is not published.
     next: u64,
     unpublished: u64,
-    /// How many RESTORE_ABORTs were done when somebody last looked whom they answer.
+    /// The number of RESTORE_ABORTs at the last look for WAIT_RUNs that they cancel.
     pub(super) aborted: u32,
-    /// The connection is lost: requests are taken, and not published.
+    /// The connection is lost: requests are accepted, but not published.
     pub(super) down: bool,
-    /// How many threads wait for room, by [`Need`].
+    /// Threads that wait for room, by [`Need`].
     pub(super) want_room: [usize; 3],
-    /// How many threads wait for a slot's answer without leading.
+    /// Threads that wait for a slot's answer without leading.
     pub(super) followers: usize,
-    /// What the leader waits for: the thread that sleeps on the call eventfd. Whoever else reads
-    /// the eventfd or moves used_event sees to it that the leader does not sleep on over its
+    /// What the leader waits for, the thread that sleeps on the call eventfd. Any other thread that
+    /// reads the eventfd or moves used_event must make sure that the leader does not miss its
     /// answer.
     pub(super) leader: Option<Await>,
     pub(super) failure: Option<Failure>,
-    /// Who is to be woken when the lock is free.
+    /// The threads to wake when the lock is free.
     pub(super) wakes: Wakes,
 }
 
@@ -91,11 +92,11 @@ pub(super) struct Slot {
     pub(super) wait_run: Option<(u32, u64)>,
     /// A thread sleeps on the slot's condition variable.
     pub(super) followed: bool,
-    /// Its restore was aborted, which the backend may not answer.
+    /// Its restore was aborted. The backend may never answer it.
     pub(super) canceled: bool,
-    /// Bytes that the backend may write.
+    /// Room for the answer, in bytes.
     pub(super) room: u32,
-    /// Orders requests.
+    /// The request's place in the order of submission.
     pub(super) sequence: u64,
     /// `None` in a free slot.
     pub(super) intent: Option<Intent>,
@@ -116,7 +117,7 @@ const FREE: Slot = Slot {
 pub(super) enum Stage {
     Free,
     InFlight,
-    /// In flight, and nobody wants the answer.
+    /// In flight, and abandoned by its caller.
     Orphaned,
     Done {
         len: u32,
@@ -146,7 +147,7 @@ pub(super) enum Await {
 }
 
 impl State {
-    pub(super) fn new(ring: Ring, slots: u16) -> Self {
+    pub(super) fn new(ring: DriverRing, slots: u16) -> Self {
         State {
             ring,
             slots: vec![FREE; usize::from(slots)].into(),
@@ -172,8 +173,8 @@ impl State {
         !self.free.is_empty()
             && match need {
                 Need::Small => true,
-                // The rest is for what makes a VM run: a vCPU that waits must not keep out the
-                // ones that it waits for.
+                // The rest is for the requests that make the VM run: a waiting vCPU must not keep
+                // out the vCPUs that it waits for.
                 Need::WaitRun => usize::from(self.wait_runs) < self.slots.len() * 3 / 4,
                 Need::Large => !self.large_taken,
             }
@@ -229,7 +230,7 @@ impl State {
         self.free.push(slot);
     }
 
-    /// Notes that the caller gives the answer up.
+    /// The caller abandons the answer.
     pub(super) fn orphan(&mut self, slot: u16) {
         let entry = self.slot(slot);
         entry.stage = Stage::Orphaned;
@@ -237,7 +238,7 @@ impl State {
         self.orphans += usize::from(wait_run);
     }
 
-    /// Takes over a WAIT_RUN that its caller gave up.
+    /// Takes over a WAIT_RUN that its caller abandoned.
     pub(super) fn adopt(&mut self, of: (u32, u64)) -> Option<u16> {
         if self.orphans == 0 {
             return None;
@@ -250,8 +251,8 @@ impl State {
         u16::try_from(slot).ok()
     }
 
-    /// Gives the backend all that was submitted, if there is one. Returns whether it is to be
-    /// notified.
+    /// Makes everything submitted available to the backend, if there is one. Returns whether to
+    /// notify it.
     pub(super) fn publish(&mut self) -> bool {
         if self.down {
             return false;
@@ -265,8 +266,7 @@ impl State {
         slot.sequence < self.unpublished
     }
 
-    /// As if all that is in flight were published. The ring has to be, before the backend gets
-    /// it.
+    /// Publishes everything in flight. The ring must be published before the backend gets it.
     pub(super) fn publish_all(&mut self) {
         self.unpublished = self.next;
         self.ring.publish();

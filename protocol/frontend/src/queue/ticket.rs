@@ -1,4 +1,4 @@
-//! One request in flight: how its answer is waited for, polled for, or given up.
+//! One request in flight: waiting for its answer, polling for it, abandoning it.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -12,13 +12,13 @@ use crate::sys::signal;
 use crate::{Deadline, Error, InvalidArgument, Operation};
 use vhost_user_timer_protocol::Status;
 
-/// How often a busy wait looks whether the backend is still there.
+/// Spins of a busy wait between two checks that the backend is still there.
 const SPINS_PER_CHECK: u32 = 1024;
 
-/// A request in flight, and its answer to be.
+/// A request in flight.
 ///
-/// To drop it is to give the answer up. The slot is free again once the backend has answered.
-#[must_use = "dropping a ticket gives the answer up"]
+/// Dropping it abandons the answer. Its slot is free again once the backend has answered.
+#[must_use = "dropping a ticket abandons the answer"]
 pub struct Ticket<T> {
     shared: Arc<Shared>,
     context: OperationContext,
@@ -39,16 +39,16 @@ impl<T> Ticket<T> {
 }
 
 impl<T: Answer> Ticket<T> {
-    /// Waits for the answer. The backend is told of all that was submitted.
+    /// Waits for the answer. Kicks first.
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] by the backend, [`Error::TimedOut`], or what ended the queue.
+    /// [`Error::Refused`] by the backend, [`Error::TimedOut`], or the error that ended the queue.
     pub fn wait(mut self, deadline: impl Into<Deadline>) -> Result<T, Error> {
         self.wait_longer(deadline.into())
     }
 
-    /// As [`wait`](Self::wait), and may be called again where it timed out.
+    /// As [`wait`](Self::wait); after a time-out it may be called again.
     pub(crate) fn wait_longer(&mut self, deadline: Deadline) -> Result<T, Error> {
         let shared = self.shared.clone();
         shared.kick();
@@ -58,15 +58,15 @@ impl<T: Answer> Ticket<T> {
             .unwrap_or(Err(InvalidArgument::SpentTicket.into()))
     }
 
-    /// The answer, if it is there. This makes no system call, unless there is something to kick
-    /// the backend for; it does not notice a lost connection, and so does not bring it back.
+    /// The answer, if there is one. It makes no system call, unless the backend needs a kick. It
+    /// does not notice a lost connection, and so never reconnects.
     ///
     /// After an answer or a refusal the ticket is spent.
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] by the backend, what ended the queue, or [`Error::InvalidArgument`] on
-    /// a spent ticket.
+    /// [`Error::Refused`] by the backend, the error that ended the queue, or
+    /// [`Error::InvalidArgument`] for a spent ticket.
     pub fn try_wait(&mut self) -> Result<Option<T>, Error> {
         let slot = self.open_slot()?;
         let shared = self.shared.clone();
@@ -82,7 +82,7 @@ impl<T: Answer> Ticket<T> {
         }
     }
 
-    /// Waits without sleeping: the shortest way to an answer, at the price of a CPU.
+    /// Waits without sleeping: the fastest way to an answer, at the price of a CPU.
     ///
     /// # Errors
     ///
@@ -91,7 +91,7 @@ impl<T: Answer> Ticket<T> {
         let deadline = deadline.into();
         let shared = self.shared.clone();
         loop {
-            // First what it is, then the look: a later answer changes it.
+            // Read the index before the look: a later answer changes it.
             let mut seen = shared.used_index();
             if let Some(answer) = self.try_wait()? {
                 return Ok(answer);
@@ -141,7 +141,7 @@ impl<T: Answer> Ticket<T> {
             }
             (Stage::InFlight, true) => {
                 self.slot = None;
-                // The backend has it still.
+                // The backend still has it.
                 state.orphan(slot);
                 let epoch = shared.session.history.epoch();
                 Some(Err(self.context.refused(Status::Canceled, epoch).into()))

@@ -1,4 +1,4 @@
-//! Who of those that wait on a queue sleeps on what, and who wakes whom.
+//! Waiting on a queue: which thread sleeps on what, and which thread wakes which.
 
 use std::sync::Condvar;
 
@@ -19,7 +19,7 @@ impl Shared {
         deadline: Deadline,
     ) -> Result<Locked<'_>, Error> {
         let mut state = self.lock();
-        // To be told by whoever slept: a look at the clock each time would cost more than the rest.
+        // Set by the sleeps: reading the clock each time would cost more than the rest.
         let mut late = false;
         let result = loop {
             self.reap(&mut state);
@@ -55,8 +55,8 @@ impl Shared {
         result.map(|()| state)
     }
 
-    /// Sleeps until there is a call, and brings the connection back if it is lost. Returns when it
-    /// is worth another look, and whether the deadline has passed.
+    /// Sleeps until a call, and reconnects if the connection is lost. Returns when another look is
+    /// worthwhile, and whether the deadline has passed.
     fn lead(&self, deadline: Deadline) -> (Locked<'_>, Result<bool, Error>) {
         let generation = self.session.generation();
         let (failure, late) = match self.wait_set.sleep(&self.session.watch, deadline) {
@@ -70,14 +70,14 @@ impl Shared {
         };
         let mut state = self.lock();
         if let Some(failure) = failure {
-            // It may have answered before it went.
+            // The backend may have answered before it went.
             self.reap(&mut state);
             self.fail(&mut state, failure);
         }
         (state, Ok(late))
     }
 
-    /// Sleeps until a leader says that it is worth another look.
+    /// Sleeps until a leader says that another look is worthwhile.
     fn follow<'a>(&'a self, mut state: Locked<'a>, what: Await, deadline: Deadline) -> Locked<'a> {
         let condvar = match what {
             Await::Slot(slot) => {
@@ -101,7 +101,7 @@ impl Shared {
         state
     }
 
-    /// What the waiter of a slot sleeps on.
+    /// The condition variable that a slot's waiter sleeps on.
     fn condvar(&self, state: &State, slot: u16) -> &Condvar {
         let slot = usize::from(slot);
         match state.slots[slot].wait_run {
@@ -110,13 +110,13 @@ impl Shared {
         }
     }
 
-    /// What a thread owes the others when it stops waiting: a leader, and the room that it was
-    /// told of and did not take.
+    /// What a thread owes the others when it stops waiting: a new leader, and the room that it was
+    /// woken for and did not take.
     fn pass_on(&self, state: &State) {
         if state.leader.is_none() && state.failure.is_none() {
             let next = match state.followers {
                 0 => None,
-                // Who has an answer is woken for that.
+                // A thread that has an answer is woken for that.
                 _ => (0..)
                     .zip(&state.slots)
                     .find(|(_, slot)| slot.followed && !slot.is_answered())
@@ -137,7 +137,7 @@ impl Shared {
                 self.room[need as usize].notify_one();
             }
         }
-        // A leader sleeps where no condition variable reaches it.
+        // No condition variable wakes a leader.
         if let Some(Await::Room(need)) = state.leader
             && state.has_room(need)
         {
@@ -145,8 +145,8 @@ impl Shared {
         }
     }
 
-    /// Wakes the leader, who sleeps on the call eventfd, where somebody else has found what it
-    /// waits for, or that it waits for nothing any more.
+    /// Wakes the leader from the call eventfd if another thread has found what it waits for, or
+    /// that the queue has ended.
     pub(super) fn call_leader(&self, state: &State) {
         if let Some(what) = state.leader
             && (state.has(what) || state.failure.is_some())

@@ -23,13 +23,13 @@ pub use vcpu::VcpuRestore;
 
 /// A restore that is open in the backend. [`Frontend::restore`] opens it.
 ///
-/// Each vCPU thread gets its [part](Self::vcpu) and [runs](VcpuRestore::run) it; whoever holds
-/// this object [waits](Self::wait) until all have their registers back.
+/// Each vCPU thread gets its [part](Self::vcpu) and [runs](VcpuRestore::run) it. The thread that
+/// holds this object [waits](Self::wait) until all vCPUs have their registers back.
 ///
-/// To drop it is to abort the restore (RESTORE_ABORT), unless every vCPU has its registers back
-/// by then: the VM is PAUSED as it was before, and every part ends with an error. An abort is
-/// meant for this restore only and never ends a later one. It takes
-/// [`Options::timeout`](crate::Options::timeout) at most, with a backend that is dead too.
+/// Dropping it aborts the restore (RESTORE_ABORT) unless every vCPU has its registers back by then:
+/// the VM is PAUSED as it was before, and every part ends with an error. The abort names this
+/// restore's epoch, so it never ends a later restore. It takes
+/// [`Options::timeout`](crate::Options::timeout) at most, also over a dead backend.
 #[must_use = "dropping a restore aborts it"]
 pub struct Restore {
     shared: Arc<Shared>,

@@ -9,8 +9,8 @@ use vhost_user_timer_protocol::Status;
 /// One vCPU's part of a [`Restore`](super::Restore). It can be sent to the vCPU's thread, which
 /// calls [`run`](Self::run).
 ///
-/// To drop it before the vCPU has its registers back, as a thread that panics does, fails the
-/// whole restore: it could never be completed.
+/// Dropping it before the vCPU has its registers back, as a thread that panics does, fails the
+/// whole restore, which could never complete.
 #[must_use = "dropping a vCPU's part fails the restore"]
 pub struct VcpuRestore {
     shared: Arc<Shared>,
@@ -44,7 +44,7 @@ impl VcpuRestore {
         self.index
     }
 
-    /// The registers that it brings, for the VMM to load into its hypervisor, too.
+    /// The registers that it brings. The VMM loads them into its hypervisor, too.
     pub fn registers(&self) -> &SavedVcpu {
         &self.shared.vcpus[self.index as usize]
     }

@@ -1,9 +1,9 @@
 //! The driver's side of one split virtqueue (virtio 1.2 §2.7).
 //!
-//! Guarantees: what was pushed is visible to the device before it is available; a wanted
-//! notification is never left out, an unwanted one never sent; and whatever the device writes,
-//! every head that [`Ring::pop`] gives was posted and not used yet, with a length that fits.
-//! What the descriptors point to is the caller's affair.
+//! Guarantees: a chain's memory is visible to the device before the chain is available; a requested
+//! notification is never omitted and an unwanted one never sent; and whatever the device writes,
+//! every head that [`DriverRing::pop`] returns was posted and not used yet, with a length that
+//! fits. The buffers that the descriptors point to are the caller's.
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -26,13 +26,13 @@ pub(crate) const NEXT: u16 = VRING_DESC_F_NEXT as u16;
 /// The buffer is a table of descriptors.
 pub(crate) const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
 
-// Avoids two sides' writes in one cache line.
+// Keeps the two sides' writes in different cache lines.
 const CACHE_LINE: usize = 64;
 
-/// Where a ring's three parts lie.
+/// Where a ring's three areas are.
 #[derive(Clone, Copy)]
 pub(crate) struct RingLayout {
-    /// Descriptors; a power of two.
+    /// Number of descriptors; a power of two.
     pub(crate) size: u16,
     pub(crate) descriptors: usize,
     pub(crate) avail: usize,
@@ -80,27 +80,27 @@ impl RingLayout {
 pub(crate) struct Used {
     /// The chain's first descriptor.
     pub(crate) head: u16,
-    /// How many bytes the device says that it wrote; at most what it could.
+    /// Bytes that the device reports as written; at most the chain's room.
     pub(crate) len: u32,
 }
 
 /// The driver's side of a ring.
-pub(crate) struct Ring {
+pub(crate) struct DriverRing {
     memory: Arc<SharedMemory>,
     layout: RingLayout,
     event_idx: bool,
-    /// avail.idx once all that was pushed is published.
+    /// avail.idx when everything pushed is published.
     next_avail: u16,
     /// avail.idx as the device sees it.
     published: u16,
     next_used: u16,
-    /// Chains that the device has and has not used.
+    /// Chains that the device has and has not used yet.
     in_flight: u16,
-    /// By head: how many bytes the device may write to the chain posted there.
+    /// By head: the bytes that the device may write to the chain posted there.
     posted: Box<[Option<u32>]>,
 }
 
-impl Ring {
+impl DriverRing {
     /// A ring whose first entry goes to index `start`.
     pub(crate) fn new(
         memory: Arc<SharedMemory>,
@@ -108,7 +108,7 @@ impl Ring {
         event_idx: bool,
         start: u16,
     ) -> Self {
-        let mut ring = Ring {
+        let mut ring = DriverRing {
             memory,
             layout,
             event_idx,
@@ -122,8 +122,8 @@ impl Ring {
         ring
     }
 
-    /// Forgets all that was posted: a device that does not know the ring yet is to have it, from
-    /// index `start` on. The descriptors stay.
+    /// Forgets everything posted, for a device that does not have the ring yet. It begins at index
+    /// `start`. The descriptors stay.
     pub(crate) fn restart(&mut self, start: u16) {
         self.next_avail = start;
         self.published = start;
@@ -132,10 +132,10 @@ impl Ring {
         self.posted.fill(None);
         self.store(self.layout.avail_idx(), start, Ordering::Relaxed);
         self.store(self.layout.used_idx(), start, Ordering::Relaxed);
-        // The former device's wishes about notifications.
+        // What the previous device asked for about notifications.
         self.store(self.layout.used, 0, Ordering::Relaxed);
         self.store(self.layout.avail_event(), start, Ordering::Relaxed);
-        // Where EVENT_IDX says it, the flag says nothing.
+        // With EVENT_IDX the flag has no meaning.
         self.store(self.layout.avail, 0, Ordering::Relaxed);
         self.disarm();
     }
@@ -148,13 +148,13 @@ impl Ring {
         self.memory.atomic(offset).store(value.to_le(), order);
     }
 
-    /// Where descriptor `index` of the ring's own table lies.
+    /// The offset of descriptor `index` of the ring's own table.
     pub(crate) fn descriptor(&self, index: u16) -> usize {
         self.layout.descriptors + DESCRIPTOR * usize::from(index)
     }
 
-    /// Makes the chain at `head`, of which the device may write `writable` bytes, part of the
-    /// next [`publish`](Self::publish). The head is one that is not posted.
+    /// Adds the chain at `head` to the next [`publish`](Self::publish). The device may write
+    /// `writable` bytes of it. The head must not be posted already.
     pub(crate) fn push(&mut self, head: u16, writable: u32) {
         let free = self.posted[usize::from(head)].replace(writable).is_none();
         debug_assert!(free, "descriptor {head} is posted already");
@@ -163,12 +163,12 @@ impl Ring {
         self.next_avail = self.next_avail.wrapping_add(1);
     }
 
-    /// How many chains were pushed and not published yet.
+    /// How many chains are pushed and not published yet.
     pub(crate) fn unpublished(&self) -> u16 {
         self.next_avail.wrapping_sub(self.published)
     }
 
-    /// Gives the device all that was pushed. Returns whether it wants to be notified.
+    /// Makes everything pushed available to the device. Returns whether to notify it.
     pub(crate) fn publish(&mut self) -> bool {
         let (old, new) = (self.published, self.next_avail);
         if old == new {
@@ -194,7 +194,7 @@ impl Ring {
     ///
     /// # Errors
     ///
-    /// The device broke the rules; the ring is of no more use.
+    /// The device broke the rules; the ring is unusable from then on.
     pub(crate) fn pop(&mut self) -> Result<Option<Used>, RingFault> {
         // Acquire: the entry and the buffers were written before the index.
         let used_idx = self.load(self.layout.used_idx(), Ordering::Acquire);
@@ -229,8 +229,8 @@ impl Ring {
         Ok(Some(Used { head, len }))
     }
 
-    /// Asks to be called at the next used chain. Returns whether one waits already: then the
-    /// call may never come, and [`pop`](Self::pop) is next.
+    /// Asks for a call at the next used chain. Returns whether there is one already: then the call
+    /// may never come, and [`pop`](Self::pop) is next.
     #[must_use]
     pub(crate) fn arm(&mut self) -> bool {
         if self.event_idx {
@@ -238,12 +238,12 @@ impl Ring {
         } else {
             self.store(self.layout.avail, 0, Ordering::Relaxed);
         }
-        // The mirror image of the fence in `publish`.
+        // Pairs with the device's fence, as in `publish`.
         fence(Ordering::SeqCst);
         self.load(self.layout.used_idx(), Ordering::Relaxed) != self.next_used
     }
 
-    /// Asks not to be called. A call may come none the less.
+    /// Asks for no call. One may come even so.
     pub(crate) fn disarm(&mut self) {
         if self.event_idx {
             let far = self.next_used.wrapping_sub(1);

@@ -19,12 +19,12 @@ struct Device {
 }
 
 /// A driver and a device that start at `start`. Descriptor n is a buffer of 16 + n bytes.
-fn pair(event_idx: bool, start: u16) -> (Ring, Device) {
+fn pair(event_idx: bool, start: u16) -> (DriverRing, Device) {
     let mut layout = Layout::default();
     let ring = RingLayout::reserve(&mut layout, SIZE);
     let buffers = layout.reserve(64 * usize::from(SIZE), 64);
     let memory = Arc::new(SharedMemory::new(&layout).unwrap());
-    let driver = Ring::new(memory.clone(), ring, event_idx, start);
+    let driver = DriverRing::new(memory.clone(), ring, event_idx, start);
     for n in 0..SIZE {
         let buffer = memory.address(buffers + 64 * usize::from(n));
         let bytes = descriptor(buffer, 16 + u32::from(n), WRITE, 0);
@@ -88,7 +88,7 @@ impl Device {
     }
 }
 
-fn heads(ring: &mut Ring) -> Vec<u16> {
+fn heads(ring: &mut DriverRing) -> Vec<u16> {
     std::iter::from_fn(|| ring.pop().unwrap())
         .map(|used| used.head)
         .collect()
@@ -174,7 +174,7 @@ fn the_device_calls_only_an_armed_driver() {
 fn without_event_idx_a_flag_says_whether_to_call() {
     // virtio-queue does not look at it.
     let (mut ring, mut device) = pair(false, 0);
-    let flags = |ring: &Ring| u32::from(ring.load(ring.layout.avail, Ordering::Relaxed));
+    let flags = |ring: &DriverRing| u32::from(ring.load(ring.layout.avail, Ordering::Relaxed));
     assert_eq!(flags(&ring), VRING_AVAIL_F_NO_INTERRUPT);
     assert!(!ring.arm());
     assert_eq!(flags(&ring), 0);
@@ -207,7 +207,7 @@ fn a_full_ring_is_answered_in_any_order() {
 }
 
 /// Writes a used entry as no honest device would.
-fn forge(ring: &Ring, at: u16, id: u32, len: u32, used_idx: u16) {
+fn forge(ring: &DriverRing, at: u16, id: u32, len: u32, used_idx: u16) {
     let [i0, i1, i2, i3] = id.to_le_bytes();
     let [l0, l1, l2, l3] = len.to_le_bytes();
     let entry = [i0, i1, i2, i3, l0, l1, l2, l3];
@@ -216,7 +216,7 @@ fn forge(ring: &Ring, at: u16, id: u32, len: u32, used_idx: u16) {
 }
 
 /// A ring with heads 0 and 1 in flight, 16 bytes writable each, from index 65535 on.
-fn two_in_flight() -> Ring {
+fn two_in_flight() -> DriverRing {
     let (mut ring, _) = pair(true, 65535);
     ring.push(0, 16);
     ring.push(1, 16);

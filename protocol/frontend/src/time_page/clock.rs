@@ -11,21 +11,21 @@ use crate::{Deadline, Error, InvalidArgument, RequestQueue};
 use vhost_user_timer_protocol::Phase;
 use vhost_user_timer_protocol::counter::{Anchor, NS_PER_SEC};
 
-/// How often GET_INFO's host counter is looked for between two readings.
+/// Attempts to find GET_INFO's host counter between two readings.
 const PROOFS: u32 = 3;
 
-/// What the backend's host counter is derived from, as whoever launched it knows.
+/// The source of the backend's host counter. The program that launched the backend knows it.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum HostClock {
     /// The backend's `--counter-source`, and no anchor. A counter whose frequency is measured needs
     /// the backend's frequency ([`HostCounter::at_rate`]): what GET_INFO says in NEW, unless the
-    /// backend was given another one by `--counter-frequency`.
+    /// backend got another frequency by `--counter-frequency`.
     Counter(HostCounter),
-    /// What SET_COUNTER_ANCHOR said last, whatever the source.
+    /// The last SET_COUNTER_ANCHOR, whatever the source.
     Anchored(Anchor),
-    /// Another source, and no anchor: reads it, in ticks of the frequency (Hz) that is the
-    /// argument. It should read the counter after everything before it in program order.
+    /// Another source, and no anchor: a function that reads it, in ticks of its argument, the
+    /// frequency in Hz. It should not read the counter before what precedes it in program order.
     Function(fn(u64) -> u64),
 }
 
@@ -61,13 +61,12 @@ pub struct Counts {
     pub host_count: u64,
 }
 
-/// Reads the guest's counts without a request. From
-/// [`RequestQueue::guest_clock`].
+/// Reads the guest's counts without a request. [`RequestQueue::guest_clock`] makes one.
 #[derive(Clone)]
 pub struct GuestClock {
     session: Arc<Session>,
     host: HostClock,
-    /// What the host counter is derived from has not changed since it had this number.
+    /// The number of the host counter's source; it grows when the source may have changed.
     revision: u64,
 }
 
@@ -75,14 +74,14 @@ impl RequestQueue {
     /// A reader of the guest's counts by the time page, which must have been
     /// [started](TimePage::start).
     ///
-    /// The page does not say what the host counter is. The caller does, and is not just believed:
-    /// GET_INFO's `host_count` must lie between two readings of that clock. That finds out another
-    /// frequency, another time namespace, an anchor; but on a host that was never suspended the
-    /// monotonic and the boottime clock read the same.
+    /// The page does not name the host counter, so the caller does, and the claim is checked:
+    /// GET_INFO's `host_count` must lie between two readings of that clock. The check detects
+    /// another frequency, another time namespace, and an anchor. It cannot tell the monotonic from
+    /// the boottime clock on a host that was never suspended: they read the same.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] where the backend has another host counter than `host`; or as
+    /// [`InvalidArgument::HostClock`] if the backend has another host counter than `host`; or as
     /// [`info`](Self::info).
     pub fn guest_clock(
         &self,
@@ -92,7 +91,7 @@ impl RequestQueue {
         let deadline = deadline.into();
         let session = self.shared.session();
         let revision = session.history.counter_revision();
-        // The frequency may be another one since the last look.
+        // The frequency may have changed since the last look.
         let mut frequency = self.info(deadline)?.frequency;
         for _ in 0..PROOFS {
             let before = host.read(frequency);
@@ -114,22 +113,21 @@ impl RequestQueue {
 }
 
 impl GuestClock {
-    /// The counts of now.
+    /// The counts at this instant.
     ///
-    /// It takes a reading of the clock and some tens of nanoseconds. While the VM has one pair of
-    /// offsets, and over pauses, a count never goes back from one reading to the next, on whichever
-    /// thread.
+    /// It takes a reading of the clock and some tens of nanoseconds. While the VM's offsets stay
+    /// the same, and over pauses, no count decreases from one reading to the next, on any thread.
     ///
-    /// `None` where the page cannot be read ([`TimePage::read`]), in NEW, and for good once the
-    /// host counter may be another one: after
+    /// `None` if the page cannot be read ([`TimePage::read`]), in NEW, and permanently once the
+    /// host counter may have changed: after
     /// [`set_counter_anchor`](RequestQueue::set_counter_anchor), a reset, or the load of a device
-    /// state. GET_INFO and GET_REGS tell then.
+    /// state. Use GET_INFO and GET_REGS then.
     pub fn counts(&self) -> Option<Counts> {
         let page: &TimePage = &self.session.page;
         for _ in 0..SPINS {
             let (first, time) = page.read_numbered()?;
             let host_count = self.host.read(time.frequency);
-            // A clock that is frozen since then was frozen at a later reading.
+            // A clock that was frozen meanwhile was frozen at a later reading.
             if !page.is_still(first, host_count) {
                 continue;
             }

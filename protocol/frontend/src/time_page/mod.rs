@@ -1,8 +1,9 @@
 //! The time page: the VM's clocks without a request.
 //!
 //! The backend writes it, this library reads it: 64 bytes guarded by a sequence number that is
-//! odd while the backend writes (SPEC.md, "Time page"). A backend that leaves it odd, or never
-//! lets it rest, makes a read fail, not hang. `clock` makes counts of it, `page_wait` waits by it.
+//! odd while the backend writes (SPEC.md, "Time page"). If a backend leaves it odd, or changes it
+//! without end, a read fails; it does not hang. `clock` computes counts from the page, `page_wait`
+//! waits by it.
 
 mod clock;
 mod page_wait;
@@ -29,17 +30,17 @@ use page_wait::PageWait;
 
 const LEN: usize = size_of::<Page>();
 
-/// The page as it is read; the first has `seq` and `phase`.
+/// The page in words; the first holds `seq` and `phase`.
 const WORDS: usize = LEN / 8;
 
-/// The backend writes for some microseconds, at changes only.
+/// Spins before yielding. The backend writes at changes only, for some microseconds.
 const SPINS: u32 = 1000;
 
-/// It may have to wait for a CPU in between.
+/// Yields before a read fails. The backend may have to wait for a CPU while it writes.
 const YIELDS: u32 = 200;
 
-/// What the frontend adds to `wake` to make those look again who wait, or are about to. The
-/// backend, which never reads it, adds ones to a number of its own.
+/// The frontend adds this to `wake` to make threads look again that wait, or are about to. The
+/// backend never reads `wake`: it stores a number of its own, which grows by ones.
 const NUDGE: u32 = 1 << 24;
 
 /// What the time page says at one instant.
@@ -51,30 +52,30 @@ pub struct PageTime {
     pub epoch: u64,
     /// Host count − virtual count, modulo 2^64; 0 where the virtual count is frozen, and in NEW.
     pub cntvoff: u64,
-    /// Host count − physical count, likewise.
+    /// Host count − physical count, modulo 2^64; 0 where the physical count is frozen, and in NEW.
     pub cntpoff: u64,
     /// Counter frequency, Hz.
     pub frequency: u64,
-    /// The virtual count, where it stands still.
+    /// The virtual count, if it is frozen.
     pub frozen_virt_count: Option<u64>,
-    /// The physical count, where it stands still.
+    /// The physical count, if it is frozen.
     pub frozen_phys_count: Option<u64>,
-    /// Changes whenever the phase does.
+    /// A number that changes whenever the phase does.
     pub wake: u32,
 }
 
 /// The frontend's own time page. Reading takes no lock, and no system call unless the backend
 /// writes for unusually long.
 ///
-/// It does not notice a lost connection: without [`Options::reconnect`](super::Options::reconnect)
-/// it goes on to say what was true when the connection was lost. With it, that is true until there
-/// is a new connection, since only the frontend changes the VM; from then on the page says nothing
-/// until the new backend has written it.
+/// It does not notice a lost connection: it keeps what was true when the connection was lost. With
+/// [`Options::reconnect`](crate::Options::reconnect) that stays true until there is a new
+/// connection, since only the frontend changes the VM. From then on the page cannot be read until
+/// the new backend has written it.
 #[derive(Clone)]
 pub struct TimePage {
     memory: Arc<SharedMemory>,
     offset: usize,
-    /// It was started, and is to be started again on the next connection.
+    /// It is to be started again on the next connection.
     wanted: Arc<AtomicBool>,
     waiters: Arc<PageWait>,
 }
@@ -93,14 +94,13 @@ impl TimePage {
         }
     }
 
-    /// Makes the backend write the page, from now and until [`stop`](Self::stop), over
-    /// reconnects too.
+    /// Makes the backend write the page, from now until [`stop`](Self::stop), also over reconnects.
     ///
     /// # Errors
     ///
     /// As every operation of a [`RequestQueue`].
     pub fn start(&self, queue: &RequestQueue, deadline: impl Into<Deadline>) -> Result<(), Error> {
-        // Before the answer, which may come just before the connection is lost.
+        // Set before the answer: the connection may be lost right after that.
         self.wanted.store(true, Ordering::Release);
         let started = queue.perform(&self.operation(LEN as u64), deadline);
         if let Err(Error::Refused(_)) = started {
@@ -133,19 +133,19 @@ impl TimePage {
         }
     }
 
-    /// The backend does not write the page: what it says is to be believed no longer.
+    /// The backend no longer writes the page, so its content is void.
     pub(crate) fn invalidate(&self) {
         self.half(offset_of!(Page, seq)).store(0, Ordering::Release);
         self.nudge();
     }
 
-    /// What the page says; `None` where the backend has not written it, is writing it all the
-    /// time, has written nonsense, or cannot write it any more after a reconnect.
+    /// Reads the page. `None` if the backend has not written it, writes it without end, has written
+    /// an unknown phase, or can no longer write it after a reconnect.
     pub fn read(&self) -> Option<PageTime> {
         self.read_numbered().map(|(_, time)| time)
     }
 
-    /// What the page says, and its first word, which no two of its states have in common.
+    /// Reads the page, and its first word, which differs between any two of its states.
     fn read_numbered(&self) -> Option<(u64, PageTime)> {
         let [first, rest @ ..] = self.words();
         for attempt in 0..SPINS + YIELDS {
@@ -174,7 +174,7 @@ impl TimePage {
         self.memory.words(self.offset)
     }
 
-    /// Whether the page's first word is still this one, after that reading of a counter.
+    /// Whether the page's first word is still this one, read after that reading of a counter.
     fn is_still(&self, first: u64, reading: u64) -> bool {
         self.words()[zero_after(reading)].load(Ordering::Relaxed) == first
     }
@@ -188,14 +188,14 @@ impl TimePage {
         self.half(offset_of!(Page, wake))
     }
 
-    /// Makes those who wait at the page look again, and those who are about to.
+    /// Makes threads look again that wait at the page, or are about to.
     fn nudge(&self) {
         self.wake().fetch_add(NUDGE.to_le(), Ordering::AcqRel);
-        // It fails for no address that is mapped.
+        // It cannot fail for an address that is mapped.
         let _ = futex::wake(self.wake(), futex::Flags::empty(), i32::MAX as u32);
     }
 
-    /// Sleeps until `wake`, which was `value`, changes, or `most` has passed; or for no reason.
+    /// Sleeps until `wake` is no longer `value`, or `most` has passed; it may also return early.
     fn sleep(&self, value: u32, most: Duration) -> Result<(), Error> {
         let timeout = Timespec::try_from(most).ok();
         match futex::wait(self.wake(), futex::Flags::empty(), value, timeout.as_ref()) {

@@ -1,11 +1,11 @@
 //! Waiting for RUNNING by the time page.
 //!
-//! Threads that find the VM in the same state wait together, in a [`SharedWait`]. A shared has one
-//! WAIT_RUN under way, whose ticket one of the threads waits for: it leads. The others sleep on the
-//! page's futex, and go when the page says RUNNING. So what the page cannot tell, all of them learn
-//! from the one request, which was there for as long as any of them: that the restore was aborted
-//! or timed out, that the backend is gone, that it came back. A leader that leaves, or has an
-//! answer, makes the others look again, and one of them leads.
+//! Threads that find the VM in the same state wait together, in a [`SharedWait`]. It has one
+//! WAIT_RUN in flight. One thread leads: it waits for that request's answer. The others sleep on
+//! the page's futex, and return when the page says RUNNING. The request is older than any of the
+//! waits, so from its answer all threads learn what the page cannot tell: that the restore was
+//! aborted or timed out, that the backend is gone, that it came back. A leader that leaves, or has
+//! an answer, makes the others look again, and one of them leads.
 
 use std::sync::{Arc, Mutex, OnceLock, TryLockError, Weak};
 use std::time::Duration;
@@ -15,10 +15,10 @@ use crate::sys::lock;
 use crate::{Deadline, Error, Operation, Refusal, RequestQueue, Run, Ticket};
 use vhost_user_timer_protocol::{Phase, Status};
 
-/// Nobody misses anything for longer, whatever a backend does to the futex.
+/// The longest sleep on the futex, so that a backend that never wakes it delays nobody for longer.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// With which a vCPU may run: what the time page and WAIT_RUN have in common.
+/// The offsets that a vCPU runs with: what the time page and WAIT_RUN have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offsets {
     /// Host count − virtual count, modulo 2^64.
@@ -36,43 +36,43 @@ impl From<Run> for Offsets {
     }
 }
 
-/// Where threads meet that wait by the page.
+/// Where threads that wait by the page find each other.
 #[derive(Default)]
 pub(super) struct PageWait {
     /// The latest one; gone when no thread is in it.
     last: Mutex<Weak<SharedWait>>,
 }
 
-/// Threads that wait together. Whoever joins it found the page as the first one did, so that the
-/// request was not answered then.
+/// Threads that wait together. Each of them found the page in the same state as the first, so the
+/// request was not answered when it joined.
 struct SharedWait {
     epoch: u64,
     wake: u32,
     /// The vCPU that the request names.
     vcpu: u32,
-    /// Whoever has it leads.
+    /// The thread that has locked it leads.
     ticket: Mutex<Ticket<Run>>,
     outcome: OnceLock<Outcome>,
 }
 
-/// What became of a shared's request.
+/// The result of the shared request.
 #[derive(Clone, Copy, Debug)]
 enum Outcome {
     Run(Offsets),
-    /// As all who wait are.
+    /// For a reason that applies to every waiting thread.
     Refused(Refusal),
-    /// It is over for a reason that is not everyone's.
+    /// It ended for a reason that does not apply to every thread.
     Replay,
 }
 
 impl RequestQueue {
-    /// As [`wait_run`](Self::wait_run), by the time page where the backend writes one
-    /// ([`TimePage::start`]): where it says RUNNING no request is made, and those who wait have one
-    /// WAIT_RUN under way, all together, and are woken by the page. Without a page it is WAIT_RUN.
+    /// As [`wait_run`](Self::wait_run), by the time page if the backend writes one
+    /// ([`TimePage::start`]). While the page says RUNNING, it makes no request. Otherwise all
+    /// waiting threads share one WAIT_RUN and are woken by the page. Without a page it is WAIT_RUN.
     ///
-    /// It returns what WAIT_RUN would, with two exceptions: by the page it is not checked whether
-    /// there is such a vCPU; and a RUNNING that is over again before the thread has looked may go
-    /// unnoticed, and the thread waits on.
+    /// It returns what WAIT_RUN would, with two exceptions: with the page, it does not check that
+    /// the vCPU exists; and a RUNNING that ends before the thread has looked may go unnoticed, and
+    /// the thread waits on.
     ///
     /// # Errors
     ///
@@ -87,7 +87,7 @@ impl RequestQueue {
         loop {
             match session.page.read() {
                 Some(time) if time.phase == Phase::Running => {
-                    // A page that nobody writes any more may be wrong.
+                    // A page that no backend writes any more may be wrong.
                     if let Some(offsets) = offsets(&time)
                         && session.watch.failure()?.is_none()
                     {
@@ -106,7 +106,8 @@ impl RequestQueue {
         }
     }
 
-    /// Waits with all who found the page so; `None` where it is worth another look.
+    /// Waits with all threads that found the page in this state; `None` if another look is
+    /// worthwhile.
     fn wait_together(
         &self,
         time: &PageTime,
@@ -116,7 +117,7 @@ impl RequestQueue {
         let page = &self.shared.session().page;
         match self.join(page, time, vcpu) {
             Ok(shared) => Ok(shared.wait(page, vcpu, deadline)),
-            // Others' requests: there will be room.
+            // Other requests fill the queue: there will be room.
             Err(Error::QueueFull { .. }) => {
                 let call = Operation::wait_run(vcpu).in_epoch(time.epoch);
                 let run = self.perform(&call, deadline)?;
@@ -129,7 +130,7 @@ impl RequestQueue {
     fn join(&self, page: &TimePage, time: &PageTime, vcpu: u32) -> Result<Arc<SharedWait>, Error> {
         let mut last = lock(&page.waiters.last);
         let open = last.upgrade().filter(|shared| {
-            // But for nudges, which say nothing of the VM.
+            // Apart from nudges, which say nothing of the VM.
             shared.epoch == time.epoch
                 && (shared.wake ^ time.wake).is_multiple_of(NUDGE)
                 && shared.outcome.get().is_none()
@@ -151,7 +152,7 @@ impl RequestQueue {
 }
 
 impl SharedWait {
-    /// `None` where it is worth another look.
+    /// `None` if another look is worthwhile.
     fn wait(
         &self,
         page: &TimePage,
@@ -159,7 +160,7 @@ impl SharedWait {
         deadline: Deadline,
     ) -> Option<Result<Offsets, Error>> {
         loop {
-            // Before anything is looked at: what changes after that is not slept through.
+            // Read before anything else: a later change ends the sleep at once.
             let wake = page.wake().load(std::sync::atomic::Ordering::Acquire);
             if let Some(outcome) = self.outcome.get() {
                 return outcome.of(vcpu);
@@ -196,10 +197,10 @@ impl SharedWait {
         }
     }
 
-    /// Takes the end of leading in.
+    /// Records the answer that the leader got.
     fn answered(&self, vcpu: u32, answer: Result<Run, Error>) -> Option<Result<Offsets, Error>> {
         let outcome = match &answer {
-            // The request is under way still, and somebody else's to wait for.
+            // The request is still in flight; another thread waits for it.
             Err(Error::TimedOut { .. }) => return answer.err().map(Err),
             Ok(run) => Outcome::Run((*run).into()),
             Err(Error::Refused(refusal))
@@ -214,7 +215,7 @@ impl SharedWait {
         };
         let _ = self.outcome.set(outcome);
         match outcome {
-            // It was about another vCPU.
+            // The refusal was about another vCPU.
             Outcome::Replay if matches!(answer, Err(Error::Refused(_))) && self.vcpu != vcpu => {
                 None
             }
@@ -237,7 +238,7 @@ impl Outcome {
     }
 }
 
-/// The offsets with which a vCPU may run, where the page says so.
+/// The offsets that a vCPU may run with, if the page says RUNNING.
 fn offsets(time: &PageTime) -> Option<Offsets> {
     let counting = time.frozen_virt_count.is_none() && time.frozen_phys_count.is_none();
     (time.phase == Phase::Running && counting).then_some(Offsets {
