@@ -1,0 +1,74 @@
+//! The state file itself: who may have it, and what is no state file.
+
+use super::*;
+
+#[test]
+fn the_file_is_private() {
+    let life = Life::new();
+    let _served = life.serve();
+    let mode = std::fs::metadata(life.file()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn a_second_backend_on_the_same_file_is_refused_and_the_first_goes_on() {
+    let life = Life::new();
+    let served = life.serve();
+    served.configure(2);
+    let log = life.refused(&[]);
+    assert!(log.contains("is in use by another backend"), "{log}");
+    assert_eq!(served.info().vcpus, 2);
+}
+
+#[test]
+fn a_vm_of_another_boot_is_begun_anew_with_a_warning() {
+    let life = Life::new();
+    let served = life.serve();
+    served.configure(2);
+    served.end(End::Killed);
+    life.patch(BOOT_ID);
+    let served = life.serve();
+    assert_eq!(served.info().phase, Phase::New);
+    let log = served.backend.log();
+    assert!(log.contains(": the host was rebooted since"), "{log}");
+    // From now on it is of this boot.
+    served.configure(1);
+    served.end(End::Killed);
+    assert_eq!(life.serve().info().vcpus, 1);
+}
+
+#[test]
+fn what_a_backend_cannot_go_on_with_is_refused_and_left_as_it_is() {
+    let life = Life::new();
+    let served = life.serve();
+    served.configure(8);
+    served.end(End::Terminated);
+    let log = life.refused(&["--max-vcpus=7"]);
+    assert!(log.contains("8 vCPUs, and this backend takes 7"), "{log}");
+    let log = life.refused(&["--counter-source=boottime"]);
+    assert!(log.contains("--counter-source"), "{log}");
+    assert_eq!(life.serve().info().vcpus, 8);
+
+    life.patch(VM_RECORD);
+    let log = life.refused(&[]);
+    assert!(log.contains("is damaged (the VM's record"), "{log}");
+    life.patch(VM_RECORD);
+    assert_eq!(life.serve().info().vcpus, 8);
+
+    std::fs::write(life.file(), "my diary").unwrap();
+    let log = life.refused(&[]);
+    assert!(log.contains("is not a state file"), "{log}");
+}
+
+#[test]
+fn a_file_that_cannot_be_made_is_refused() {
+    let mut backend = BackendProcess::launch(&["--state-file=/nowhere/at/all"]).unwrap();
+    assert_eq!(backend.wait(LIMIT).code(), Some(1));
+    assert!(
+        backend
+            .log()
+            .contains("Opening the state file /nowhere/at/all"),
+        "{}",
+        backend.log()
+    );
+}
