@@ -12,82 +12,83 @@ use vhost_user_timer_protocol::{MAX_REQUEST_QUEUES, MAX_VCPUS};
 use crate::device::UtcKind;
 use vhost_user_timer_model::vm::MAX_FREQUENCY;
 
-/// Keeps a VM's time: owns its counter offset, serves its vCPUs' timer registers over
-/// vhost-user, and lets no vCPU run before every vCPU's timer is restored.
+/// Keeps a VM's time: owns its counter offset, serves its vCPUs' timer registers over vhost-user,
+/// and lets no vCPU run before every vCPU's timer is restored.
 ///
-/// One process serves one VM and one frontend at a time. SIGTERM and SIGINT end it.
+/// One process serves one VM, and each device one frontend at a time. SIGTERM and SIGINT end it.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vhost-user-timer", version, max_term_width = 100)]
 #[command(group(ArgGroup::new("socket").required(true).multiple(true)
     .args(["socket_path", "fd", "rtc_socket_path", "rtc_fd"])))]
 pub struct Args {
-    /// Listen on a Unix socket at this path
+    /// Listen on a Unix socket at this path. A socket there on which no process listens is replaced
     #[arg(long, value_name = "PATH")]
     pub socket_path: Option<PathBuf>,
 
-    /// Serve on this inherited descriptor: a listening Unix stream socket, or a connected one
-    /// (the process ends when the last frontend of its connected ones disconnects)
+    /// Serve on this inherited descriptor, a Unix stream socket. A listening socket is served like a
+    /// path; a connected one has one frontend, and the process ends with the last frontend of its
+    /// connected sockets
     #[arg(long, value_name = "FDNUM", value_parser = clap::value_parser!(i32).range(0..),
           conflicts_with = "socket_path")]
     pub fd: Option<i32>,
 
-    /// Give the guest a clock: listen at this path for a VMM's virtio-rtc device, beside the timer
-    /// device or alone
+    /// Give the guest a clock: listen at this path for a VMM's virtio-rtc device. Works beside the
+    /// timer device or alone
     #[arg(long, value_name = "PATH")]
     pub rtc_socket_path: Option<PathBuf>,
 
-    /// Likewise, on this inherited descriptor
+    /// Give the guest a clock: serve on this inherited descriptor, as --fd does
     #[arg(long, value_name = "FDNUM", value_parser = clap::value_parser!(i32).range(0..),
           conflicts_with = "rtc_socket_path")]
     pub rtc_fd: Option<i32>,
 
-    /// What the host's wall clock does at a leap second, for the guest to know [default: utc where the
-    /// kernel knows TAI, maybe-smeared where not]. Linux guests make an RTC of a smeared one only
+    /// Tell the guest what the host's wall clock does at a leap second [default: utc if the kernel
+    /// knows TAI, otherwise maybe-smeared]. Linux guests make an RTC only of a smeared clock
     #[arg(long, value_name = "KIND", value_enum)]
     pub rtc_clock: Option<UtcKind>,
 
-    /// The guest's counter offset in ticks, for a VM that nobody configures over the timer device: its
-    /// virtual counter is the host counter less this. With it, or with a configured VM, the guest can
-    /// read its counter and a clock at one instant
+    /// Use this counter offset, in ticks, for a VM that is not configured over the timer device: its
+    /// virtual counter is the host counter minus the offset. Lets the guest read a clock and its
+    /// counter at one instant
     #[arg(long, value_name = "TICKS", value_parser = ticks)]
     pub rtc_counter_offset: Option<u64>,
 
-    /// Print what this program can do as JSON, and exit; all other options are ignored
+    /// Print what this program can do as JSON, and exit. All other options are ignored
     #[arg(long)]
     pub print_capabilities: bool,
 
-    /// The most vCPUs that the VM may have, 1 to 4096
+    /// Accept VMs with up to this many vCPUs, 1 to 4096
     #[arg(long, value_name = "N", default_value_t = 512,
           value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_VCPUS)))]
     pub max_vcpus: u32,
 
-    /// How many request queues to offer, 1 to 16
+    /// Offer this many request queues, 1 to 16
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_REQUEST_QUEUES)))]
     pub request_queues: u16,
 
-    /// The VM's counter frequency in Hz; a VM that wants another is refused [default: the
-    /// counter source's own, and whatever the VM wants is taken]
+    /// Accept only VMs with this counter frequency, in Hz. Without the option any frequency is
+    /// accepted, and a VM that names none gets the counter source's own
     #[arg(long, value_name = "HZ", value_parser = clap::value_parser!(u64).range(1..=MAX_FREQUENCY))]
     pub counter_frequency: Option<u64>,
 
-    /// What the host counter is derived from
+    /// Derive the host counter from this source
     #[arg(long, value_name = "SOURCE", value_parser = source_parser(),
           default_value_t = Source::Monotonic)]
     pub counter_source: Source,
 
-    /// Keep the VM in this file, so that it survives a crash of this process: the next one that is
-    /// started with it goes on where this one was. Made with mode 0600; best on a tmpfs
+    /// Keep the VM in this file, so that it survives a crash of this process: a process started again
+    /// with the file resumes the VM. Created with mode 0600; best on a tmpfs
     #[arg(long, value_name = "PATH")]
     pub state_file: Option<PathBuf>,
 
-    /// After a request, look for more without sleeping: for as long as that has paid of late, this at most.
-    /// 0: not at all. Not where others are seen to want the CPU
+    /// Busy-poll for up to this many microseconds after a request before sleeping. Adapts to recent
+    /// traffic; backs off when other tasks want the CPU; 0 turns it off
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 200,
           value_parser = clap::value_parser!(u32).range(..=10_000))]
     pub poll_max_us: u32,
 
-    /// How much to log on stderr: off, error, warn, info, debug or trace
+    /// Log this much on stderr: off, error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: LevelFilter,
 }
@@ -111,7 +112,7 @@ fn ticks(text: &str) -> Result<u64, ParseIntError> {
 }
 
 /// What `--print-capabilities` prints (QEMU, docs/interop/vhost-user.rst, "Backend program
-/// conventions"). That document's types have no timer; this one names itself all the same.
+/// conventions"). That document has no type for a timer; this program uses its own.
 pub const CAPABILITIES: &str = r#"{
   "type": "timer",
   "features": []

@@ -15,7 +15,7 @@ use vhost_user_timer_counter::HostCounter;
 use vhost_user_timer_model::vm::Profile;
 
 fn main() -> ExitCode {
-    // Whatever else the command line says.
+    // Ignores whatever else the command line says.
     if std::env::args_os().any(|arg| arg == "--print-capabilities") {
         println!("{CAPABILITIES}");
         return ExitCode::SUCCESS;
@@ -53,11 +53,11 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         return Err("--fd and --rtc-fd name the same descriptor; each device needs its own".into());
     }
     let poll_max = Duration::from_micros(args.poll_max_us.into());
-    let mut ports = Vec::new();
-    if let Some(socket) = socket(args.socket_path.as_deref(), args.fd)? {
-        ports.push(Endpoint::timer(Arc::clone(&device), socket).polling(poll_max));
+    let mut endpoints = Vec::new();
+    if let Some(socket) = socket(args.socket_path.as_deref(), "--fd", args.fd)? {
+        endpoints.push(Endpoint::timer(Arc::clone(&device), socket).polling(poll_max));
     }
-    if let Some(socket) = socket(args.rtc_socket_path.as_deref(), args.rtc_fd)? {
+    if let Some(socket) = socket(args.rtc_socket_path.as_deref(), "--rtc-fd", args.rtc_fd)? {
         let config = ClockConfig {
             utc: args.rtc_clock,
             counter_offset: args.rtc_counter_offset,
@@ -67,17 +67,21 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
             device.store(),
             config,
         )?);
-        ports.push(Endpoint::clock(clock, socket).polling(poll_max));
+        endpoints.push(Endpoint::clock(clock, socket).polling(poll_max));
     }
-    server::serve(ports)?;
+    server::serve(endpoints)?;
     Ok(())
 }
 
-/// The socket that one device's options name; none where they name none.
-fn socket(path: Option<&Path>, fd: Option<i32>) -> Result<Option<Socket>, SocketError> {
+/// The socket that one device's options name, where they name one.
+fn socket(
+    path: Option<&Path>,
+    fd_option: &'static str,
+    fd: Option<i32>,
+) -> Result<Option<Socket>, SocketError> {
     match (path, fd) {
         (Some(path), _) => Socket::bind(path).map(Some),
-        (None, Some(fd)) => Socket::from_fd(fd).map(Some),
+        (None, Some(fd)) => Socket::from_fd(fd_option, fd).map(Some),
         (None, None) => Ok(None),
     }
 }

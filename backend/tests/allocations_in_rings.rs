@@ -53,12 +53,12 @@ impl Backend {
         let (timer_end, timer_backend) = UnixStream::pair().unwrap();
         let (clock_end, clock_backend) = UnixStream::pair().unwrap();
         let server = std::thread::spawn(move || {
-            let socket = |end: UnixStream| Socket::from_fd(end.into_raw_fd()).unwrap();
-            let ports = vec![
+            let socket = |end: UnixStream| Socket::from_fd("--fd", end.into_raw_fd()).unwrap();
+            let endpoints = vec![
                 Endpoint::timer(timer, socket(timer_backend)).polling(poll_max),
                 Endpoint::clock(Arc::new(clock), socket(clock_backend)).polling(poll_max),
             ];
-            serve(ports).unwrap();
+            serve(endpoints).unwrap();
         });
         let setup = Setup {
             queues: 3,

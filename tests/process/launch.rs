@@ -403,7 +403,7 @@ fn a_descriptor_that_is_not_a_unix_stream_socket_is_1_and_says_so() {
     fails(
         &["--fd=77"],
         Stdio::null(),
-        "Descriptor 77 was named, and is not open",
+        "--fd 77: not an open descriptor",
     );
     let not = "not a Unix stream socket";
     fails(&["--fd=0"], Stdio::null(), not);

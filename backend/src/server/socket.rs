@@ -16,7 +16,7 @@ use crate::vhost_user::Listener;
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// Something that is no socket is in the way.
-    #[error("{} exists and is not a socket; remove it or name another path", .0.display())]
+    #[error("{} exists and is not a socket; remove it, or name another path", .0.display())]
     NotASocket(PathBuf),
     /// Another process listens there.
     #[error("Another process listens on {}; name another path", .0.display())]
@@ -30,15 +30,29 @@ pub enum SocketError {
         source: io::Error,
     },
     /// The descriptor is not open.
-    #[error("Descriptor {0} was named, and is not open")]
-    NotOpen(RawFd),
+    #[error(
+        "{option} {fd}: not an open descriptor; pass the number of one that this process inherits"
+    )]
+    NotOpen {
+        /// The option that names the descriptor.
+        option: &'static str,
+        /// The descriptor.
+        fd: RawFd,
+    },
     /// The descriptor is something else.
-    #[error("Descriptor {0} was named, and is not a Unix stream socket")]
-    NotAUnixStream(RawFd),
-    /// A connected descriptor could not be served.
-    #[error("Serving the connected socket on descriptor {fd} failed")]
+    #[error("{option} {fd}: not a Unix stream socket; pass a listening or a connected one")]
+    NotAUnixStream {
+        /// The option that names the descriptor.
+        option: &'static str,
+        /// The descriptor.
+        fd: RawFd,
+    },
+    /// The system refuses what serving on the descriptor needs.
+    #[error("{option} {fd}: preparing to serve on this socket failed")]
     Adopt {
-        /// Which.
+        /// The option that names the descriptor.
+        option: &'static str,
+        /// The descriptor.
         fd: RawFd,
         /// Why.
         source: io::Error,
@@ -53,16 +67,16 @@ pub struct Socket {
 
 #[derive(Debug)]
 enum Origin {
-    /// Bound by this process, which removes it in the end.
+    /// Bound by this process, which removes the path in the end.
     Path(PathBuf),
-    /// Listening already when this process got it.
+    /// Inherited, listening.
     Listening(RawFd),
-    /// Connected already: there will be no second frontend.
+    /// Inherited, connected: there is no second frontend.
     Connected(RawFd),
 }
 
 impl Socket {
-    /// Listens at a path. A socket there at which nobody listens any more is replaced.
+    /// Listens at a path. A socket there on which no process listens is replaced.
     ///
     /// # Errors
     ///
@@ -93,20 +107,20 @@ impl Socket {
         })
     }
 
-    /// Serves on an inherited descriptor: a listening Unix stream socket, or a connected one.
-    /// The descriptor is this object's from now on.
+    /// Serves on an inherited descriptor: a listening Unix stream socket, or a connected one. This
+    /// object owns the descriptor from now on. `option` is how the user named it.
     ///
     /// # Errors
     ///
-    /// [`SocketError`] where the descriptor is not that.
+    /// [`SocketError`] where the descriptor is not such a socket, or the system refuses.
     #[expect(
         unsafe_code,
         reason = "a descriptor that the launcher passed is only a number"
     )]
-    pub fn from_fd(fd: RawFd) -> Result<Self, SocketError> {
+    pub fn from_fd(option: &'static str, fd: RawFd) -> Result<Self, SocketError> {
         let link = format!("/proc/self/fd/{fd}");
         if fd < 0 || std::fs::symlink_metadata(link).is_err() {
-            return Err(SocketError::NotOpen(fd));
+            return Err(SocketError::NotOpen { option, fd });
         }
         // SAFETY: the descriptor is open, was passed on the command line for this purpose, and
         // nothing else in this process knows of it.
@@ -114,9 +128,9 @@ impl Socket {
         let is_unix_stream = sockopt::socket_domain(owned.as_fd()) == Ok(AddressFamily::UNIX)
             && sockopt::socket_type(owned.as_fd()) == Ok(SocketType::STREAM);
         if !is_unix_stream {
-            return Err(SocketError::NotAUnixStream(fd));
+            return Err(SocketError::NotAUnixStream { option, fd });
         }
-        let adopt = |source| SocketError::Adopt { fd, source };
+        let adopt = |source| SocketError::Adopt { option, fd, source };
         fcntl_setfd(&owned, FdFlags::CLOEXEC).map_err(|error| adopt(error.into()))?;
         let listening = sockopt::socket_acceptconn(owned.as_fd());
         if listening.map_err(|error| adopt(error.into()))? {

@@ -43,11 +43,11 @@ pub struct ClockConfig {
 /// What a wall clock does at a leap second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum UtcKind {
-    /// It steps, as UTC does
+    /// Steps, as UTC does
     Utc,
-    /// It runs slower or faster for a while, and never steps
+    /// Runs slower or faster for a while, and never steps
     Smeared,
-    /// Nobody knows
+    /// Steps or smears: not known
     MaybeSmeared,
 }
 

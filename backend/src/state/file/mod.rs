@@ -132,8 +132,9 @@ impl StateFile {
             generation,
         });
         // With every change, so that it tells whether the last one is whole.
-        let vm = self.vm;
-        self.put(Record::Vm, generation, &vm);
+        if let Some(at) = self.claim(Record::Vm) {
+            self.write_slot(at, generation, &self.vm);
+        }
         reached(Point::CommitReady);
         // The one store that counts.
         let stored = self.bytes().store(generation, COMMIT, Ordering::Release);
@@ -149,18 +150,15 @@ impl StateFile {
         }
     }
 
-    /// Writes a record to its free slot. One that is written twice in a change goes there twice.
-    fn put(&mut self, which: Record, generation: u64, record: &[u8]) {
-        debug_assert_eq!(record.len(), which.len());
+    /// The record's free slot, which counts once the change under way is whole. A record that is
+    /// written twice in a change goes there twice.
+    fn claim(&mut self, which: Record) -> Option<usize> {
         let index = which.index();
-        let Some(slots) = self.slots.get_mut(index) else {
-            return;
-        };
-        let free = 1 - slots.in_use;
+        let slots = self.slots.get_mut(index)?;
         if !std::mem::replace(&mut slots.written, true) {
             self.written.push(index);
         }
-        self.write_slot(which.slot(free), generation, record);
+        Some(which.slot(1 - slots.in_use))
     }
 
     /// Writes a slot that does not count, and will when its generation is the commit. The offsets
@@ -203,7 +201,12 @@ impl Change<'_> {
         match which {
             // Written last.
             Record::Vm => self.file.keep_vm(record),
-            _ => self.file.put(which, self.generation, record),
+            _ => {
+                debug_assert_eq!(record.len(), which.len());
+                if let Some(at) = self.file.claim(which) {
+                    self.file.write_slot(at, self.generation, record);
+                }
+            }
         }
     }
 }
