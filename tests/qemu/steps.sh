@@ -1,7 +1,12 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2154 # namespace, cache, source and here are set in `environment`
+# shellcheck disable=SC2154 # source and here are set in `environment` and `arm64`
 # The steps of `environment`, in order. Each fills the directory that it is given, and may read
-# what the steps before it made. No version is written here: all are what Debian has today.
+# what earlier steps made. No version is fixed here: each step takes what Debian has today.
+
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/vhost-user-timer/qemu
+# Mounting takes root, or a user namespace in which this user is root.
+namespace=()
+((EUID == 0)) || namespace=(--map-root-user)
 
 suite=trixie
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
@@ -9,29 +14,29 @@ keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 flavour=cloud-arm64
 cross=aarch64-linux-gnu-
 
-# Where the host's apt, as far as its lists tell, gets Debian from.
+# The Debian mirror in the lists of the host's apt, if any.
 apts_mirror() {
     # shellcheck disable=SC2016 # apt expands it
     apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | sed 1q
 }
 
-# Where the host gets Debian from.
+# The Debian mirror to use.
 mirror() {
     local mirror=${VHOST_USER_TIMER_MIRROR:-}
     [[ -n $mirror ]] || mirror=$(apts_mirror) || true
-    # A machine that was only just made may have no lists yet.
+    # A new machine may have no lists yet.
     if [[ -z $mirror && $EUID -eq 0 ]] && apt-get -q update >&2; then
         mirror=$(apts_mirror) || true
     fi
     [[ -n $mirror ]] || {
-        echo 'No Debian mirror is known to apt here: set VHOST_USER_TIMER_MIRROR to the address of one.'
+        echo 'apt names no Debian mirror here: set VHOST_USER_TIMER_MIRROR to the address of one.'
         return 1
     }
     printf '%s\n' "$mirror"
 }
 
-# debian FORMAT-AND-OTHER-OPTIONS… -- DIRECTORY: a Debian root with backports. Packages are
-# taken from backports wherever they are there: kernel, QEMU and rustc must be.
+# debian OPTIONS… -- DIRECTORY: makes a Debian root, with OPTIONS for mmdebstrap. Packages that
+# backports has are taken from there: the kernel, QEMU and rustc have to be.
 debian() {
     local options=() mirror proxy line pins="Package: *\nPin: release n=$suite-backports\nPin-Priority: 500\n"
     while [[ $1 != -- ]]; do
@@ -46,7 +51,7 @@ debian() {
     options+=(
         --keyring="$keyring"
         --aptopt='APT::Install-Recommends "false"'
-        # The root is used in a namespace with one user, and there is no other to change to.
+        # The root is used in a namespace with one user, so apt cannot change to another.
         --aptopt='APT::Sandbox::User "root"'
         --setup-hook="printf '$pins' >\"\$1/etc/apt/preferences.d/backports\""
         --dpkgopt='path-exclude=/usr/share/doc/*'
@@ -55,17 +60,17 @@ debian() {
     )
     local sources=("deb $mirror $suite main" "deb $mirror $suite-backports main")
     if ((EUID == 0)); then
-        # In a mount namespace: a killed mmdebstrap leaves no mounts.
+        # In a mount namespace, so that a killed mmdebstrap leaves no mounts.
         unshare --mount mmdebstrap --mode=root --format=directory "${options[@]}" "$suite" "$2" "${sources[@]}"
     else
-        # By way of an archive, so that all files are the user's own and rm removes them.
+        # Through an archive, so that the user owns all files and can remove them.
         mmdebstrap --mode=unshare --format=tar "${options[@]}" "$suite" - "${sources[@]}" |
             tar -x -C "$2" --exclude='./dev/*' --no-same-owner
     fi
 }
 
-# in_tools FROM:TO… -- COMMAND…: runs it in the tools' root, with FROM seen at TO. The mounts
-# are in a namespace of their own, and are gone with it.
+# in_tools FROM:TO… -- COMMAND…: runs COMMAND in the tools' root, with FROM mounted at TO. The
+# mounts are in their own namespace and end with it.
 in_tools() {
     # shellcheck disable=SC2016 # expanded inside
     unshare "${namespace[@]}" --mount bash -euc '
@@ -101,7 +106,7 @@ make_tools() {
     }
 }
 
-# run_qemu ROOT …: the QEMU in that root, with its own loader and libraries, outside of it.
+# run_qemu ROOT …: runs the QEMU of ROOT outside of it, with its own loader and libraries.
 run_qemu() {
     local root=$1
     shift
@@ -109,7 +114,7 @@ run_qemu() {
         "$root/usr/bin/qemu-system-aarch64" -L "$root/usr/share/qemu" "$@"
 }
 
-# Extracted and not installed: nothing for arm64 has to run here.
+# Extracted, not installed: none of it has to run here.
 make_userland() {
     debian --variant=extract --architectures=arm64 --include=busybox-static,chrony -- "$1"
 }
@@ -151,7 +156,7 @@ make_kernel() {
     ' bash "$flavour"
 }
 
-# Any warning is an error, from the compiler (-Werror) as from what looks for missing symbols.
+# A warning is an error, whether from the compiler (-Werror) or about a missing symbol.
 make_module() {
     local release
     release=$(<"$cache/kernel/release")
@@ -172,19 +177,45 @@ KBUILD
     [[ -s $1/virtio_rtc.ko ]]
 }
 
-# With Debian's compiler, and the crates as cargo has them on the host.
-make_program() {
-    local home=${CARGO_HOME:-$HOME/.cargo}
+# QEMU's user-mode emulator, which runs arm64 programs on this machine. It is one static program.
+make_emulator() {
+    in_tools "$1:/mnt" -- bash -euo pipefail -c '
+        cd /mnt
+        apt-get -q update
+        apt-get -q download qemu-user
+        dpkg-deb --fsys-tarfile qemu-user_*.deb | tar -x --strip-components=3 ./usr/bin/qemu-aarch64
+        rm qemu-user_*.deb
+        apt-get clean
+        rm -rf /var/lib/apt/lists/*
+    '
+    "$1/qemu-aarch64" --version
+}
+
+# arm64_cargo TARGET FROM:TO… -- COMMAND…: runs COMMAND in the tools' root, where cargo builds the
+# source for arm64 into TARGET, with Debian's compiler and the crates that the host's cargo has. The
+# source has the same path as outside, because test programs find their data by it.
+arm64_cargo() {
+    local target=$1 mounts=()
+    shift
+    while [[ $1 != -- ]]; do
+        mounts+=("$1")
+        shift
+    done
+    shift
     cargo fetch --locked --manifest-path "$source/Cargo.toml"
-    mkdir "$1/target"
-    in_tools "$source:/mnt/source" "$1/target:/mnt/target" "$home/registry:/mnt/cargo/registry" -- env \
-        CARGO_HOME=/mnt/cargo CARGO_TARGET_DIR=/mnt/target \
+    in_tools "$source:$source" "$target:/mnt/target" "${CARGO_HOME:-$HOME/.cargo}/registry:/mnt/cargo/registry" \
+        "${mounts[@]}" -- env --chdir="$source" \
+        CARGO_HOME=/mnt/cargo CARGO_TARGET_DIR=/mnt/target CARGO_NET_OFFLINE=true \
+        CARGO_BUILD_TARGET=aarch64-unknown-linux-gnu \
         CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER="${cross}gcc" \
-        CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS='-C target-feature=+crt-static' \
-        cargo build --offline --locked --release --target aarch64-unknown-linux-gnu \
-        --manifest-path /mnt/source/Cargo.toml --package vhost-user-timer-guest
-    mv "$1/target/aarch64-unknown-linux-gnu/release/vhost-user-timer-guest" "$1/guest"
-    rm -r "$1/target"
+        CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS='-C target-feature=+crt-static -D warnings' \
+        "$@"
+}
+
+make_program() {
+    mkdir -p "$cache/arm64"
+    arm64_cargo "$cache/arm64" -- cargo build --locked --release --package vhost-user-timer-guest
+    cp "$cache/arm64/aarch64-unknown-linux-gnu/release/vhost-user-timer-guest" "$1/guest"
 }
 
 make_image() {
@@ -236,7 +267,7 @@ WRAPPER
     done
 }
 
-# archive DIRECTORY TREE NAME: DIRECTORY/TREE as the initramfs DIRECTORY/NAME.
+# archive DIRECTORY TREE NAME: makes DIRECTORY/TREE the initramfs DIRECTORY/NAME.
 archive() {
     # shellcheck disable=SC2016 # expanded inside
     in_tools "$1:/mnt" -- bash -euo pipefail -c '
@@ -246,7 +277,7 @@ archive() {
     rm -r "${1:?}/$2"
 }
 
-# add_libraries TREE FILE: puts what FILE needs to be loaded into TREE, and what that needs.
+# add_libraries TREE FILE: copies the libraries that FILE needs into TREE, and those that they need.
 add_libraries() {
     local name from to
     for name in $("$cache/tools/lib64/ld-linux-x86-64.so.2" --library-path "$cache/tools/usr/lib/x86_64-linux-gnu" \
