@@ -10,12 +10,13 @@ MODEL := target/release/model-check
 QEMU_DEMO := target/release/demo-qemu
 BENCH := target/release/bench
 
-.PHONY: help demo demo-qemu check fmt clippy doc deny test model bench bench-model build clean qemu-environment clean-cache
+.PHONY: help demo demo-qemu check demos released fmt clippy doc deny test test-build arm64 model bench bench-model build clean qemu-environment clean-cache
 
 help:
 	@echo 'make demo   eight vCPUs saved by one backend and restored by another, step by step'
 	@echo 'make demo-qemu  a Linux guest under a stock QEMU, with its clock from the backend'
 	@echo 'make check  everything that must hold: format, lints, docs, tests, model check, demos'
+	@echo 'make arm64  the workspace built for AArch64, and its unit and protocol tests run there by emulation'
 	@echo 'make model  the model check alone; MODEL_ARGS=--large for a longer one'
 	@echo 'make bench  what requests, restores and timers cost beside their floors; BENCH_ARGS=--quick, --help'
 	@echo 'make bench-model  the same operations within one process, closely; BENCH_ARGS=GET_VM for a part of them'
@@ -25,16 +26,23 @@ help:
 build:
 	$(CARGO) build --release --locked --workspace
 
-demo: build
+# What tests and demos start. Optimizing the other programs takes as long again.
+released:
+	$(CARGO) build --release --locked --workspace --bin vhost-user-timer --bin mock-frontend --bin model-check
+
+demo: released
 	$(MOCK) demo --backend $(BACKEND) $(DEMO_ARGS)
 
 demo-qemu: build qemu-environment
 	$(QEMU_DEMO)
 
-check: fmt clippy doc deny test model
+# A part a target, timed; the list is in the script.
+check:
+	@MAKE='$(MAKE)' .ci/check
+
+demos: released
 	$(MOCK) demo --backend $(BACKEND) --via device-state --kill
 	$(MOCK) demo --backend $(BACKEND)
-	@tests/qemu/environment --report
 
 # Where it cannot be made (77), the tests that need it are skipped, and `make check` ends with
 # saying so; but not in CI.
@@ -53,12 +61,19 @@ doc:
 deny:
 	@.ci/deny
 
-# The black-box tests run the backend as it is released: without the feature for failpoints.
-test: build qemu-environment
+# The tests that measure run the backend as it is released: optimized and without failpoints.
+test: released qemu-environment
 	$(CARGO) test --locked --workspace --all-features
 
+test-build:
+	$(CARGO) test --locked --workspace --all-features --no-run
+
+# Under QEMU's user-mode emulator, with the compiler of the environment. Skipped where there is none.
+arm64: qemu-environment
+	@tests/qemu/arm64 || { status=$$?; [ $$status -eq 77 ] && [ -z "$$CI" ]; }
+
 # Every interleaving, within limits; about a minute.
-model: build
+model: released
 	$(MODEL) $(MODEL_ARGS)
 
 # Ratios of one run; quiet machines give better ones. Writes target/bench/report.json and report.html.
