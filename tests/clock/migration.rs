@@ -1,5 +1,5 @@
-//! What the clock device writes to a guest's memory is marked in the log of a migration, page by page
-//! (vhost-user, "Migration"), and nothing else is.
+//! What the clock device writes to a guest's memory is marked in the log of a migration, page by
+//! page (vhost-user, "Migration"), and nothing else is.
 
 use std::collections::BTreeSet;
 use std::thread;

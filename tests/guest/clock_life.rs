@@ -102,9 +102,9 @@ fn a_driver_that_is_unbound_and_bound_or_loaded_anew_finds_its_clocks() {
     });
 }
 
-/// That is as far as QEMU 11.1 goes: whoever asks the clock then waits in vain, and QEMU aborts when
-/// the device is to connect again (`reconnect-ms`), at the next `cont`, and when it is unplugged
-/// (assertions in vhost_dev_start and memory_region_del_eventfd).
+/// That is as far as QEMU 11.1 goes: whoever asks the clock then waits in vain, and QEMU aborts
+/// when the device is to connect again (`reconnect-ms`), at the next `cont`, and when it is
+/// unplugged (assertions in vhost_dev_start and memory_region_del_eventfd).
 #[test]
 fn qemu_and_its_guest_outlive_the_backend_and_the_next_guest_finds_its_alarm() {
     let Some(environment) = environment() else {

@@ -1,5 +1,5 @@
-//! A stock QEMU knows nothing of the timer device, and yet none of its vCPUs runs while a restore is
-//! open there: the acknowledgement that `cont` waits for is held back.
+//! A stock QEMU knows nothing of the timer device, and yet none of its vCPUs runs while a restore
+//! is open there: the acknowledgement that `cont` waits for is held back.
 
 use std::time::{Duration, Instant};
 
@@ -97,8 +97,8 @@ fn a_guest_that_is_started_during_a_restore_runs_when_it_is_over() {
     let Some(environment) = environment() else {
         return;
     };
-    // Stopped before its first instruction, it has no driver yet, and nothing to hold back: the guest's
-    // firmware and kernel may run. Its clock may not be used before the gate opens.
+    // Stopped before its first instruction, it has no driver yet, and nothing to hold back: the
+    // guest's firmware and kernel may run. Its clock may not be used before the gate opens.
     let mut vm = ClockVm::start(&environment, &["--rtc-clock=utc"], |options, socket| {
         options.rtc(Transport::Pci, socket)
     });

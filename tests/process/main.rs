@@ -1,4 +1,5 @@
-//! The process and the library together: launching, the gate, restores, the examples, the time page.
+//! The process and the library together: launching, the gate, restores, the examples, the time
+//! page.
 
 mod examples;
 mod gate;

@@ -1,5 +1,5 @@
-//! A worker that looks for requests before it sleeps: it answers as one that does not, leaves the ring
-//! to whoever comes next, ends at once, and at rest takes nothing of the machine.
+//! A worker that looks for requests before it sleeps: it answers as one that does not, leaves the
+//! ring to whoever comes next, ends at once, and at rest takes nothing of the machine.
 
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
@@ -172,8 +172,8 @@ fn the_memory_of_stopped_rings_may_go_at_once() {
     ask(&configured(&rig));
 }
 
-/// A frontend that is owed a kick's being wanted: who looks does not ask for any, and cannot once it
-/// is dead.
+/// A frontend that is owed a kick's being wanted: who looks does not ask for any, and cannot once
+/// it is dead.
 #[test]
 fn a_driver_that_only_kicks_when_it_is_asked_to_is_served_after_a_kill() {
     for event_idx in [false, true] {

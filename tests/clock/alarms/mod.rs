@@ -1,4 +1,5 @@
-//! Alarms of the clock device (virtio 1.4 §5.23.6.6): when they are reported, and what they outlive.
+//! Alarms of the clock device (virtio 1.4 §5.23.6.6): when they are reported, and what they
+//! outlive.
 
 mod drivers;
 mod notifications;

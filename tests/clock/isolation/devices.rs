@@ -47,7 +47,8 @@ fn the_timer_devices_operations_are_nothing_to_it() {
                     assert_eq!(code, rtc_status::EOPNOTSUPP, "{op:#x}");
                     assert_eq!(used.len, 8);
                 } else if vcpu != 0 {
-                    // By chance its code is one of the clock's; then a vCPU is what is reserved there.
+                    // By chance its code is one of the clock's; then a vCPU is what is reserved
+                    // there.
                     let refused = [rtc_status::EINVAL, rtc_status::ENODEV];
                     assert!(refused.contains(&code), "{op:#x}: {code}");
                 }

@@ -1,5 +1,5 @@
-//! A backend that is started on the state file of an earlier one goes on where that one was, whether
-//! it was killed or told to end. A file that it cannot use is refused, with a message.
+//! A backend that is started on the state file of an earlier one goes on where that one was,
+//! whether it was killed or told to end. A file that it cannot use is refused, with a message.
 
 mod clocks_and_timers;
 mod files;

@@ -37,7 +37,7 @@ const CLOCK_SOCKET: &str = "clock.sock";
 ///
 /// # Errors
 ///
-/// `NotFound`, with what to do about it, where there is none.
+/// `NotFound`, with what to do about it, if there is none.
 pub fn find_program() -> io::Result<PathBuf> {
     if let Some(path) = std::env::var_os(BACKEND_VARIABLE) {
         return Ok(path.into());
@@ -51,15 +51,15 @@ pub fn find_program() -> io::Result<PathBuf> {
         .find(|candidate| candidate.is_file())
         .ok_or_else(|| {
             let text = format!(
-                "There is no {PROGRAM} beside {}; build it first (cargo build -p {PROGRAM}), or \
-                 set {BACKEND_VARIABLE} to its path",
+                "no {PROGRAM} beside {}: build it (cargo build -p {PROGRAM}) or set \
+                 {BACKEND_VARIABLE} to its path",
                 this.display()
             );
             io::Error::new(io::ErrorKind::NotFound, text)
         })
 }
 
-/// Which devices a backend that binds its own sockets has one for.
+/// The devices for which a backend binds a socket itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Devices {
     /// The timer device alone.
@@ -71,7 +71,7 @@ pub enum Devices {
 }
 
 impl Devices {
-    /// Each one's option and the name of its socket.
+    /// Each device's option, and the name of its socket.
     fn sockets(self) -> &'static [(&'static str, &'static str)] {
         const BOTH: [(&str, &str); 2] = [
             ("--socket-path", TIMER_SOCKET),
@@ -101,38 +101,38 @@ impl BackendProcess {
     ///
     /// # Errors
     ///
-    /// Where there is no such program or the system refuses to start it. A program that starts
-    /// and then fails is not noticed here: connecting to it fails.
+    /// If there is no such program or the system refuses to start it. A program that starts and
+    /// then fails is not noticed here, but when a frontend connects.
     pub fn launch<A: AsRef<OsStr>>(extra_args: &[A]) -> io::Result<Self> {
         Self::launch_program(&find_program()?, extra_args)
     }
 
-    /// As [`launch`](Self::launch), with this program.
+    /// [`launch`](Self::launch), with this program.
     ///
     /// # Errors
     ///
-    /// As [`launch`](Self::launch).
+    /// Those of [`launch`](Self::launch).
     pub fn launch_program<A: AsRef<OsStr>>(program: &Path, extra_args: &[A]) -> io::Result<Self> {
         Self::launch_command(Command::new(program), extra_args)
     }
 
-    /// As [`launch`](Self::launch), with this command, which may have an environment of its own.
+    /// [`launch`](Self::launch), with this command, which may have an environment of its own.
     ///
     /// # Errors
     ///
-    /// As [`launch`](Self::launch).
+    /// Those of [`launch`](Self::launch).
     pub fn launch_command<A: AsRef<OsStr>>(command: Command, extra_args: &[A]) -> io::Result<Self> {
         let directory = private_directory()?;
         let socket = UnixListener::bind(directory.path().join(TIMER_SOCKET))?;
         Self::launch_on(command, Some(socket.into()), None, directory, extra_args)
     }
 
-    /// Starts the backend with one connected socket, of which the caller gets the other end. The
-    /// backend ends when that is closed.
+    /// Starts the backend with one connected socket. Returns the other end; the backend ends when
+    /// that is closed.
     ///
     /// # Errors
     ///
-    /// As [`launch`](Self::launch).
+    /// Those of [`launch`](Self::launch).
     pub fn launch_connected<A: AsRef<OsStr>>(extra_args: &[A]) -> io::Result<(Self, UnixStream)> {
         let (ours, theirs) = UnixStream::pair()?;
         let directory = private_directory()?;
@@ -145,7 +145,7 @@ impl BackendProcess {
     ///
     /// # Errors
     ///
-    /// As [`launch`](Self::launch).
+    /// Those of [`launch`](Self::launch).
     pub fn launch_on_sockets<A: AsRef<OsStr>>(
         timer: Option<OwnedFd>,
         clock: Option<OwnedFd>,
@@ -155,22 +155,22 @@ impl BackendProcess {
         Self::launch_on(command, timer, clock, private_directory()?, extra_args)
     }
 
-    /// Starts the backend so that it binds its socket itself, by `--socket-path`, and waits until
-    /// it says that it is ready. That needs a log level of info or more.
+    /// Starts the backend so that it binds its socket itself (`--socket-path`), and waits until its
+    /// log says that it is ready, which needs log level info or more.
     ///
     /// # Errors
     ///
-    /// As [`launch`](Self::launch), or where the program ends without ever being ready.
+    /// Those of [`launch`](Self::launch), or where the program ends without ever being ready.
     pub fn launch_binding<A: AsRef<OsStr>>(extra_args: &[A]) -> io::Result<Self> {
         Self::launch_devices(&find_program()?, Devices::Timer, extra_args)
     }
 
-    /// As [`launch_binding`](Self::launch_binding), with this program and a socket for each of
+    /// [`launch_binding`](Self::launch_binding), with this program and a socket for each of
     /// these devices.
     ///
     /// # Errors
     ///
-    /// As [`launch_binding`](Self::launch_binding).
+    /// Those of [`launch_binding`](Self::launch_binding).
     pub fn launch_devices<A: AsRef<OsStr>>(
         program: &Path,
         devices: Devices,
@@ -180,11 +180,11 @@ impl BackendProcess {
     }
 
     /// Starts this program so that it binds its socket itself and keeps its VM in a state file,
-    /// as [`relaunch_with_state`](Self::relaunch_with_state) can then find both.
+    /// where [`relaunch_with_state`](Self::relaunch_with_state) finds both.
     ///
     /// # Errors
     ///
-    /// As [`launch_binding`](Self::launch_binding).
+    /// Those of [`launch_binding`](Self::launch_binding).
     pub fn launch_with_state<A: AsRef<OsStr>>(
         program: &Path,
         extra_args: &[A],
@@ -192,11 +192,11 @@ impl BackendProcess {
         Self::launch_devices_with_state(program, Devices::Timer, extra_args)
     }
 
-    /// As [`launch_with_state`](Self::launch_with_state), with a socket for each of these devices.
+    /// [`launch_with_state`](Self::launch_with_state), with a socket for each of these devices.
     ///
     /// # Errors
     ///
-    /// As [`launch_binding`](Self::launch_binding).
+    /// Those of [`launch_binding`](Self::launch_binding).
     pub fn launch_devices_with_state<A: AsRef<OsStr>>(
         program: &Path,
         devices: Devices,
@@ -207,13 +207,12 @@ impl BackendProcess {
         Self::launch_binding_in(program, directory, devices, &args)
     }
 
-    /// Starts another backend at the same socket paths and on the same state file, where this one
-    /// was killed, and returns when it is ready. This value is the new one then; its log follows
-    /// the old one's.
+    /// Starts another backend at the same socket paths and on the same state file, in the place of
+    /// one that was killed, and returns when it is ready. The new log follows the old one.
     ///
     /// # Errors
     ///
-    /// As [`launch_binding`](Self::launch_binding).
+    /// Those of [`launch_binding`](Self::launch_binding).
     pub fn relaunch_with_state<A: AsRef<OsStr>>(
         &mut self,
         program: &Path,
@@ -241,7 +240,7 @@ impl BackendProcess {
         Ok(backend)
     }
 
-    /// Reads the log until it says so of each device, and has the rest of it written to the log file.
+    /// Reads the log until each device is ready, and has the rest of it written to the log file.
     fn until_ready(&mut self) -> io::Result<()> {
         let stderr = self.child.stderr.take();
         let mut lines = BufReader::new(stderr.ok_or(io::ErrorKind::BrokenPipe)?);
@@ -279,8 +278,8 @@ impl BackendProcess {
             (None, Some(_)) => Devices::Clock,
             (Some(_), Some(_)) => Devices::TimerAndClock,
         };
-        // As descriptors 0 and 1, which go to this child and, unlike ones without FD_CLOEXEC, to no
-        // other that another thread may be starting.
+        // As descriptors 0 and 1, which go to this child alone. Descriptors without FD_CLOEXEC
+        // would also go to children that other threads start.
         let mut pass = |option, fd, socket: Option<OwnedFd>| match socket {
             Some(socket) => {
                 command.args([option, fd]);
@@ -309,7 +308,7 @@ impl BackendProcess {
         })
     }
 
-    /// Where frontends connect; nothing is there for a backend on a connected socket.
+    /// Where frontends connect; nothing listens there if the backend has a connected socket.
     pub fn socket_path(&self) -> &Path {
         &self.socket_path
     }
@@ -339,7 +338,7 @@ impl BackendProcess {
     ///
     /// # Errors
     ///
-    /// Where the system has lost track of the child.
+    /// If the system has lost track of the child.
     pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
         self.child.try_wait()
     }
@@ -351,8 +350,7 @@ impl BackendProcess {
             .flatten()
     }
 
-    /// Waits for it to end by itself. If it has not after `limit`, it is killed, as the status
-    /// then tells.
+    /// Waits for it to end by itself. After `limit` it is killed, which the status shows.
     ///
     /// # Panics
     ///
@@ -364,8 +362,8 @@ impl BackendProcess {
         self.child.wait().expect("the child is ours to reap")
     }
 
-    /// Ends it by SIGTERM and waits for that. A backend that does not end within ten seconds is
-    /// killed, as the status then tells.
+    /// Ends it by SIGTERM and waits. A backend that does not end within ten seconds is killed,
+    /// which the status shows.
     ///
     /// # Panics
     ///
@@ -375,7 +373,7 @@ impl BackendProcess {
         self.wait(GRACE)
     }
 
-    /// Ends it by SIGKILL and waits for that.
+    /// Ends it by SIGKILL and waits.
     ///
     /// # Panics
     ///
@@ -388,7 +386,7 @@ impl BackendProcess {
     /// Sends a signal, unless the process is known to have ended.
     pub fn signal(&mut self, signal: Signal) {
         if let Ok(None) = self.child.try_wait() {
-            // Not reaped, so the id is still this process's.
+            // It is not reaped, so the id is still its own.
             let _ = kill_process(Pid::from_child(&self.child), signal);
         }
     }

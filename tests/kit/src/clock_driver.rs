@@ -1,8 +1,9 @@
-//! A guest's driver of the clock device: virtio-rtc by hand, over the [raw driver](crate::raw_driver).
+//! A guest's driver of the clock device: virtio-rtc by hand, over the [raw
+//! driver](crate::raw_driver).
 //!
-//! Codes and offsets here are typed from the specification (virtio 1.4 §5.23), and nothing of the
-//! backend is used. Every answer is held to what the specification says of all of them: the used
-//! length is the response's exactly, what is reserved is zero, nothing past it is written.
+//! Codes and offsets are typed from the specification (virtio 1.4 §5.23); nothing of the backend is
+//! used. Every response is checked for what the specification says of all responses: the used
+//! length is exactly the response's, reserved bytes are zero, and nothing past it is written.
 
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -132,11 +133,11 @@ pub mod host {
         (tai > utc() + 5 * SECOND).then_some(tai)
     }
 
-    /// The clock of this id on a device that was never moved.
+    /// The host's reading of the clock with this id, for a device that was never migrated.
     ///
     /// # Panics
     ///
-    /// For TAI where there is none.
+    /// For TAI, if the kernel does not know it.
     pub fn clock(id: u16) -> u64 {
         match id {
             UTC => utc(),
@@ -159,7 +160,7 @@ pub mod host {
     }
 }
 
-/// A request: its type, and fields at their offsets up to a length.
+/// A request of `len` bytes: its type, and fields at their offsets.
 pub fn request(msg_type: u16, len: usize, fields: &[(usize, &[u8])]) -> Vec<u8> {
     let mut bytes = vec![0; len];
     bytes[..2].copy_from_slice(&msg_type.to_le_bytes());
@@ -169,12 +170,12 @@ pub fn request(msg_type: u16, len: usize, fields: &[(usize, &[u8])]) -> Vec<u8> 
     bytes
 }
 
-/// A request of any type that is as it should be, about this clock and the counter ARM_VCT; one that
-/// sets an alarm disables it.
+/// A well-formed request of any type, for this clock and the counter ARM_VCT. One that sets an
+/// alarm disables it.
 ///
 /// # Panics
 ///
-/// For a type that there is none of.
+/// If there is no such type.
 pub fn proper(msg_type: u16, clock: u16) -> Vec<u8> {
     let known = msg::ALL.iter().find(|(known, ..)| *known == msg_type);
     let (_, len, ..) = *known.expect("a request's type");
@@ -186,11 +187,11 @@ pub fn proper(msg_type: u16, clock: u16) -> Vec<u8> {
     }
 }
 
-/// Takes a response apart: its status where that is no OK.
+/// Parses a response; its status if that is not OK.
 ///
 /// # Panics
 ///
-/// Where it has another length than this, or something in its head that is reserved and not zero.
+/// If it has another length, or if a reserved byte of its head is not zero.
 #[track_caller]
 fn response(used: &Used, len: usize) -> Result<&[u8], u8> {
     let bytes = used.bytes();
@@ -219,7 +220,7 @@ fn zero(bytes: &[u8]) {
 pub struct ClockCap {
     /// A [`clock_type`].
     pub clock_type: u8,
-    /// How it is smeared.
+    /// How leap seconds are smeared.
     pub smearing: u8,
     /// Bit 0: it has an alarm.
     pub flags: u8,
@@ -249,7 +250,7 @@ pub struct ClockDriver {
               is an error: its status"
 )]
 impl ClockDriver {
-    /// On a fresh connection, with alarms.
+    /// On a new connection, with alarms.
     pub fn connect(rig: &Rig) -> Self {
         Self::connect_with(rig, Self::setup())
     }
@@ -262,7 +263,7 @@ impl ClockDriver {
         }
     }
 
-    /// On a fresh connection that is set up so.
+    /// On a new connection with this set-up.
     pub fn connect_with(rig: &Rig, setup: Setup) -> Self {
         Self::over(rig.clock_stream(), setup)
     }
@@ -280,8 +281,8 @@ impl ClockDriver {
         }
     }
 
-    /// The same guest at another backend or on another connection, of which it notices nothing.
-    /// `prepare` is called before its rings are started.
+    /// The same guest on another connection or with another backend, unnoticed by the guest.
+    /// `prepare` is called before its rings start.
     #[must_use]
     pub fn moved_to(self, stream: UnixStream, prepare: impl FnOnce(&mut Frontend)) -> Self {
         ClockDriver {
@@ -290,12 +291,13 @@ impl ClockDriver {
         }
     }
 
-    /// Makes these bytes a request.
+    /// Sends these bytes as a request.
     pub fn raw(&mut self, request: &[u8], room: usize) -> Used {
         self.driver.call(REQUESTQ, request, room, &self.layout)
     }
 
-    /// Makes a request whose response has this length. Returns it, or its status.
+    /// Sends a request whose response has this length. Returns the response, or the status if that
+    /// is not OK.
     #[track_caller]
     fn ask(&mut self, request: &[u8], len: usize) -> Result<Vec<u8>, u8> {
         let used = self.raw(request, len);
@@ -345,13 +347,14 @@ impl ClockDriver {
         Ok(u64_at(&bytes, 8))
     }
 
-    /// READ of a clock that there is.
+    /// READ of a clock that exists.
     #[track_caller]
     pub fn read(&mut self, clock: u16) -> u64 {
         self.try_read(clock).expect("READ")
     }
 
-    /// READs a clock of a device that was never moved: it says what the host's own says in between.
+    /// READ of a clock of a device that was never migrated: it lies between two of the host's
+    /// readings.
     #[track_caller]
     pub fn reads_the_hosts(&mut self, clock: u16) {
         let before = host::clock(clock);
@@ -374,7 +377,7 @@ impl ClockDriver {
         })
     }
 
-    /// READ_ALARM: its time, and whether it is enabled.
+    /// READ_ALARM: the alarm's time, and whether it is enabled.
     #[track_caller]
     pub fn read_alarm(&mut self, clock: u16) -> Result<(u64, bool), u8> {
         let bytes = self.ask(&proper(msg::READ_ALARM, clock), 24)?;
@@ -409,15 +412,15 @@ impl ClockDriver {
         notification(&self.driver.used(ALARMQ))
     }
 
-    /// Everything that had become due at the time of the call is told, as far as there are buffers:
-    /// that happens after the answer to a request that reads the clocks.
+    /// Returns once every alarm that was due at the time of the call is reported, as far as there
+    /// are buffers: the backend reports it after the answer to a request that reads the clocks.
     #[track_caller]
     pub fn settle(&mut self) {
         self.read(UTC);
         self.read(UTC);
     }
 
-    /// No alarm was told that was not asked for with [`notified`](Self::notified), up to now.
+    /// Checks that no alarm was reported besides those taken with [`notified`](Self::notified).
     #[track_caller]
     pub fn no_notification(&mut self) {
         self.settle();
@@ -430,7 +433,7 @@ impl ClockDriver {
     }
 }
 
-/// A SET_ALARM's bytes.
+/// The bytes of a SET_ALARM.
 pub fn set_alarm(clock: u16, time: u64, enabled: bool) -> Vec<u8> {
     let fields: [(_, &[u8]); 3] = [
         (8, &time.to_le_bytes()),

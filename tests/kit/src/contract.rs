@@ -10,15 +10,15 @@ pub use vhost_user_timer_reference::contract::*;
 
 use crate::raw_driver::{Driver, Layout, Rig, Setup, Used};
 
-/// Queues that take requests and give answers back: a driver's, or those of a model in this process.
+/// Queues that take requests and give answers back: a driver's, or a model's in this process.
 pub trait Queues {
     /// Makes a request available on a queue. Returns its chain's head.
     fn submit(&mut self, queue: u16, request: &[u8], room: usize, layout: &Layout) -> u16;
 
-    /// The next chain that is given back on a queue.
+    /// Waits for the next chain that is given back on a queue.
     fn used(&mut self, queue: u16) -> Used;
 
-    /// A chain that has been given back on a queue, if one has.
+    /// A chain that was given back on a queue already, if there is one.
     fn used_already(&mut self, queue: u16) -> Option<Used>;
 }
 
@@ -44,7 +44,7 @@ pub struct NewClient<'a> {
 }
 
 impl Rig {
-    /// A client's connection to be made; what is not asked for is as in [`Setup::default`].
+    /// A client's connection to be made, by default as in [`Setup::default`].
     pub fn client(&self) -> NewClient<'_> {
         NewClient {
             rig: self,
@@ -95,7 +95,7 @@ impl NewClient<'_> {
     }
 }
 
-/// Makes requests.
+/// Sends requests and parses answers.
 pub struct Client<D = Driver> {
     /// The queues underneath.
     pub driver: D,
@@ -110,7 +110,7 @@ pub struct Client<D = Driver> {
     reason = "each panics where the backend does not do as it should: that is how a test fails"
 )]
 impl Client {
-    /// On a fresh connection.
+    /// On a new connection.
     pub fn connect(rig: &Rig) -> Self {
         Self::new(rig.connect())
     }
@@ -124,7 +124,7 @@ impl Client {
     ///
     /// # Panics
     ///
-    /// Where it is refused.
+    /// If it is refused.
     pub fn reset_and_leave(mut self) {
         use vhost::vhost_user::VhostUserFrontend;
         self.driver.control.reset_device().expect("RESET_DEVICE");
@@ -145,14 +145,14 @@ impl<D: Queues> Client<D> {
         }
     }
 
-    /// Makes these bytes a request and takes the answer.
+    /// Sends these bytes as a request and takes the answer.
     pub fn raw(&mut self, request: &[u8], room: usize) -> Answer {
         let layout = self.layout.clone();
         let head = self.driver.submit(self.queue, request, room, &layout);
         self.released(self.queue, head)
     }
 
-    /// Makes a request with room for any answer and takes it.
+    /// Sends a request with room for any answer, and takes the answer.
     pub fn ask(&mut self, op: u16, vcpu: u32, epoch: u64, body: &[u8]) -> Answer {
         self.raw(&request(op, vcpu, epoch, body), 8192)
     }
@@ -253,13 +253,13 @@ impl<D: Queues> Client<D> {
         u32_at(body, 0)
     }
 
-    /// Brings what a vCPU must bring to a restore.
+    /// Sets the registers that a vCPU needs for RESTORE_DONE.
     #[track_caller]
     pub fn bring(&mut self, vcpu: u32, count: u64) {
         self.set(vcpu, &[(CTL, 0), (CNT, count), (CVAL, u64::MAX)]);
     }
 
-    /// As [`bring`](Self::bring), by way of this queue.
+    /// [`bring`](Self::bring) on this queue.
     #[track_caller]
     pub fn bring_on(&mut self, queue: u16, vcpu: u32, count: u64) {
         let queue = std::mem::replace(&mut self.queue, queue);
@@ -267,7 +267,7 @@ impl<D: Queues> Client<D> {
         self.queue = queue;
     }
 
-    /// Makes a WAIT_RUN that will be held. Returns its head.
+    /// Sends a WAIT_RUN that will be held. Returns its head.
     pub fn wait_run(&mut self, queue: u16, vcpu: u32) -> u16 {
         let request = request(op::WAIT_RUN, vcpu, 0, &[]);
         let layout = self.layout.clone();
@@ -282,7 +282,7 @@ impl<D: Queues> Client<D> {
         Answer::of(&used)
     }
 
-    /// The answers of held requests on one queue, in whatever order they come.
+    /// The answers of held requests on one queue, in any order.
     #[track_caller]
     pub fn all_released(&mut self, queue: u16, heads: &[u16]) -> Vec<Answer> {
         let mut answers = std::collections::BTreeMap::new();
@@ -305,16 +305,16 @@ impl<D: Queues> Client<D> {
         Event::of(&self.driver.used(0))
     }
 
-    /// Everything that the backend had to do at the time of the call is done: its events too,
-    /// which it writes after the answer of the request that brought them.
+    /// Returns once the backend has done everything that was due at the time of the call, including
+    /// events, which it writes after the answer of the request that caused them.
     #[track_caller]
     pub fn settle(&mut self) {
         self.info();
         self.info();
     }
 
-    /// As [`settle`](Self::settle), by way of this queue: what was made available there before
-    /// has been looked at.
+    /// [`settle`](Self::settle) on this queue: everything made available there before has been
+    /// served.
     #[track_caller]
     pub fn settle_on(&mut self, queue: u16) {
         let queue = std::mem::replace(&mut self.queue, queue);
@@ -322,12 +322,12 @@ impl<D: Queues> Client<D> {
         self.queue = queue;
     }
 
-    /// Whether nothing has come on the event queue, with the backend at rest.
+    /// Checks that no event comes, with the backend at rest.
     #[track_caller]
     pub fn no_event(&mut self) {
         self.settle();
         if let Some(used) = self.driver.used_already(0) {
-            panic!("an event that there should not be: {:?}", Event::of(&used));
+            panic!("an unexpected event: {:?}", Event::of(&used));
         }
     }
 }

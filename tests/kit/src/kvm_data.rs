@@ -1,4 +1,4 @@
-//! The timer registers that a real KVM/arm64 (Linux 7.3.4) gave, and what it did with them.
+//! Timer registers recorded on a real KVM/arm64 (Linux 7.3.4), and what KVM did with them.
 //!
 //! The recording is `tests/data/kvm-arm64-7.3.4.jsonl`, one JSON object a line, each naming its
 //! case. Two cases are read here:
@@ -16,7 +16,7 @@ use vhost_user_timer_protocol::Register;
 
 const RECORDING: &str = include_str!("../../data/kvm-arm64-7.3.4.jsonl");
 
-/// What of the recording is of use here.
+/// The part of the recording that tests use.
 #[derive(Clone, Debug)]
 pub struct KvmData {
     /// CNTFRQ_EL0 of that machine, Hz.
@@ -25,7 +25,7 @@ pub struct KvmData {
     pub armed: Vec<SavedVcpu>,
     /// The registers of the skewed case, with the TIMER_CNT that each vCPU was given.
     pub skewed: Vec<SavedVcpu>,
-    /// The TIMER_CNT that vCPU 0 read on KVM when all those had been given.
+    /// The TIMER_CNT that vCPU 0 read on KVM after all of them were set.
     pub kvm_count_after_skew: u64,
 }
 
@@ -97,8 +97,8 @@ impl KvmData {
         data
     }
 
-    /// The registers of a VM of this many vCPUs. Where that is more than were recorded, they
-    /// repeat.
+    /// The registers of a VM of this many vCPUs. If there are more than were recorded, the recorded
+    /// ones repeat.
     pub fn for_vcpus(recorded: &[SavedVcpu], vcpus: u32) -> Vec<SavedVcpu> {
         (0..vcpus)
             .zip(recorded.iter().cycle())

@@ -1,15 +1,15 @@
 //! What the tests of vhost-user-timer share.
 //!
-//! - [`backend_process`]: a backend as the external process that it is;
-//! - [`raw_driver`]: a driver of its own for black-box tests, hostile where that is wanted;
+//! - [`backend_process`]: a backend as an external process;
+//! - [`raw_driver`]: an independent driver for black-box tests, hostile on demand;
 //! - `contract`: the wire contract, typed by hand, and a client over that driver;
 //! - [`reference`]: a naive VM that serves requests by SPEC.md's text;
-//! - [`clock_driver`]: a guest's driver of the clock device, by hand likewise;
-//! - [`kvm_data`]: the timer registers that a real KVM/arm64 gave;
+//! - [`clock_driver`]: a guest's driver of the clock device, by hand too;
+//! - [`kvm_data`]: timer registers recorded on a real KVM/arm64;
 //! - [`qemu`]: a real guest, under QEMU;
-//! - [`race`]: vCPU threads that restore all at once;
-//! - [`watch`]: the count as a guest reads it, and whether it went back;
-//! - `shadow`: what a VM must be like, to go by what its frontend was answered;
+//! - [`race`]: vCPU threads that all restore at once;
+//! - [`watch`]: the count as a guest reads it, and whether it decreased;
+//! - `shadow`: what a VM must be like, judging by the answers that its frontend got.
 
 pub mod backend_process;
 pub mod clock_driver;

@@ -1,16 +1,16 @@
 //! A restore as vCPU threads run it: all at once, in any order, through one gate.
 //!
 //! Each thread stages its vCPU's registers in an order of its own, says RESTORE_DONE, and asks
-//! with WAIT_RUN when it may run: before its RESTORE_DONE or after it. What the thread learns
-//! when it is let go, [`Release`], tells whether the backend kept its promise: nobody runs before
-//! the last RESTORE_DONE was sent, and all run with the same offsets.
+//! with WAIT_RUN when it may run, before or after its RESTORE_DONE. [`Release`] records how the
+//! thread was released, and so whether the backend kept its promise: no vCPU runs before the last
+//! RESTORE_DONE was sent, and all run with the same offsets.
 //!
-//! Those that were at the gate when it opened all learn of one instant. Whoever asks later, when
-//! the VM runs already, is told of a later one. A thread that asks before its RESTORE_DONE is at
-//! the gate for certain, since requests of one queue are done in order.
+//! All threads that were at the gate when it opened get the same instant. A thread that asks later,
+//! when the VM runs already, gets a later one. A thread that asks before its RESTORE_DONE is
+//! certain to be at the gate, since requests of one queue are done in order.
 //!
 //! After a device state was loaded ([`Race::loaded`]) the registers are staged already: each
-//! thread reads its vCPU's and checks them instead, and all are let go by RESUME.
+//! thread reads its vCPU's registers and checks them instead, and RESUME releases all.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -30,7 +30,7 @@ pub struct Race {
     asking: Asking,
     /// The registers came with a device state.
     loaded: bool,
-    /// How many vCPUs have sent RESTORE_DONE, or are about to.
+    /// The number of vCPUs that have sent RESTORE_DONE or are about to.
     done_sent: AtomicU32,
     /// RESUME was sent, or is about to be.
     resumed: AtomicBool,
@@ -49,39 +49,39 @@ pub enum Asking {
 
 #[derive(Debug, Default)]
 struct Field {
-    /// vCPUs that have nothing left to do but to wait.
+    /// The number of vCPUs that only have to wait.
     waiting: u32,
     released: u32,
     abandoned: bool,
 }
 
-/// How a vCPU was let go.
+/// How a vCPU was released.
 #[derive(Clone, Copy, Debug)]
 pub struct Release {
-    /// What WAIT_RUN answered.
+    /// The answer of WAIT_RUN.
     pub run: Run,
-    /// It was let go though some vCPU had not sent RESTORE_DONE yet, or, after a load, the VMM
-    /// had not sent RESUME.
+    /// Whether it was released before some vCPU had sent RESTORE_DONE or, after a load, before the
+    /// VMM had sent RESUME.
     pub early: bool,
-    /// It was at the gate, for certain, when that opened.
+    /// Whether it was certainly at the gate when the gate opened.
     pub at_the_gate: bool,
     /// From the sending of WAIT_RUN to its answer.
     pub waited: Duration,
 }
 
-/// Why a vCPU did not get through.
+/// Why a vCPU did not get through the restore.
 #[derive(Debug, thiserror::Error)]
 pub enum RaceError {
     /// A request failed.
     #[error(transparent)]
     Frontend(#[from] frontend::Error),
-    /// Another vCPU failed, and so [`Race::abandon`] was called.
-    #[error("The restore was given up")]
+    /// Another vCPU failed, so [`Race::abandon`] was called.
+    #[error("the restore was given up")]
     Abandoned,
-    /// The other vCPUs did not come to wait in time.
-    #[error("The other vCPUs did not get to WAIT_RUN in time")]
+    /// The other vCPUs did not reach WAIT_RUN in time.
+    #[error("the other vCPUs did not get to WAIT_RUN in time")]
     TimedOut,
-    /// The device state that was loaded has another value than was saved.
+    /// A register was loaded with another value than it was saved with.
     #[error("{} was saved as {saved:#x} and loaded as {loaded:#x}", register.name())]
     Register {
         /// Which register.
@@ -94,7 +94,7 @@ pub enum RaceError {
 }
 
 impl Race {
-    /// A restore of this many vCPUs, to be over within `limit`.
+    /// A restore of this many vCPUs, which must be over within `limit`.
     pub fn new(vcpus: u32, asking: Asking, limit: Duration) -> Self {
         Race {
             vcpus,
@@ -115,16 +115,15 @@ impl Race {
         self
     }
 
-    /// RESUME is about to be sent. After a load nobody may be let go before.
+    /// RESUME is about to be sent. After a load, no vCPU may be released before.
     pub fn resuming(&self) {
         self.resumed.store(true, Ordering::SeqCst);
     }
 
     /// Takes one vCPU through the restore, on the thread that is that vCPU.
     ///
-    /// With `hold` the vCPU is the straggler, of which there may be one: once all others have
-    /// said RESTORE_DONE and wait, `hold` is called, and only when that returns does the last
-    /// RESTORE_DONE go out.
+    /// With `hold` the vCPU is the one straggler: once all others have said RESTORE_DONE and wait,
+    /// `hold` is called, and the last RESTORE_DONE goes out when it returns.
     ///
     /// # Errors
     ///
@@ -169,7 +168,7 @@ impl Race {
             self.until_the_others_wait()?;
             hold();
         }
-        // Before it is sent: whoever is let go from now on may not see it otherwise.
+        // Counted before it is sent: a vCPU that is released from now on must see the count.
         self.done_sent.fetch_add(1, Ordering::SeqCst);
         queue.restore_done(vcpu, self.deadline)?;
         let at_the_gate = wait.as_ref().is_some_and(|wait| wait.ticket.is_some());
@@ -188,13 +187,13 @@ impl Race {
         })
     }
 
-    /// How many vCPUs were let go so far.
+    /// The number of vCPUs released so far.
     pub fn released(&self) -> u32 {
         self.field().released
     }
 
-    /// Ends the straggler's waiting for the others. Those that wait for the backend are ended
-    /// by the frontend's shutdown handle.
+    /// Ends the straggler's wait for the others. Waits for the backend are ended by the frontend's
+    /// shutdown handle.
     pub fn abandon(&self) {
         self.change(|field| field.abandoned = true);
     }
@@ -225,7 +224,7 @@ impl Race {
     }
 }
 
-/// A WAIT_RUN, in flight unless the queue had no room for it then.
+/// A WAIT_RUN, in flight unless the queue had no room for it.
 struct Wait {
     ticket: Option<Ticket<Run>>,
     since: Instant,

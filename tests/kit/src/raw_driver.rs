@@ -96,7 +96,7 @@ pub struct Driver {
 ///
 /// # Panics
 ///
-/// Where the backend refuses any of it.
+/// If the backend refuses any of it.
 pub fn negotiate(stream: UnixStream, features: u64) -> Frontend {
     let mut control = Frontend::from_stream(stream, 17);
     control.set_owner().expect("SET_OWNER");
@@ -117,7 +117,7 @@ impl Driver {
     ///
     /// # Panics
     ///
-    /// Where anything is refused.
+    /// If anything is refused.
     pub fn connect(path: &Path, setup: Setup) -> Self {
         let stream = UnixStream::connect(path).expect("the backend listens");
         Self::over(stream, setup)
@@ -127,16 +127,16 @@ impl Driver {
     ///
     /// # Panics
     ///
-    /// Where anything is refused.
+    /// If anything is refused.
     pub fn over(stream: UnixStream, setup: Setup) -> Self {
         Self::sharing(stream, setup, Memory::new())
     }
 
-    /// As [`over`](Self::over), with this memory.
+    /// [`over`](Self::over), with this memory.
     ///
     /// # Panics
     ///
-    /// Where anything is refused.
+    /// If anything is refused.
     pub fn sharing(stream: UnixStream, setup: Setup, memory: Memory) -> Self {
         let control = Self::control_with(stream, setup, &memory);
         Self::starting(control, memory, setup, true)
@@ -154,13 +154,13 @@ impl Driver {
         control
     }
 
-    /// The same driver, which knows of nothing, at another backend or on another connection. Its rings
-    /// are stopped where they were, if that backend lives, and go on, as QEMU has it, after the last
-    /// chain that was given back. `prepare` is called before they are started.
+    /// The same driver, which knows of nothing, at another backend or on another connection. Its
+    /// rings are stopped where they were, if that backend lives, and go on, as QEMU has it, after
+    /// the last chain that was given back. `prepare` is called before they are started.
     ///
     /// # Panics
     ///
-    /// Where anything is refused.
+    /// If anything is refused.
     #[must_use]
     pub fn moved_to(self, stream: UnixStream, prepare: impl FnOnce(&mut Frontend)) -> Self {
         let Driver {
@@ -196,7 +196,7 @@ impl Driver {
     ///
     /// # Panics
     ///
-    /// Where anything is refused.
+    /// If anything is refused.
     pub fn attached(control: Frontend, memory: Memory) -> Self {
         let setup = Setup {
             event_idx: false,
@@ -226,7 +226,7 @@ impl Driver {
     ///
     /// # Panics
     ///
-    /// Where anything is refused.
+    /// If anything is refused.
     pub fn start(&mut self, queue: u16) {
         self.rings[usize::from(queue)] = Ring::new(queue, self.setup.size, self.setup.event_idx);
         self.rings[usize::from(queue)].clear(&self.memory);
@@ -237,7 +237,7 @@ impl Driver {
     ///
     /// # Panics
     ///
-    /// Where anything is refused.
+    /// If anything is refused.
     pub fn start_at(&mut self, queue: u16, base: u16) {
         let ring = &self.rings[usize::from(queue)];
         let index = usize::from(queue);
@@ -258,7 +258,7 @@ impl Driver {
     ///
     /// # Panics
     ///
-    /// Where it is refused.
+    /// If it is refused.
     pub fn stop(&mut self, queue: u16) -> u16 {
         let base = self.control.get_vring_base(queue.into());
         base.expect("GET_VRING_BASE") as u16
@@ -268,18 +268,18 @@ impl Driver {
     ///
     /// # Panics
     ///
-    /// Where the ring or the memory is full.
+    /// If the ring or the memory is full.
     pub fn submit(&mut self, queue: u16, request: &[u8], room: usize, layout: &Layout) -> u16 {
         let head = self.add(queue, request, room, layout);
         self.rings[usize::from(queue)].kick(&self.memory);
         head
     }
 
-    /// As [`submit`](Self::submit), without the kick.
+    /// [`submit`](Self::submit), without the kick.
     ///
     /// # Panics
     ///
-    /// Where the ring or the memory is full.
+    /// If the ring or the memory is full.
     pub fn add(&mut self, queue: u16, request: &[u8], room: usize, layout: &Layout) -> u16 {
         self.rings[usize::from(queue)].add(&mut self.memory, request, room, layout)
     }
@@ -288,7 +288,7 @@ impl Driver {
     ///
     /// # Panics
     ///
-    /// Where none comes within [`PATIENCE`].
+    /// If none comes within [`PATIENCE`].
     pub fn used(&mut self, queue: u16) -> Used {
         self.rings[usize::from(queue)]
             .wait(&mut self.memory, PATIENCE)
@@ -305,7 +305,7 @@ impl Driver {
     ///
     /// # Panics
     ///
-    /// Where another chain is given back, or none, or where bytes past the used length changed.
+    /// If another chain is given back, or none, or where bytes past the used length changed.
     pub fn call(&mut self, queue: u16, request: &[u8], room: usize, layout: &Layout) -> Used {
         let head = self.submit(queue, request, room, layout);
         let used = self.used(queue);

@@ -1,4 +1,4 @@
-//! The time as a guest sees it, and whether it ever went back.
+//! The count as a guest reads it, and whether it ever decreased.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,7 +8,7 @@ use rustix::time::{ClockId, clock_gettime};
 pub const HOST_FREQUENCY: u64 = 1_000_000_000;
 
 /// The host counter of a backend with `--counter-source monotonic` and a VM at
-/// [`HOST_FREQUENCY`]. A guest's counter is this less the offset; so it is what a vCPU reads.
+/// [`HOST_FREQUENCY`]. A vCPU reads this less the offset.
 pub fn host_count() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     // CLOCK_MONOTONIC is never negative.
@@ -26,12 +26,12 @@ pub struct Watch {
 pub struct Reading {
     /// The virtual count.
     pub count: u64,
-    /// It is less than what some vCPU had read already when this one began to read.
+    /// Whether it is below a count that some vCPU had read before this vCPU began to read.
     pub went_back: bool,
 }
 
 impl Watch {
-    /// Notes a count that a vCPU knows from before, from the host that it was saved on.
+    /// Notes a count that a vCPU knows already, from the host that it was saved on.
     pub fn has_seen(&self, count: u64) {
         self.largest.fetch_max(count, Ordering::SeqCst);
     }
@@ -58,7 +58,7 @@ mod tests {
         let offset = host_count().wrapping_sub(1_000_000_000);
         assert!(!watch.read(offset).went_back);
         assert!(!watch.read(offset).went_back);
-        // An offset that is a second larger, as a second restore of a saved count gives it.
+        // An offset that is a second larger, as after a second restore of a saved count.
         assert!(watch.read(offset + HOST_FREQUENCY).went_back);
     }
 }

@@ -1,13 +1,13 @@
-//! A reading of a guest's clock, between two of the host's.
+//! A reading of a guest's clock between two readings of the host's.
 
 use rustix::time::{ClockId, DynamicClockId, clock_gettime, clock_gettime_dynamic};
 
-/// A clock of the host's to compare with.
+/// A host clock to compare with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostClock {
     /// UTC.
     Realtime,
-    /// TAI, where the kernel has been told the offset; else the same as UTC.
+    /// TAI if the kernel knows the offset; otherwise the same as UTC.
     Tai,
     /// Time since boot, without suspend.
     Monotonic,
@@ -44,7 +44,7 @@ pub struct Bracket {
 }
 
 impl Bracket {
-    /// Whether the reading can be one of the host's clock.
+    /// Whether the guest's reading lies between the host's.
     pub fn holds(&self) -> bool {
         (self.before..=self.after).contains(&self.reading)
     }

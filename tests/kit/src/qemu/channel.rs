@@ -14,11 +14,11 @@ use super::Error;
 #[derive(Debug)]
 pub(super) struct Channel {
     stream: UnixStream,
-    /// What has been read and not been taken yet.
+    /// Bytes read but not taken yet.
     buffer: Vec<u8>,
 }
 
-/// A socket that QEMU connects to as it starts, so that there is nothing to try again.
+/// A listening socket that QEMU connects to as it starts, so no connecting has to be retried.
 pub(super) fn listen(path: &Path) -> Result<UnixListener, Error> {
     UnixListener::bind(path).map_err(Error::system(format!("listen at {}", path.display())))
 }
@@ -46,7 +46,7 @@ impl Channel {
         })
     }
 
-    /// Sends that, and an end of line.
+    /// Sends a line.
     pub(super) fn send(&mut self, line: impl fmt::Display) -> Result<(), Error> {
         let bytes = format!("{line}\n");
         self.stream
@@ -54,7 +54,7 @@ impl Channel {
             .map_err(Error::system(format!("send {line} to QEMU")))
     }
 
-    /// The next line, without its end. `what` it is, is for the error.
+    /// The next line, without its end. `what` names the line in an error.
     pub(super) fn line(&mut self, deadline: &Deadline, what: &str) -> Result<String, Error> {
         let mut searched = 0;
         loop {
@@ -95,7 +95,7 @@ pub(super) struct Deadline {
 }
 
 impl Deadline {
-    /// So long from now.
+    /// This long from now.
     pub(super) fn after(limit: Duration) -> Self {
         Deadline {
             limit,
@@ -103,7 +103,7 @@ impl Deadline {
         }
     }
 
-    /// What is left of it: more than nothing.
+    /// The time left, which is not zero.
     pub(super) fn left(&self) -> Option<Duration> {
         let left = self.end.checked_duration_since(Instant::now())?;
         (!left.is_zero()).then_some(left)

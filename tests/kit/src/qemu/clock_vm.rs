@@ -9,7 +9,8 @@ use super::{Environment, Guest, Options, Transport};
 use crate::backend_process::BackendProcess;
 use crate::raw_driver::release_program;
 
-/// How long a guest may live: some are stopped, reset or reloaded a hundred times, on a busy machine.
+/// The longest life of a guest: some are stopped, reset or reloaded a hundred times on a busy
+/// machine.
 const LIFE: Duration = Duration::from_secs(900);
 
 /// A backend with both of its devices, and a guest that has the clock.
@@ -36,12 +37,12 @@ impl ClockVm {
         })
     }
 
-    /// As [`boot`](Self::boot), with a machine of which `machine` makes what it should be; it gets the
-    /// path of the clock's socket.
+    /// [`boot`](Self::boot), with a machine that `machine` changes; it gets the path of the clock's
+    /// socket.
     ///
     /// # Panics
     ///
-    /// As [`boot`](Self::boot).
+    /// Those of [`boot`](Self::boot).
     pub fn boot_with(
         environment: &Environment,
         args: &[&str],
@@ -55,11 +56,11 @@ impl ClockVm {
         vm
     }
 
-    /// As [`boot_with`](Self::boot_with), and returns when QEMU has started.
+    /// [`boot_with`](Self::boot_with), but returns as soon as QEMU has started.
     ///
     /// # Panics
     ///
-    /// As [`boot`](Self::boot).
+    /// Those of [`boot`](Self::boot).
     pub fn start(
         environment: &Environment,
         args: &[&str],
@@ -84,13 +85,13 @@ impl ClockVm {
         }
     }
 
-    /// Starts another backend in the place of one that was killed.
+    /// Starts another backend in place of one that was killed.
     ///
     /// # Panics
     ///
-    /// Where it does not come up.
+    /// If it does not come up.
     pub fn relaunch_backend(&mut self) {
-        // A socket at which nobody listens any more is replaced.
+        // The backend replaces a socket on which nothing listens.
         self.backend
             .relaunch_with_state(&self.program, &self.args)
             .expect("another backend");
@@ -100,7 +101,7 @@ impl ClockVm {
     ///
     /// # Panics
     ///
-    /// As [`boot`](Self::boot).
+    /// Those of [`boot`](Self::boot).
     pub fn boot_anew(&mut self, environment: &Environment, transport: Transport) {
         let options = Options::default()
             .life_limit(LIFE)
@@ -110,7 +111,7 @@ impl ClockVm {
         self.load_driver();
     }
 
-    /// Runs a line of shell in the guest, which has to succeed.
+    /// Runs a line of shell in the guest, which must succeed.
     ///
     /// # Panics
     ///
@@ -129,16 +130,16 @@ impl ClockVm {
     ///
     /// # Panics
     ///
-    /// Where it does not load.
+    /// If it does not load.
     pub fn load_driver(&mut self) {
         self.run("modprobe virtio_rtc");
     }
 
-    /// The RTC that is the driver's, as `rtc1`: the machine has another one.
+    /// The name of the driver's RTC, such as `rtc1`: the machine has another one.
     ///
     /// # Panics
     ///
-    /// Where there is none.
+    /// If there is none.
     pub fn rtc(&mut self) -> String {
         let clocks = self.run("guest clocks");
         clocks
@@ -152,11 +153,11 @@ impl ClockVm {
             .to_owned()
     }
 
-    /// How many interrupts the driver has had, of whatever queue.
+    /// How many interrupts the driver has had, of all queues.
     ///
     /// # Panics
     ///
-    /// Where it has none at all.
+    /// If it has none at all.
     pub fn interrupts(&mut self) -> u64 {
         let device = self.run("basename $(realpath /sys/bus/virtio/drivers/virtio_rtc/virtio*)");
         let table = self.run("cat /proc/interrupts");
@@ -173,16 +174,16 @@ impl ClockVm {
         counts.sum()
     }
 
-    /// Nothing went wrong that either side thought worth a warning.
+    /// Checks that neither side has logged a warning.
     ///
     /// # Panics
     ///
-    /// Where something did.
+    /// If one has.
     pub fn assert_no_complaint(&mut self) {
         let log = self.backend.log();
         assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
         let log = self.guest.kernel_log();
-        // A module that the distribution did not build and sign.
+        // The kernel warns of a module that the distribution did not build and sign.
         let of_any_module = ["loading out-of-tree module", "module verification failed"];
         let complaints = ["WARNING", "BUG", "Oops", "rror", "ailed", "imeout"];
         for line in log.lines() {

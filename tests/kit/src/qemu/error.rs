@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Why a guest did not do what it was asked.
+/// Why a guest did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no environment to run it in.
@@ -44,7 +44,7 @@ pub enum Error {
         command: String,
         /// The class of the error.
         class: String,
-        /// What QEMU says of it.
+        /// QEMU's description.
         description: String,
     },
     /// A command in the guest failed.
@@ -57,10 +57,10 @@ pub enum Error {
         /// What it printed.
         text: String,
     },
-    /// An answer is not what it has to be.
+    /// An answer is not what it must be.
     #[error("Not {what}: {text:?}")]
     Malformed {
-        /// What it has to be.
+        /// What it must be.
         what: &'static str,
         /// What it is.
         text: String,
@@ -70,7 +70,7 @@ pub enum Error {
     Boot {
         /// Why.
         source: Box<Error>,
-        /// What the guest's kernel and QEMU said last.
+        /// The end of the kernel's log and of QEMU's output.
         log: String,
     },
 }

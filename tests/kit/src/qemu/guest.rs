@@ -1,4 +1,4 @@
-//! A running guest, and what can be asked of it.
+//! A running guest that takes commands.
 
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use super::{Environment, Error, Options, Qmp};
 /// How long QEMU may take to connect, and to answer a command of QMP.
 const QEMU_LIMIT: Duration = Duration::from_secs(20);
 
-/// How long a command in the guest may take, unless its caller says.
+/// How long a command in the guest may take by default.
 const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 
-/// What begins the line at the end of each command's output; a number follows.
+/// The start of the line that ends each command's output; a number follows.
 const MARK: &str = "end-of-command-";
 
 /// What a command printed, to stdout and stderr, and its exit status.
@@ -34,7 +34,7 @@ pub struct Guest {
     commands: Channel,
     qmp: Qmp,
     boot_limit: Duration,
-    /// How many commands it has got, to tell the ends of their outputs apart.
+    /// The number of commands so far, which tells the ends of their outputs apart.
     count: u64,
 }
 
@@ -43,7 +43,7 @@ impl Guest {
     ///
     /// # Errors
     ///
-    /// [`Error::Boot`], with the logs, where it does not come up.
+    /// [`Error::Boot`], with the logs, if it does not come up.
     pub fn boot(environment: &Environment, options: &Options) -> Result<Self, Error> {
         let mut guest = Self::start(environment, options)?;
         match guest.await_ready() {
@@ -52,12 +52,12 @@ impl Guest {
         }
     }
 
-    /// Starts QEMU, and returns as soon as [`qmp`](Self::qmp) can be used: for a guest that is
-    /// not to run yet.
+    /// Starts QEMU, and returns as soon as [`qmp`](Self::qmp) can be used: for a guest that must
+    /// not run yet.
     ///
     /// # Errors
     ///
-    /// As [`boot`](Self::boot).
+    /// Those of [`boot`](Self::boot).
     pub fn start(environment: &Environment, options: &Options) -> Result<Self, Error> {
         let directory = tempfile::Builder::new()
             .prefix("guest-")
@@ -82,15 +82,15 @@ impl Guest {
         }
     }
 
-    /// Waits until the guest has booted: the first time, or again after a reset, where whatever
-    /// it had still to say before is lost.
+    /// Waits until the guest has booted, for the first time or after a reset. Output from before
+    /// the reset is dropped.
     ///
     /// # Errors
     ///
-    /// Where it is not ready within its limit.
+    /// If it is not ready within its limit.
     pub fn await_ready(&mut self) -> Result<(), Error> {
         let deadline = Deadline::after(self.boot_limit);
-        // What was cut off by a reset has no end of line.
+        // Output that a reset cut off has no end of line.
         while !self
             .commands
             .line(&deadline, "guest's `ready`")?
@@ -99,8 +99,8 @@ impl Guest {
         Ok(())
     }
 
-    /// Runs a line of shell in the guest, which has to succeed, and gives what it printed,
-    /// without white space around.
+    /// Runs a line of shell in the guest, which must succeed. Returns its output without
+    /// surrounding white space.
     ///
     /// # Errors
     ///
@@ -118,32 +118,31 @@ impl Guest {
         })
     }
 
-    /// Runs a line of shell in the guest, which may fail, and gives its output.
+    /// Runs a line of shell in the guest, which may fail. Returns its output.
     ///
     /// # Errors
     ///
-    /// Where it has not ended within the limit, or QEMU has ended.
+    /// If it has not ended within the limit, or QEMU has ended.
     pub fn run_within(&mut self, limit: Duration, command: &str) -> Result<Output, Error> {
         let mark = self.begin(command)?;
         self.finish(&mark, limit, command)
     }
 
-    /// Sends a command whose end is not awaited, as `reboot -f`.
+    /// Sends a command without waiting for its end, such as `reboot -f`.
     ///
     /// # Errors
     ///
-    /// Where QEMU does not take it.
+    /// If QEMU does not take it.
     pub fn send(&mut self, command: &str) -> Result<(), Error> {
         self.begin(command).map(drop)
     }
 
-    /// Reads a clock of the guest's, as `ptp0`, so many times, each between two readings of the
-    /// host's. A round trip is about half a
-    /// millisecond.
+    /// Reads a clock of the guest, such as `ptp0`, this many times, each between two readings of
+    /// the host's. A round trip takes about half a millisecond.
     ///
     /// # Errors
     ///
-    /// As [`run`](Self::run).
+    /// Those of [`run`](Self::run).
     pub fn exchange(
         &mut self,
         clock: &str,
@@ -160,7 +159,7 @@ impl Guest {
             let line = self.commands.line(&deadline, "reading")?;
             let after = host.now();
             let Ok(reading) = line.parse() else {
-                // The program's last words; its end follows.
+                // The last of the program's output; its end follows.
                 let Output { status, text } = self.finish(&mark, COMMAND_LIMIT, &command)?;
                 let text = format!("{line}\n{text}").trim().to_owned();
                 return Err(Error::Failed {
@@ -202,7 +201,7 @@ impl Guest {
             let line = self.commands.line(&deadline, &what)?;
             let (word, status) = line.split_once(' ').unwrap_or((&line, ""));
             if word == mark {
-                // The mark has a line of its own, whatever came before.
+                // The mark stands on its own line, whatever came before.
                 text.pop();
                 let status = status.parse().map_err(|_| Error::Malformed {
                     what: "an exit status",
@@ -211,7 +210,7 @@ impl Guest {
                 return Ok(Output { status, text });
             }
             if word.starts_with(MARK) {
-                // All that was another command's, which was late.
+                // All that was the late output of another command.
                 text.clear();
                 continue;
             }
@@ -239,7 +238,7 @@ impl Guest {
     ///
     /// # Errors
     ///
-    /// Where it has not within the limit.
+    /// If it has not within the limit.
     pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus, Error> {
         self.process.wait(limit)
     }

@@ -64,7 +64,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// With a virtio-rtc device whose backend listens at that path.
+    /// With a virtio-rtc device whose backend listens at this path.
     #[must_use]
     pub fn rtc(mut self, transport: Transport, socket: &Path) -> Self {
         let id = format!("rtc{}", self.rtcs);
@@ -76,7 +76,7 @@ impl Options {
         self.arg("-device").arg(format!("{device},chardev={id}"))
     }
 
-    /// With a device that QEMU has itself, as `virtio-rng`.
+    /// With a device of QEMU's own, such as `virtio-rng`.
     #[must_use]
     pub fn device(self, transport: Transport, name: &str) -> Self {
         self.arg("-device").arg(transport.device(name))
@@ -96,7 +96,7 @@ impl Options {
         self
     }
 
-    /// With another kind of machine, as `virt,virtualization=on`.
+    /// With another kind of machine, such as `virt,virtualization=on`.
     #[must_use]
     pub fn machine(mut self, machine: impl Into<String>) -> Self {
         self.machine = machine.into();
@@ -111,7 +111,7 @@ impl Options {
         self
     }
 
-    /// With so much memory, in MiB.
+    /// With this much memory, MiB.
     #[must_use]
     pub fn memory(mut self, mebibytes: u32) -> Self {
         self.memory = mebibytes;
@@ -125,14 +125,14 @@ impl Options {
         self
     }
 
-    /// With another limit to come up.
+    /// With another time limit for booting.
     #[must_use]
     pub fn boot_limit(mut self, limit: Duration) -> Self {
         self.boot_limit = limit;
         self
     }
 
-    /// With another limit to its whole life, after which it is killed.
+    /// With another time limit for its whole life, after which it is killed.
     #[must_use]
     pub fn life_limit(mut self, limit: Duration) -> Self {
         self.life_limit = limit;

@@ -1,4 +1,4 @@
-//! QEMU as the process that it is: watched, and never left behind.
+//! QEMU as a process: watched, and never left behind.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -18,14 +18,14 @@ const TAIL: usize = 30;
 /// A running QEMU. Dropping it kills it and reaps it.
 #[derive(Debug)]
 pub(super) struct Process {
-    /// Dropping it ends the watch: first, as the watch is over the child.
+    /// Dropping it ends the watch. It is dropped before the child, which the watch may kill.
     _watch: Sender<()>,
     child: Child,
     directory: TempDir,
 }
 
 impl Process {
-    /// Starts it with its channels in that directory.
+    /// Starts QEMU with its channels in this directory.
     pub(super) fn start(
         environment: &Environment,
         options: &Options,
@@ -52,7 +52,8 @@ impl Process {
         Ok(process)
     }
 
-    /// Has it killed after that time. By a descriptor: the id may be another process's then.
+    /// Has it killed after this time, by a process descriptor: the id may be another process's by
+    /// then.
     fn watch(&self, limit: Duration) -> Result<Sender<()>, Error> {
         let pid = Pid::from_child(&self.child);
         let pidfd = pidfd_open(pid, PidfdFlags::empty())
@@ -93,7 +94,7 @@ impl Process {
         read(&self.directory.path().join("kernel"))
     }
 
-    /// The ends of the kernel's log and of what QEMU said.
+    /// The end of the kernel's log and of QEMU's output.
     pub(super) fn tails(&self) -> String {
         let kernel = self.kernel_log();
         let qemu = read(&self.directory.path().join("stderr"));
@@ -107,7 +108,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail only where it has been reaped.
+        // Both fail only if it has been reaped.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
@@ -116,8 +117,8 @@ impl Drop for Process {
     }
 }
 
-/// The command line. The kernel's log has the serial port to itself; what the test and the
-/// guest say to each other goes by virtio-serial, which is faster and adds nothing to it.
+/// The command line. The serial port carries the kernel's log alone. The test and the guest talk
+/// over virtio-serial, which is faster.
 fn command(
     environment: &Environment,
     options: &Options,
@@ -164,7 +165,7 @@ fn command(
     Ok(command)
 }
 
-/// The initramfs; with chrony, both archives in one file, as the kernel takes them.
+/// The initramfs; with chrony, both archives in one file, which the kernel accepts.
 fn initrd(
     environment: &Environment,
     options: &Options,

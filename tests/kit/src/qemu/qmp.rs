@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 use super::Error;
 use super::channel::{Channel, Deadline};
 
-/// Something that QEMU told without being asked.
+/// An event.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Event {
     /// `STOP`, `RESUME`, `RESET`, `SHUTDOWN` and so on.
     #[serde(rename = "event")]
     pub name: String,
-    /// What belongs to it.
+    /// The event's data.
     #[serde(default)]
     pub data: Value,
 }
@@ -30,7 +30,7 @@ pub struct Status {
     pub status: String,
 }
 
-/// What QEMU says.
+/// A message from QEMU.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Message {
@@ -60,7 +60,7 @@ pub struct Qmp {
     channel: Channel,
     /// How long an answer may take.
     limit: Duration,
-    /// Events that have come and have not been asked for.
+    /// Events that have arrived and were not taken yet.
     events: VecDeque<Event>,
 }
 
@@ -81,30 +81,30 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Carries out a command without arguments, and gives what it returns.
+    /// Runs a command without arguments. Returns its result.
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] where QEMU refuses it, or where no answer comes.
+    /// [`Error::Refused`] if QEMU refuses it; another error if no answer comes.
     pub fn command(&mut self, name: &str) -> Result<Value, Error> {
         self.command_with(name, json!({}))
     }
 
-    /// Carries out a command with those arguments, and gives what it returns.
+    /// Runs a command with these arguments. Returns its result.
     ///
     /// # Errors
     ///
-    /// As [`command`](Self::command).
+    /// Those of [`command`](Self::command).
     pub fn command_with(&mut self, name: &str, arguments: Value) -> Result<Value, Error> {
         self.send(name, arguments)?;
         self.answer(name, self.limit)
     }
 
-    /// Sends a command, whose [`answer`](Self::answer) is to be taken before the next one's.
+    /// Sends a command. Take its [`answer`](Self::answer) before you send another.
     ///
     /// # Errors
     ///
-    /// Where QEMU does not take it.
+    /// If QEMU does not take it.
     pub fn send(&mut self, name: &str, arguments: Value) -> Result<(), Error> {
         let request = json!({ "execute": name, "arguments": arguments });
         self.channel.send(request)
@@ -114,7 +114,7 @@ impl Qmp {
     ///
     /// # Errors
     ///
-    /// As [`command`](Self::command).
+    /// Those of [`command`](Self::command).
     pub fn answer(&mut self, name: &str, limit: Duration) -> Result<Value, Error> {
         let deadline = Deadline::after(limit);
         let what = format!("answer to {name}");
@@ -138,12 +138,12 @@ impl Qmp {
         }
     }
 
-    /// The next event of that name, which may have come before. Events of other names before
-    /// it are forgotten.
+    /// The next event with this name, which may have arrived before. Earlier events with other
+    /// names are dropped.
     ///
     /// # Errors
     ///
-    /// Where it does not come within the limit.
+    /// If it does not come within the limit.
     pub fn event(&mut self, name: &str, limit: Duration) -> Result<Event, Error> {
         let deadline = Deadline::after(limit);
         loop {
@@ -167,16 +167,16 @@ impl Qmp {
     ///
     /// # Errors
     ///
-    /// As [`command`](Self::command).
+    /// Those of [`command`](Self::command).
     pub fn stop(&mut self) -> Result<(), Error> {
         self.command("stop").map(drop)
     }
 
-    /// Has the vCPUs go on.
+    /// Lets the vCPUs continue.
     ///
     /// # Errors
     ///
-    /// As [`command`](Self::command).
+    /// Those of [`command`](Self::command).
     pub fn cont(&mut self) -> Result<(), Error> {
         self.command("cont").map(drop)
     }
@@ -185,16 +185,16 @@ impl Qmp {
     ///
     /// # Errors
     ///
-    /// As [`command`](Self::command).
+    /// Those of [`command`](Self::command).
     pub fn reset(&mut self) -> Result<(), Error> {
         self.command("system_reset").map(drop)
     }
 
-    /// Whether the vCPUs run, and what else they are about.
+    /// The VM's run state.
     ///
     /// # Errors
     ///
-    /// As [`command`](Self::command).
+    /// Those of [`command`](Self::command).
     pub fn status(&mut self) -> Result<Status, Error> {
         let value = self.command("query-status")?;
         decode(value.clone()).ok_or_else(|| Error::Malformed {

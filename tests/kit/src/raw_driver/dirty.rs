@@ -27,7 +27,7 @@ impl DirtyLog {
     ///
     /// # Panics
     ///
-    /// Where the backend refuses it.
+    /// If the backend refuses it.
     pub fn shared(control: &Frontend) -> Self {
         let file = File::from(memfd_create("dirty-log", MemfdFlags::CLOEXEC).expect("memfd"));
         file.set_len(LEN).expect("room in the memfd");
@@ -45,7 +45,7 @@ impl DirtyLog {
     ///
     /// # Panics
     ///
-    /// Where the log cannot be read.
+    /// If the log cannot be read.
     pub fn taken(&self) -> BTreeSet<u64> {
         let mut bytes = vec![0; LEN as usize];
         self.0.read_exact_at(&mut bytes, 0).expect("the log");

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-/// Version 1, and the sender wants an acknowledgement.
+/// Header flags: version 1, and the sender wants an acknowledgement.
 const VERSION: u32 = 1;
 const NEED_REPLY: u32 = 1 << 3;
 
@@ -22,32 +22,32 @@ pub fn header(code: u32, need_reply: bool, size: u32) -> [u8; 12] {
     bytes
 }
 
-/// Whether there is something to read on a socket, or its end.
+/// Whether a socket has bytes to read or has ended.
 ///
 /// # Panics
 ///
-/// Where polling fails.
+/// If polling fails.
 pub fn readable(stream: &UnixStream) -> bool {
     let now = Timespec::default();
     let mut fds = [PollFd::new(stream, PollFlags::IN)];
     poll(&mut fds, Some(&now)).expect("a socket can be polled") != 0
 }
 
-/// Two 32-bit halves, as SET_VRING_NUM and the like have them.
+/// A payload of two 32-bit halves, like SET_VRING_NUM's.
 pub fn pair(index: u32, value: u32) -> u64 {
     u64::from(index) | u64::from(value) << 32
 }
 
-/// A control channel on which anything can be said.
+/// A control channel that sends anything.
 #[derive(Debug)]
 pub struct Control(UnixStream);
 
 impl Control {
-    /// Over a connected socket. Reading from it gives up after a while.
+    /// Over a connected socket. Reads time out.
     ///
     /// # Panics
     ///
-    /// Where the socket takes no time-out.
+    /// If the socket takes no time-out.
     pub fn over(stream: UnixStream) -> Self {
         stream
             .set_read_timeout(Some(super::PATIENCE))
@@ -55,12 +55,12 @@ impl Control {
         Control(stream)
     }
 
-    /// As [`over`](Self::over), with these features and all the protocol features that are offered
+    /// [`over`](Self::over), with these features and all the protocol features that are offered
     /// negotiated, and nothing else.
     ///
     /// # Panics
     ///
-    /// Where any of it is refused.
+    /// If any of it is refused.
     pub fn negotiated(stream: UnixStream, features: u64) -> Self {
         const GET_FEATURES: u32 = 1;
         const SET_FEATURES: u32 = 2;
@@ -83,24 +83,24 @@ impl Control {
         control
     }
 
-    /// Whether there is something to read, or the end.
+    /// Whether there are bytes to read, or the end.
     ///
     /// # Panics
     ///
-    /// Where polling fails.
+    /// If polling fails.
     pub fn is_readable(&self) -> bool {
         readable(&self.0)
     }
 
-    /// Sends bytes and descriptors as they are, in one go.
+    /// Sends bytes and descriptors as they are, in one message.
     ///
     /// # Errors
     ///
-    /// Where the peer is gone.
+    /// If the peer is gone.
     ///
     /// # Panics
     ///
-    /// Where there are more descriptors than one message carries.
+    /// If there are more descriptors than one message carries.
     pub fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -115,7 +115,7 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// Where the peer is gone.
+    /// If the peer is gone.
     pub fn message(
         &self,
         code: u32,
@@ -132,7 +132,7 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// Where the peer is gone.
+    /// If the peer is gone.
     pub fn ask(&mut self, code: u32, words: &[u64], fds: &[BorrowedFd<'_>]) -> io::Result<u64> {
         let body: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         self.message(code, true, &body, fds)?;
@@ -148,11 +148,11 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// Where the backend ends the connection or says nothing.
+    /// If the backend ends the connection or says nothing.
     ///
     /// # Panics
     ///
-    /// Where the backend announces more than a message has.
+    /// If the backend announces more than a message has.
     pub fn reply(&mut self) -> io::Result<(u32, Vec<u8>)> {
         let mut head = [0; 12];
         self.0.read_exact(&mut head)?;
@@ -169,7 +169,7 @@ impl Control {
     ///
     /// # Panics
     ///
-    /// Where it does not.
+    /// If it does not.
     pub fn wait_for_end(&mut self) {
         let mut rest = [0; 4096];
         loop {
@@ -183,11 +183,11 @@ impl Control {
         }
     }
 
-    /// Says that nothing more will be sent.
+    /// Shuts the sending half down.
     ///
     /// # Panics
     ///
-    /// Where the socket is no socket.
+    /// If the system refuses.
     pub fn finish(&self) {
         let _ = self.0.shutdown(std::net::Shutdown::Write);
     }

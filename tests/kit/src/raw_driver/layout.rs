@@ -1,7 +1,7 @@
 //! How a request is cut into descriptors.
 
-/// Where bytes are cut: piece lengths, used over and over until the bytes are used up. Zeros
-/// make empty descriptors.
+/// Where bytes are cut: the lengths of the pieces, repeated until the bytes are used up. A zero
+/// makes an empty descriptor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cut(Vec<usize>);
 
@@ -20,7 +20,7 @@ impl Cut {
     ///
     /// # Panics
     ///
-    /// Where all of them are zero.
+    /// If all of them are zero.
     pub fn at(lengths: &[usize]) -> Self {
         assert!(lengths.iter().any(|n| *n != 0));
         Cut(lengths.to_vec())
@@ -50,7 +50,7 @@ pub struct Layout {
     pub writable: Cut,
     /// Whether the descriptors are in an indirect table.
     pub indirect: bool,
-    /// Whether descriptors and buffers come in falling order.
+    /// Whether descriptors and buffers come in descending order.
     pub reversed: bool,
 }
 
@@ -65,7 +65,7 @@ impl Layout {
         }
     }
 
-    /// Both sides cut alike.
+    /// Both sides cut the same way.
     pub fn cut(cut: Cut) -> Self {
         Layout {
             readable: cut.clone(),
@@ -74,8 +74,8 @@ impl Layout {
         }
     }
 
-    /// Both sides cut in each of these ways, and each side cut otherwise than the other; all of that in
-    /// rising and falling order, in the table and in an indirect one.
+    /// Every pair of these cuts for the two sides, each in ascending and descending order, in the
+    /// ring's table and in an indirect one.
     pub fn all(cuts: &[Cut]) -> Vec<Layout> {
         let mut layouts: Vec<_> = cuts.iter().cloned().map(Layout::cut).collect();
         layouts.push(Layout {
@@ -102,7 +102,7 @@ impl Layout {
         }
     }
 
-    /// The same with descriptors and buffers in falling order.
+    /// The same with descriptors and buffers in descending order.
     #[must_use]
     pub fn reversed(self) -> Self {
         Layout {

@@ -7,14 +7,14 @@ use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
 /// Where the region lies in the addresses that descriptors have.
 pub const REGION_GPA: u64 = 0x4000_0000;
-/// Where it lies in the addresses that SET_VRING_ADDR has: nowhere near, so that a mix-up shows.
+/// Where it lies in the addresses of SET_VRING_ADDR: far from the other, so that a mix-up shows.
 pub const REGION_VA: u64 = 0x7654_0000_0000;
 /// Its length; the file is sparse.
 pub const REGION_SIZE: u64 = 64 << 20;
 
-/// What each ring has at the region's start.
+/// The space of each ring at the start of the region.
 pub(super) const RING_AREA: u64 = 0x1_0000;
-/// Rings at most.
+/// The most rings.
 const RINGS: u64 = 17;
 
 /// A shared region: rings first, then buffers.
@@ -33,11 +33,11 @@ impl Default for Memory {
 }
 
 impl Memory {
-    /// A fresh region, all zero.
+    /// A new region, all zero.
     ///
     /// # Panics
     ///
-    /// Where the system gives none.
+    /// If the system gives none.
     pub fn new() -> Self {
         let file = memfd_create("raw-driver", MemfdFlags::CLOEXEC).expect("memfd");
         let file = File::from(file);
@@ -61,7 +61,7 @@ impl Memory {
     ///
     /// # Panics
     ///
-    /// Where the system gives none.
+    /// If the system gives none.
     pub fn sharing(other: &Self) -> Self {
         Memory {
             file: other.file.try_clone().expect("dup"),
@@ -84,7 +84,7 @@ impl Memory {
     ///
     /// # Panics
     ///
-    /// Where the address is not in the region.
+    /// If the address is not in the region.
     pub fn write(&self, at: u64, bytes: &[u8]) {
         self.map
             .write_slice(bytes, GuestAddress(at))
@@ -95,7 +95,7 @@ impl Memory {
     ///
     /// # Panics
     ///
-    /// Where the address is not in the region.
+    /// If the address is not in the region.
     pub fn read(&self, at: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         self.map
@@ -104,13 +104,13 @@ impl Memory {
         bytes
     }
 
-    /// Takes a buffer; an empty one has an address too.
+    /// Allocates a buffer. An empty one has an address too.
     ///
     /// # Panics
     ///
-    /// Where none of that length is free.
+    /// If none of that length is free.
     pub fn allocate(&mut self, len: usize) -> u64 {
-        // Room after each, so that writing past an end is seen by nobody else.
+        // Room after each, so that a write past its end does not hit another buffer.
         let len = (len as u64).next_multiple_of(16) + 16;
         let (start, _) = self
             .free
@@ -122,7 +122,7 @@ impl Memory {
         at
     }
 
-    /// Gives a buffer back.
+    /// Frees a buffer.
     pub fn release(&mut self, at: u64, len: usize) {
         let end = at + (len as u64).next_multiple_of(16) + 16;
         let index = self.free.partition_point(|(start, _)| *start < at);

@@ -1,4 +1,4 @@
-//! A backend under test, and what the system says of it.
+//! A backend under test, and what the system reports of it.
 
 use std::fs;
 use std::io;
@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::{Driver, Setup};
 use crate::backend_process::{BACKEND_VARIABLE, BackendProcess, Devices, find_program};
 
-/// After this the backend is killed, and with it whatever waits for it.
+/// After this time the backend is killed, which ends every wait for it.
 const LIMIT: Duration = Duration::from_secs(90);
 
 /// A running backend that cannot leave its test hanging.
@@ -28,52 +28,52 @@ impl Rig {
     ///
     /// # Panics
     ///
-    /// Where it does not start.
+    /// If it does not start.
     pub fn launch(args: &[&str]) -> Self {
         Self::watch(BackendProcess::launch(args).expect("a backend"))
     }
 
-    /// Starts the release build of the backend where there is one: it is what ships, and the
-    /// crates underneath have assertions that only a debug build makes.
+    /// Starts the release build of the backend if there is one: it is what ships, and the crates
+    /// underneath have assertions that only a debug build makes.
     ///
     /// # Panics
     ///
-    /// Where it does not start.
+    /// If it does not start.
     pub fn launch_release(args: &[&str]) -> Self {
         let (program, _) = release_program().expect("a backend program");
         let backend = BackendProcess::launch_program(&program, args).expect("a backend");
         Self::watch(backend)
     }
 
-    /// Starts the backend, the release build where there is one, with a socket for each of these
+    /// Starts the backend (the release build if there is one) with a socket for each of these
     /// devices, and waits until it is ready.
     ///
     /// # Panics
     ///
-    /// Where it does not start.
+    /// If it does not start.
     pub fn launch_devices(devices: Devices, args: &[&str]) -> Self {
         let (program, _) = release_program().expect("a backend program");
         let backend = BackendProcess::launch_devices(&program, devices, args);
         Self::watch(backend.expect("a backend"))
     }
 
-    /// As [`launch_devices`](Self::launch_devices), with a state file; see
+    /// [`launch_devices`](Self::launch_devices), with a state file; see
     /// [`die_and_go_on`](Self::die_and_go_on).
     ///
     /// # Panics
     ///
-    /// Where it does not start.
+    /// If it does not start.
     pub fn launch_devices_with_state(devices: Devices, args: &[&str]) -> Self {
         let (program, _) = release_program().expect("a backend program");
         let backend = BackendProcess::launch_devices_with_state(&program, devices, args);
         Self::watch(backend.expect("a backend"))
     }
 
-    /// Kills the backend, does this, and starts another one on its state file.
+    /// Kills the backend, calls `meanwhile`, and starts another backend on its state file.
     ///
     /// # Panics
     ///
-    /// Where the other does not start.
+    /// If the other one does not start.
     pub fn die_and_go_on(self, meanwhile: impl FnOnce(), args: &[&str]) -> Self {
         let Rig { mut backend, .. } = self;
         backend.kill();
@@ -84,7 +84,7 @@ impl Rig {
         Self::watch(backend)
     }
 
-    /// Watches over a backend that was started otherwise.
+    /// Watches over a backend that was started by other means.
     pub fn watch(backend: BackendProcess) -> Self {
         let (sender, receiver) = channel();
         let pid = backend.pid();
@@ -92,7 +92,7 @@ impl Rig {
             if receiver.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout)
                 && let Some(pid) = Pid::from_raw(pid as i32)
             {
-                eprintln!("The test hangs; its backend is killed");
+                eprintln!("the test hangs: killing its backend");
                 let _ = kill_process(pid, Signal::KILL);
             }
         });
@@ -102,63 +102,63 @@ impl Rig {
         }
     }
 
-    /// A driver on a fresh connection, as most tests want it.
+    /// A driver on a new connection with the default set-up.
     ///
     /// # Panics
     ///
-    /// Where anything is refused.
+    /// If anything is refused.
     pub fn connect(&self) -> Driver {
         self.connect_with(Setup::default())
     }
 
-    /// A driver on a fresh connection.
+    /// A driver on a new connection.
     ///
     /// # Panics
     ///
-    /// Where anything is refused.
+    /// If anything is refused.
     pub fn connect_with(&self, setup: Setup) -> Driver {
         Driver::connect(self.backend.socket_path(), setup)
     }
 
-    /// A fresh connection and nothing on it.
+    /// A new connection on which nothing was sent.
     ///
     /// # Panics
     ///
-    /// Where nobody listens.
+    /// If nobody listens.
     pub fn stream(&self) -> UnixStream {
         UnixStream::connect(self.backend.socket_path()).expect("the backend listens")
     }
 
-    /// A fresh connection to the clock device and nothing on it.
+    /// A new connection to the clock device on which nothing was sent.
     ///
     /// # Panics
     ///
-    /// Where nobody listens.
+    /// If nobody listens.
     pub fn clock_stream(&self) -> UnixStream {
         UnixStream::connect(self.backend.clock_path()).expect("the backend listens")
     }
 
-    /// Waits until the log says this, and returns it. What a backend wrote to it is read from a
-    /// pipe, so it may come after what it did.
+    /// Waits until the log contains `text`, and returns the log. It is read from a pipe, so a line
+    /// may arrive after the action that it reports.
     ///
     /// # Panics
     ///
-    /// Where it does not.
+    /// If it does not.
     #[track_caller]
     pub fn log_with(&self, text: &str) -> String {
         self.log_with_times(text, 1)
     }
 
-    /// How often the log has said this so far.
+    /// How often the log contains `text` so far.
     pub fn said(&self, text: &str) -> usize {
         self.backend.log().matches(text).count()
     }
 
-    /// As [`log_with`](Self::log_with), this many times at least.
+    /// As [`log_with`](Self::log_with), at least this many times.
     ///
     /// # Panics
     ///
-    /// Where it does not.
+    /// If it does not.
     #[track_caller]
     pub fn log_with_times(&self, text: &str, times: usize) -> String {
         let deadline = Instant::now() + super::PATIENCE;
@@ -176,17 +176,17 @@ impl Rig {
     ///
     /// # Panics
     ///
-    /// Where it is gone.
+    /// If it is gone.
     pub fn usage(&self) -> Usage {
         Usage::of(self.backend.pid()).expect("the backend is alive")
     }
 
-    /// Waits until no thread of the process runs any more, and sees that none does for a while.
-    /// False where one goes on and on.
+    /// Waits until all threads of the process sleep, and checks that none runs for a while. False
+    /// if one never stops.
     ///
     /// # Panics
     ///
-    /// Where the process is gone.
+    /// If the process is gone.
     pub fn comes_to_rest(&self) -> bool {
         let deadline = Instant::now() + super::PATIENCE;
         let mut last = None;
@@ -196,14 +196,14 @@ impl Rig {
                 return true;
             }
             last = now;
-            // Not for anything to happen: for nothing to happen in.
+            // Not a wait for something: time in which nothing must happen.
             std::thread::sleep(Duration::from_millis(20));
         }
         false
     }
 
-    /// Waits until the process has no more threads and descriptors than these, and returns what
-    /// it then uses; or, where that takes too long, what it uses after all.
+    /// Waits until the process has no more threads and descriptors than these. Returns what it uses
+    /// then, or after the time limit.
     pub fn settled(&self, threads: usize, fds: usize) -> Usage {
         let deadline = Instant::now() + super::PATIENCE;
         loop {
@@ -216,7 +216,7 @@ impl Rig {
     }
 }
 
-/// How often each thread has been switched to and from, where all of them sleep.
+/// How often each thread was switched to and from, if all of them sleep.
 fn asleep(pid: u32) -> io::Result<Option<Vec<String>>> {
     let mut threads = Vec::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -247,7 +247,7 @@ pub struct Usage {
     pub fds: usize,
     /// Threads.
     pub threads: usize,
-    /// Resident memory of its own, KiB: what a frontend shares is not in it.
+    /// Its own resident memory, KiB, without the memory that frontends share.
     pub anonymous_kib: u64,
     /// Processor time so far, user and system, in clock ticks of 10 ms.
     pub cpu_ticks: u64,
@@ -258,7 +258,7 @@ impl Usage {
     ///
     /// # Errors
     ///
-    /// Where there is none.
+    /// If there is none.
     pub fn of(pid: u32) -> io::Result<Self> {
         let proc = PathBuf::from(format!("/proc/{pid}"));
         let count = |name: &str| fs::read_dir(proc.join(name)).map(Iterator::count);
@@ -269,7 +269,7 @@ impl Usage {
             .and_then(|value| value.split_whitespace().next()?.parse().ok())
             .unwrap_or(0);
         let stat = fs::read_to_string(proc.join("stat"))?;
-        // Fields 14 and 15; the second, in parentheses, may have anything in it.
+        // Fields 14 and 15. Field 2, in parentheses, may contain anything.
         let cpu_ticks = stat
             .rsplit(')')
             .next()
@@ -288,12 +288,12 @@ impl Usage {
     }
 }
 
-/// The backend's release build where there is one beside this build, else what
-/// [`find_program`] finds; and whether it is known to be a release build.
+/// The backend's release build if there is one beside this build, else what [`find_program`] finds;
+/// and whether it is known to be a release build.
 ///
 /// # Errors
 ///
-/// Where there is no backend at all.
+/// If there is no backend at all.
 pub fn release_program() -> io::Result<(PathBuf, bool)> {
     let program = find_program()?;
     if std::env::var_os(BACKEND_VARIABLE).is_some() {
@@ -311,8 +311,7 @@ pub fn release_program() -> io::Result<(PathBuf, bool)> {
     })
 }
 
-/// The seed of a randomised test: what `VUT_SEED` says, else a fixed one. Tests print it when
-/// they fail.
+/// The seed of a random test: `VUT_SEED`, or a fixed one. Tests print it when they fail.
 pub fn seed() -> u64 {
     std::env::var("VUT_SEED")
         .ok()

@@ -19,7 +19,7 @@ pub const WRITE: u16 = 2;
 /// VIRTQ_DESC_F_INDIRECT.
 pub const INDIRECT: u16 = 4;
 
-/// What device-writable bytes hold before the device writes them.
+/// The value of device-writable bytes before the device writes them.
 pub const POISON: u8 = 0xa5;
 
 /// `struct virtq_desc`.
@@ -54,7 +54,7 @@ pub struct Used {
     pub head: u16,
     /// The used length.
     pub len: u32,
-    /// All its device-writable bytes, those past `len` too.
+    /// All its device-writable bytes, including those past `len`.
     pub writable: Vec<u8>,
 }
 
@@ -63,8 +63,8 @@ impl Used {
     ///
     /// # Panics
     ///
-    /// Where it says that it wrote more than there was room for, or where it wrote past what
-    /// it says.
+    /// If the device says that it wrote more than there was room for, or if it wrote past the used
+    /// length.
     pub fn bytes(&self) -> &[u8] {
         let (written, rest) = self.writable.split_at(self.len as usize);
         assert!(
@@ -100,7 +100,7 @@ pub fn fd_of(eventfd: &EventFd) -> BorrowedFd<'_> {
     unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) }
 }
 
-/// A ring and what the driver knows of it.
+/// A ring, and the driver's state of it.
 #[derive(Debug)]
 pub struct Ring {
     base: u64,
@@ -116,11 +116,11 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// A ring of its own eventfds, at the place in a [`Memory`] that is this queue's.
+    /// A ring with new eventfds, at this queue's place in a [`Memory`].
     ///
     /// # Panics
     ///
-    /// Where the system gives no eventfd.
+    /// If there is no eventfd to be had.
     pub fn new(queue: u16, size: u16, event_idx: bool) -> Self {
         let eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).expect("eventfd");
         Ring {
@@ -137,7 +137,7 @@ impl Ring {
         }
     }
 
-    /// Descriptors.
+    /// The number of descriptors.
     pub fn size(&self) -> u16 {
         self.size
     }
@@ -186,7 +186,7 @@ impl Ring {
             .expect("a ring in the region");
     }
 
-    /// Where the driver has got to in the available ring.
+    /// The driver's available index.
     pub fn next_avail(&self) -> u16 {
         self.next_avail
     }
@@ -196,13 +196,13 @@ impl Ring {
         Self::load(memory, self.used_at() + 2, Ordering::Acquire)
     }
 
-    /// Writes a descriptor of the table, whatever is in it.
+    /// Writes a descriptor of the table, unchecked.
     pub fn set_descriptor(&self, memory: &Memory, index: u16, descriptor: Descriptor) {
         let at = self.descriptors_at() + 16 * u64::from(index);
         memory.write(at, &descriptor.to_bytes());
     }
 
-    /// Makes a head available, whatever it is.
+    /// Makes a head available, unchecked.
     pub fn make_available(&mut self, memory: &Memory, head: u16) {
         let slot = u64::from(self.next_avail % self.size);
         Self::store(
@@ -214,7 +214,7 @@ impl Ring {
         self.set_avail_index(memory, self.next_avail.wrapping_add(1));
     }
 
-    /// Sets the available index, whatever lies behind it.
+    /// Sets the available index, unchecked.
     pub fn set_avail_index(&mut self, memory: &Memory, index: u16) {
         self.next_avail = index;
         Self::store(memory, self.avail_at() + 2, index, Ordering::Release);
@@ -224,7 +224,7 @@ impl Ring {
     ///
     /// # Panics
     ///
-    /// Where the ring or the memory is full.
+    /// If the ring or the memory is full.
     pub fn add(
         &mut self,
         memory: &mut Memory,
@@ -319,11 +319,11 @@ impl Ring {
         head
     }
 
-    /// Tells the device of what was made available, where it wants to be told.
+    /// Kicks if the device wants to be told of what was made available.
     ///
     /// # Panics
     ///
-    /// Where the eventfd takes no more.
+    /// If the eventfd is full.
     pub fn kick(&mut self, memory: &Memory) {
         fence(Ordering::SeqCst);
         let old = std::mem::replace(&mut self.kicked, self.next_avail);
@@ -341,11 +341,11 @@ impl Ring {
         }
     }
 
-    /// Kicks whether or not the device wants to be told.
+    /// Kicks whether or not the device wants it.
     ///
     /// # Panics
     ///
-    /// Where the eventfd takes no more.
+    /// If the eventfd is full.
     pub fn kick_anyway(&self) {
         self.kick.write(1).expect("a kick");
     }
@@ -354,7 +354,7 @@ impl Ring {
     ///
     /// # Panics
     ///
-    /// Where it is none that was made available.
+    /// If that chain was not made available.
     pub fn take(&mut self, memory: &mut Memory) -> Option<Used> {
         if self.used_index(memory) == self.next_used {
             return None;
@@ -385,20 +385,20 @@ impl Ring {
         })
     }
 
-    /// Where the device-writable bytes of a chain are that the device has: addresses and lengths.
+    /// Addresses and lengths of the device-writable buffers of a chain that the device holds.
     ///
     /// # Panics
     ///
-    /// Where the device does not have it.
+    /// If the device does not hold it.
     pub fn writable(&self, head: u16) -> &[Buffer] {
         &self.held[&head].writable
     }
 
-    /// The device-writable bytes of a chain that the device has, as they are now.
+    /// The device-writable bytes, as they are now, of a chain that the device holds.
     ///
     /// # Panics
     ///
-    /// Where the device does not have it.
+    /// If the device does not hold it.
     pub fn peek(&self, memory: &Memory, head: u16) -> Vec<u8> {
         self.writable(head)
             .iter()
@@ -406,11 +406,11 @@ impl Ring {
             .collect()
     }
 
-    /// Waits for a chain to be given back, by the call descriptor.
+    /// Waits, on the call descriptor, for a chain to be given back.
     ///
     /// # Panics
     ///
-    /// Where polling fails.
+    /// If polling fails.
     pub fn wait(&mut self, memory: &mut Memory, limit: Duration) -> Option<Used> {
         let deadline = Instant::now() + limit;
         loop {
@@ -418,7 +418,7 @@ impl Ring {
                 return Some(used);
             }
             if self.event_idx {
-                // used_event, virtio 1.2 §2.7.7: tell of the next one.
+                // used_event, virtio 1.2 §2.7.7: call for the next one.
                 let at = self.avail_at() + 4 + 2 * u64::from(self.size);
                 Self::store(memory, at, self.next_used, Ordering::Relaxed);
                 fence(Ordering::SeqCst);

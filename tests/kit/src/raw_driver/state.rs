@@ -11,7 +11,7 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend};
 ///
 /// # Panics
 ///
-/// Where it is refused.
+/// If it is refused.
 pub fn start_save(control: &Frontend) -> PipeReader {
     let (reader, writer) = pipe().expect("a pipe");
     let returned = control.set_device_state_fd(Direction::SAVE, Phase::STOPPED, writer.into());
@@ -26,7 +26,7 @@ pub fn start_save(control: &Frontend) -> PipeReader {
 ///
 /// # Panics
 ///
-/// Where it is refused.
+/// If it is refused.
 pub fn start_load(control: &Frontend) -> PipeWriter {
     let (reader, writer) = pipe().expect("a pipe");
     let returned = control.set_device_state_fd(Direction::LOAD, Phase::STOPPED, reader.into());
@@ -41,7 +41,7 @@ pub fn start_load(control: &Frontend) -> PipeWriter {
 ///
 /// # Panics
 ///
-/// Where that fails.
+/// If that fails.
 pub fn save(control: &Frontend) -> Vec<u8> {
     let mut stream = Vec::new();
     start_save(control)
@@ -51,11 +51,11 @@ pub fn save(control: &Frontend) -> Vec<u8> {
     stream
 }
 
-/// Loads these bytes. Returns whether that was fine.
+/// Loads these bytes. Returns whether the backend accepted them.
 ///
 /// # Panics
 ///
-/// Where not even the transfer is started.
+/// If the transfer does not start.
 pub fn load(control: &Frontend, bytes: &[u8]) -> bool {
     let mut writer = start_load(control);
     match writer.write_all(bytes) {
