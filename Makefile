@@ -1,4 +1,4 @@
-# What there is to do here. `make check` is what CI runs.
+# `make help` lists the targets. CI runs `make check`.
 
 CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
@@ -13,15 +13,17 @@ BENCH := target/release/bench
 .PHONY: help demo demo-qemu check demos released fmt clippy doc deny test test-build arm64 model bench bench-model build clean qemu-environment clean-cache
 
 help:
-	@echo 'make demo   eight vCPUs saved by one backend and restored by another, step by step'
-	@echo 'make demo-qemu  a Linux guest under a stock QEMU, with its clock from the backend'
-	@echo 'make check  everything that must hold: format, lints, docs, tests, model check, demos'
-	@echo 'make arm64  the workspace built for AArch64, and its unit and protocol tests run there by emulation'
-	@echo 'make model  the model check alone; MODEL_ARGS=--large for a longer one'
-	@echo 'make bench  what requests, restores and timers cost beside their floors; BENCH_ARGS=--quick, --help'
-	@echo 'make bench-model  the same operations within one process, closely; BENCH_ARGS=GET_VM for a part of them'
-	@echo 'make qemu-environment  what the tests with a real guest need, made once; clean-cache removes it'
-	@echo 'make build  the backend and its tools, as released, in target/release'
+	@echo 'make demo              save eight vCPUs with one backend and restore them with another, step by step'
+	@echo 'make demo-qemu         a Linux guest under a stock QEMU, with its clock from the backend'
+	@echo 'make check             everything that must hold: format, lints, docs, tests, AArch64, model check, demos'
+	@echo 'make test              all tests'
+	@echo 'make arm64             build for AArch64, and run the unit and protocol tests by emulation'
+	@echo 'make model             the model check; MODEL_ARGS=--large for a longer one'
+	@echo 'make bench             measure requests, restores and timers against their floors; BENCH_ARGS=--quick, --help'
+	@echo 'make bench-model       measure the same operations within one process; BENCH_ARGS=GET_VM for some of them'
+	@echo 'make qemu-environment  make what the tests with a real guest and those for AArch64 need, once'
+	@echo 'make clean-cache       remove that'
+	@echo 'make build             the backend and its tools, as released, in target/release'
 
 build:
 	$(CARGO) build --release --locked --workspace
@@ -44,8 +46,8 @@ demos: released
 	$(MOCK) demo --backend $(BACKEND) --via device-state --kill
 	$(MOCK) demo --backend $(BACKEND)
 
-# Where it cannot be made (77), the tests that need it are skipped, and `make check` ends with
-# saying so; but not in CI.
+# Where it cannot be made (77), the tests that need it are skipped, and `make check` ends with the
+# reason. In CI that is an error.
 qemu-environment:
 	@tests/qemu/environment >/dev/null || { status=$$?; [ $$status -eq 77 ] && [ -z "$$CI" ]; }
 
@@ -76,11 +78,11 @@ arm64: qemu-environment
 model: released
 	$(MODEL) $(MODEL_ARGS)
 
-# Ratios of one run; quiet machines give better ones. Writes target/bench/report.json and report.html.
+# Ratios within one run; a quiet machine gives better ones. Writes target/bench/report.json and .html.
 bench: build
 	$(BENCH) $(BENCH_ARGS)
 
-# Says of each operation whether it costs more than the last time, in target/criterion.
+# Reports whether each operation has become slower since the last run, from target/criterion.
 bench-model:
 	$(CARGO) bench --locked -p vhost-user-timer-tools --bench model -- $(BENCH_ARGS)
 
