@@ -51,7 +51,7 @@ impl Bench {
         let call = Incoming::parse(request, MAX_MESSAGE, Token { queue: 1, head: 0 });
         let now = Now::at(self.host);
         let handled = self.vm.handle(now, &call, &mut self.effects);
-        self.effects.changed.clear();
+        self.effects.take_changed(|_| ());
         assert_eq!(handled, Handled::Answered);
         let header = wire::ResponseHeader::read_from_prefix(&self.effects.response);
         header.unwrap().0.status.get()

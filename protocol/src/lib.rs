@@ -1,34 +1,30 @@
-//! The language that both ends of a vhost-user timer device speak.
+//! The protocol of the vhost-user timer device, as types.
 //!
-//! `SPEC.md` beside this crate is the contract in prose; these modules are the
-//! same contract as types:
+//! `SPEC.md` beside this crate is the contract in prose. Where to look:
 //!
-//! - [`wire`]: the structures as bytes. Little-endian, unaligned, no padding; sizes
-//!   and offsets are asserted at compile time.
-//! - [`op`]: the operations, each a row of one table.
-//! - [`phase`]: the phases of a VM's life.
-//! - [`request`]: bytes → [`Request`]. A peer may send anything;
-//!   parsing never panics and never allocates.
-//! - [`status`]: the errno-valued status of an answer.
-//! - [`register`]: the timer registers, by timeline and role; [`abi`]: their ids, a table an ABI.
-//! - [`counter`]: the host counter as it follows from a clock.
+//! - which operations are there, and what does each take, answer and change? [`op`], a table;
+//! - what are the bytes? [`wire`]: little-endian, unaligned, no padding; sizes and offsets are
+//!   asserted at compile time. [`payload`]: how long a body can be;
+//! - which registers are there? [`register`], by timeline and role, and [`abi`], a table an ABI;
+//! - how do bytes become a request? [`request`]: a peer may send anything; parsing never panics
+//!   and never allocates;
+//! - [`phase`], [`status`], [`timeline`]: the other values on the wire;
+//! - [`counter`]: how the host counter follows from a clock.
 //!
-//! All of that is `no_std` and does no I/O. The library that a VMM links is the crate
-//! `vhost-user-timer-frontend`.
+//! The crate is `no_std` and does no I/O. A VMM links the library `vhost-user-timer-frontend`.
 //!
-//! Values from the wire that this version does not know are values here too
-//! ([`Op::Unknown`]), not failures: what to do about them is for the
-//! caller to say.
+//! A value that this version does not know is a value here too ([`Op::Unknown`]); what to do about
+//! it is the caller's decision.
 
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 pub mod abi;
 pub mod counter;
+mod index_ranges;
 pub mod op;
 pub mod payload;
 pub mod phase;
-mod ranges;
 pub mod register;
 pub mod request;
 pub mod status;
@@ -36,9 +32,9 @@ pub mod timeline;
 pub mod wire;
 
 pub use abi::Abi;
+pub use index_ranges::IndexRanges;
 pub use op::Op;
 pub use phase::{Phase, Phases};
-pub use ranges::Ranges;
 pub use register::{Register, Role};
 pub use request::Request;
 pub use status::Status;
@@ -62,9 +58,12 @@ pub const MAX_QUEUE_SIZE: u16 = 1024;
 /// The most vCPUs that a VM can have.
 pub const MAX_VCPUS: u32 = 4096;
 
-/// How many device-readable, and how many device-writable, bytes of one request are looked
-/// at. The largest body, SET_VM of [`MAX_VCPUS`] vCPUs, fits.
+/// The most device-readable, and the most device-writable, bytes of one request that are used. The
+/// largest body, SET_VM of [`MAX_VCPUS`] vCPUs, fits.
 pub const MAX_MESSAGE: usize = 256 * 1024;
+
+/// The longest device state, bytes: as much of a stream is read, and no more.
+pub const MAX_STREAM: usize = 4 * 1024 * 1024;
 
 /// The `vcpu` of a VM-wide request.
 pub const VM_WIDE: u32 = u32::MAX;

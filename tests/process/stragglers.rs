@@ -11,7 +11,7 @@ use vhost_user_timer_frontend::{
 use vhost_user_timer_kit::backend_process::BackendProcess;
 use vhost_user_timer_kit::watch::HOST_FREQUENCY;
 use vhost_user_timer_protocol::wire::ctl;
-use vhost_user_timer_protocol::{Abi, Phase, Ranges, Register, Status};
+use vhost_user_timer_protocol::{Abi, IndexRanges, Phase, Register, Status};
 
 /// Something that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -119,7 +119,7 @@ fn the_missing_vcpus_are_named_as_ranges_by_the_log_and_by_the_library() {
     let queue = served.queue();
     let missing = queue.missing_vcpus(LIMIT).unwrap();
     assert_eq!(missing, MISSING);
-    assert_eq!(Ranges(&missing).to_string(), "7, 12-13");
+    assert_eq!(IndexRanges(&missing).to_string(), "7, 12-13");
 
     // Late, but not too late.
     for (vcpu, remaining) in MISSING.into_iter().zip([2, 1, 0]) {

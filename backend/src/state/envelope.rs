@@ -12,8 +12,8 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The longest stream that is read, bytes. The largest VM needs a twentieth of it.
-pub const MAX_STREAM: usize = 4 * 1024 * 1024;
+// The largest VM needs a twentieth of it.
+pub use vhost_user_timer_protocol::MAX_STREAM;
 
 const CRC: std::ops::Range<usize> = 8..12;
 

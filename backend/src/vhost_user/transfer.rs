@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use vhost::vhost_user::message::VhostTransferStateDirection;
+use vhost_user_timer_protocol::MAX_STREAM;
 
-use crate::state::stream::MAX_STREAM;
 use crate::sys::{lock, set_nonblocking};
 use crate::vhost_user::StateError;
 use crate::vhost_user::session::refuse;

@@ -16,10 +16,7 @@ use crate::connection::Connection;
 use crate::error::{DeviceStateError, Feature};
 use crate::sys::{io, poll, set_nonblocking};
 use crate::{Deadline, Error, Frontend};
-use vhost_user_timer_protocol::Phase;
-
-/// The longest device state (SPEC.md, "Device state").
-const MAX_STATE: usize = 4 << 20;
+use vhost_user_timer_protocol::{MAX_STREAM, Phase};
 
 impl Frontend {
     /// Saves the VM as the backend's device state, at most 4 MiB. Not in NEW, and not while a
@@ -165,9 +162,9 @@ impl Frontend {
         let from = nonblocking(from)?;
         let mut state = Vec::new();
         loop {
-            let room = (MAX_STATE + 1 - state.len()) as u64;
+            let room = (MAX_STREAM + 1 - state.len()) as u64;
             match (&from).take(room).read_to_end(&mut state) {
-                Ok(_) if state.len() > MAX_STATE => {
+                Ok(_) if state.len() > MAX_STREAM => {
                     return Err(Error::DeviceState(DeviceStateError::TooLong));
                 }
                 Ok(_) => return Ok(state),

@@ -58,7 +58,7 @@ impl Bench {
         let call = Incoming::parse(request, MAX_MESSAGE, Token { queue: 1, head: 0 });
         let handled = self.vm.handle(Now::at(self.host), &call, &mut self.effects);
         assert!(black_box(handled) == Handled::Answered);
-        self.effects.changed.clear();
+        self.effects.take_changed(|_| ());
         self.effects.notices.clear();
     }
 

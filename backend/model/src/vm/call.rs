@@ -110,8 +110,7 @@ impl Changed {
         self.vm || self.all || !self.vcpus.is_empty()
     }
 
-    /// Everything is recorded.
-    pub fn clear(&mut self) {
+    fn clear(&mut self) {
         self.vm = false;
         self.all = false;
         self.vcpus.clear();
@@ -128,11 +127,31 @@ pub struct Effects {
     pub released: Vec<Released>,
     /// What to log; the shell takes it out.
     pub notices: Vec<Notice>,
-    /// What changed; the shell clears it.
-    pub changed: Changed,
+    /// See [`take_changed`](Self::take_changed).
+    pub(super) changed: Changed,
     /// What SET_TIME_PAGE asks for. The shell takes it out, and does it or has it refused
     /// ([`Vm::refuse`](super::Vm::refuse)).
     pub page: Option<PageOrder>,
+}
+
+impl Effects {
+    /// No effects yet, and room for an answer of this many bytes.
+    pub fn with_capacity(answer: usize) -> Self {
+        Effects {
+            response: Vec::with_capacity(answer),
+            ..Effects::default()
+        }
+    }
+
+    /// Gives `record` what changed since it was last taken, and forgets it. `None`, without a call,
+    /// if nothing changed.
+    pub fn take_changed<T>(&mut self, record: impl FnOnce(&Changed) -> T) -> Option<T> {
+        self.changed.any().then(|| {
+            let recorded = record(&self.changed);
+            self.changed.clear();
+            recorded
+        })
+    }
 }
 
 /// Why a request is refused, or waiters are answered.

@@ -97,10 +97,7 @@ pub(super) fn open(
 }
 
 /// Puts what changed of the VM into the state file.
-pub(crate) fn commit(store: &Store, vm: &Vm, changed: &mut Changed) {
-    if !changed.any() {
-        return;
-    }
+pub(crate) fn commit(store: &Store, vm: &Vm, changed: &Changed) {
     store.commit(|change| {
         let mut put = |index: u32| {
             change.put(Record::Vcpu(index), vm.vcpu_record(index).as_bytes());
@@ -112,5 +109,4 @@ pub(crate) fn commit(store: &Store, vm: &Vm, changed: &mut Changed) {
         }
         change.put(Record::Vm, vm.vm_record().as_bytes());
     });
-    changed.clear();
 }

@@ -6,7 +6,7 @@ use rustix::time::ClockId;
 use vhost_user_timer_counter::{HostCounter, clock_ticks};
 use vhost_user_timer_model::vm::{Anchor, Effects, Notice, Now, PageOrder, Vm};
 use vhost_user_timer_protocol::counter::NS_PER_SEC;
-use vhost_user_timer_protocol::{MAX_MESSAGE, Ranges, Status};
+use vhost_user_timer_protocol::{IndexRanges, MAX_MESSAGE, Status};
 
 use crate::device::timer::alarm::Alarm;
 use crate::device::timer::page::Page;
@@ -55,11 +55,8 @@ impl TimerState {
     ) -> Self {
         TimerState {
             vm,
-            effects: Effects {
-                // Not resident before it is used.
-                response: Vec::with_capacity(MAX_MESSAGE),
-                ..Effects::default()
-            },
+            // Not resident before it is used.
+            effects: Effects::with_capacity(MAX_MESSAGE),
             alarm,
             counter,
             last: None,
@@ -90,14 +87,14 @@ impl TimerState {
     /// Puts what changed into the state file, and then into the time page, which is visible at
     /// once. Answers may be visible after that, not before.
     pub(super) fn persist(&mut self, memory: &Memory<()>) {
-        if !self.effects.changed.any() && !self.page.is_open() {
-            return;
+        let changed = self.effects.take_changed(|changed| {
+            if let Some(store) = &self.store {
+                persist::commit(store, &self.vm, changed);
+            }
+        });
+        if changed.is_some() || self.page.is_open() {
+            self.page.follow(&self.vm, memory);
         }
-        match &self.store {
-            Some(store) => persist::commit(store, &self.vm, &mut self.effects.changed),
-            None => self.effects.changed.clear(),
-        }
-        self.page.follow(&self.vm, memory);
     }
 
     /// Does what SET_TIME_PAGE asks for, or has it refused.
@@ -139,7 +136,7 @@ impl TimerState {
                 Notice::RestoreTimedOut { missing, vcpus } => log::warn!(
                     "Restore timed out: {} of {vcpus} vCPUs missing: {}; it stays open",
                     missing.len(),
-                    Ranges(&missing)
+                    IndexRanges(&missing)
                 ),
                 Notice::RealtimeWentBack { ns } => log::warn!(
                     "Restore with ELAPSED: the state was saved {} ms after this host's present \

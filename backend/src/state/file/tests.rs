@@ -89,7 +89,8 @@ impl Kept {
     }
 
     fn commit(&mut self) {
-        persist::commit(&self.store, &self.vm, &mut self.effects.changed);
+        self.effects
+            .take_changed(|changed| persist::commit(&self.store, &self.vm, changed));
     }
 
     fn op(&mut self, op: Op, vcpu: u32, body: &[u8]) {

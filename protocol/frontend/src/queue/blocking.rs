@@ -151,7 +151,7 @@ impl RequestQueue {
     }
 
     /// The vCPUs that are missing in the open restore, in order; none if no restore is open.
-    /// [`Ranges`](vhost_user_timer_protocol::Ranges) shows them as "7, 12-13".
+    /// [`IndexRanges`](vhost_user_timer_protocol::IndexRanges) shows them as "7, 12-13".
     ///
     /// It changes nothing: it writes no registers, which is refused with EBUSY for a vCPU that is
     /// done. It takes one request per vCPU, so it is for a WAIT_RUN that ended with ETIMEDOUT, not

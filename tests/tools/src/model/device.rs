@@ -148,7 +148,7 @@ pub fn handle(vm: &mut Vm, now: Now, queue: u16, request: &[u8]) -> Served {
     Served {
         answer,
         replies: replies(&effects),
-        changed: effects.changed,
+        changed: effects.take_changed(Changed::clone).unwrap_or_default(),
     }
 }
 
@@ -159,7 +159,7 @@ pub fn advance(vm: &mut Vm, now: Now) -> Served {
     Served {
         answer: None,
         replies: replies(&effects),
-        changed: effects.changed,
+        changed: effects.take_changed(Changed::clone).unwrap_or_default(),
     }
 }
 

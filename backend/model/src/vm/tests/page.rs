@@ -19,7 +19,7 @@ fn ordered(rig: &mut Rig, ask: &Ask) -> Option<PageOrder> {
 fn set_time_page_is_taken_in_every_phase() {
     for phase in PHASES {
         let mut rig = Rig::in_phase(phase, 2);
-        rig.effects.changed.clear();
+        rig.effects.take_changed(|_| ());
         let vm = rig.vm.clone();
         let order = PageOrder::WriteAt {
             address: 0x1_0040,
@@ -37,7 +37,7 @@ fn set_time_page_is_taken_in_every_phase() {
             assert_eq!(order, Some(PageOrder::Stop));
         }
         assert_eq!(rig.vm, vm, "the VM does not know of it");
-        assert!(!rig.effects.changed.any(), "and no file has it");
+        assert_eq!(rig.effects.take_changed(|_| ()), None, "and no file has it");
     }
 }
 

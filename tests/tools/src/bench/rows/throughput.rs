@@ -106,7 +106,7 @@ fn straight(time: Duration) -> f64 {
         host += 100;
         let call = Incoming::parse(request, MAX_MESSAGE, Token { queue: 1, head: 0 });
         let _ = vm.handle(Now::at(host), &call, &mut effects);
-        effects.changed.clear();
+        effects.take_changed(|_| ());
         effects.notices.clear();
     };
     ask(&Ask::configure(VCPUS, 0, 0).bytes());

@@ -2,9 +2,9 @@
 
 /// vCPU indices in ascending order, shown as ranges: "7, 12-13".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ranges<'a>(pub &'a [u32]);
+pub struct IndexRanges<'a>(pub &'a [u32]);
 
-impl core::fmt::Display for Ranges<'_> {
+impl core::fmt::Display for IndexRanges<'_> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let runs = self.0.chunk_by(|a, b| a.checked_add(1) == Some(*b));
         for (n, run) in runs.enumerate() {
@@ -25,9 +25,9 @@ mod tests {
 
     #[test]
     fn missing_vcpus_are_named_as_ranges() {
-        assert_eq!(Ranges(&[7, 12, 13]).to_string(), "7, 12-13");
-        assert_eq!(Ranges(&[0, 1, 2, 3]).to_string(), "0-3");
-        assert_eq!(Ranges(&[u32::MAX]).to_string(), "4294967295");
-        assert_eq!(Ranges(&[]).to_string(), "");
+        assert_eq!(IndexRanges(&[7, 12, 13]).to_string(), "7, 12-13");
+        assert_eq!(IndexRanges(&[0, 1, 2, 3]).to_string(), "0-3");
+        assert_eq!(IndexRanges(&[u32::MAX]).to_string(), "4294967295");
+        assert_eq!(IndexRanges(&[]).to_string(), "");
     }
 }
