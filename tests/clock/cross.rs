@@ -1,5 +1,5 @@
-//! Cross-timestamps (virtio 1.4 §5.23.6.5): a clock and the guest's own counter at one instant, as
-//! far as the counter is known, and never one before another.
+//! Cross-timestamps (virtio 1.4 §5.23.6.5): a clock and the guest's own counter at one instant, if
+//! the counter is known. Counter values never decrease.
 
 use std::time::Instant;
 
@@ -18,7 +18,7 @@ fn both() -> Rig {
     Rig::launch_devices(Devices::TimerAndClock, &[])
 }
 
-/// A VM that runs, and its guest.
+/// A running VM, and its guest.
 fn running(rig: &Rig) -> (Client, ClockDriver) {
     let mut timer = Client::connect(rig);
     timer.configure(2);
@@ -31,7 +31,7 @@ fn cross(guest: &mut ClockDriver) -> Cross {
     guest.read_cross(UTC, ARM_VCT).expect("READ_CROSS")
 }
 
-/// READ_CROSS is refused with this for every clock, while CROSS_CAP says whether it ever works.
+/// Checks that READ_CROSS of every clock is refused with this status, and what CROSS_CAP says.
 #[track_caller]
 fn refused(guest: &mut ClockDriver, capable: bool, status: u8) {
     for clock in host::ids() {
@@ -114,8 +114,8 @@ fn a_vm_that_is_configured_counts_and_not_the_offset_that_was_told() {
 fn clock_and_counter_are_of_one_instant() {
     let rig = both();
     let (_timer, mut guest) = running(&rig);
-    // How far the counter is ahead of the clock is always the same, so readings differ in it by no
-    // more than the time that they took, were the two read at any two instants of that.
+    // The counter is ahead of the clock by a constant. So if the two were not read at one instant,
+    // pairs differ in that by at most the time that a READ_CROSS takes.
     let mut readings: Vec<(u64, i64)> = (0..READINGS)
         .map(|_| {
             let started = host_count();
@@ -203,7 +203,7 @@ fn a_counter_below_one_that_was_given_is_withheld_until_it_is_past_that() {
         }
     };
     assert!(next >= last);
-    // The driver that begins anew was given none.
+    // The driver that starts over was given no count.
     timer.pause();
     timer.set(0, &[(CNT, 5)]);
     timer.resume();
@@ -242,7 +242,7 @@ fn whether_there_are_any_is_settled_for_a_drivers_life() {
     timer.configure(1);
     timer.resume();
     refused(&mut guest, false, rtc_status::EOPNOTSUPP);
-    // A driver that goes on was told no.
+    // A driver that goes on was told that it is not supported.
     guest = guest.moved_to(rig.clock_stream(), |_| {});
     refused(&mut guest, false, rtc_status::EOPNOTSUPP);
     drop(guest);
@@ -303,7 +303,7 @@ fn it_goes_on_where_it_was_after_a_kill() {
     rig = rig.die_and_go_on(|| (), &[]);
     guest = guest.moved_to(rig.clock_stream(), |_| {});
     refused(&mut guest, true, rtc_status::EIO);
-    // A smaller count than the guest knows of is remembered past the kill.
+    // The backend remembers past the kill which count the guest knows.
     let mut timer = Client::connect(&rig);
     timer.set(0, &[(CNT, 1)]);
     timer.resume();
@@ -316,7 +316,8 @@ fn what_a_guest_was_given_goes_along_with_the_device_state() {
     let mut guest = ClockDriver::connect(&source);
     let last = cross(&mut guest).cycles;
     let stream = save(&guest.driver.control);
-    // To where its counter is not known, to where it is an hour behind, and to where it goes on.
+    // To a host where the counter is not known, to one where it is an hour behind, and to one where
+    // it goes on.
     let hour = format!("--rtc-counter-offset={}", 3_600 * SECOND);
     let refusing =
         [&[][..], &[hour.as_str()]].map(|args| Rig::launch_devices(Devices::Clock, args));

@@ -15,7 +15,7 @@ use vhost_user_timer_kit::raw_driver::{Control, PATIENCE, Rig, Setup, pair};
 const GET_FEATURES: u32 = 1;
 const SET_VRING_ENABLE: u32 = 18;
 
-/// What the log says of a frontend that is held back.
+/// The log line about a frontend that is held back.
 const HOLDING: &str = "Holding the clock device's frontend back";
 
 fn both() -> Rig {
@@ -37,8 +37,8 @@ fn restored(timer: &mut Client, vcpu: u32) {
     timer.restore_done(vcpu);
 }
 
-/// A connection to the clock device that has asked for its requestq to be enabled, and which the
-/// backend is known to hold back.
+/// A connection to the clock device that has asked to enable its requestq, and that the backend is
+/// known to hold back.
 struct Held(Control);
 
 impl Held {
@@ -51,7 +51,7 @@ impl Held {
         Held(control)
     }
 
-    /// While the VMM is served, nothing arrives.
+    /// Checks that nothing arrives while the VMM is served.
     #[track_caller]
     fn is_held(&self, timer: &mut Client) {
         for _ in 0..50 {
@@ -60,7 +60,7 @@ impl Held {
         }
     }
 
-    /// The acknowledgement arrives.
+    /// Checks that the acknowledgement arrives.
     #[track_caller]
     fn goes_on(mut self) -> Control {
         let (code, status) = self.0.reply().expect("the acknowledgement");
@@ -150,7 +150,7 @@ fn the_time_out_lets_it_go_on_and_the_log_says_so_as_an_error() {
     let line = log.lines().find(|line| line.contains("is let go on"));
     assert!(line.unwrap().contains("ERROR"), "{log}");
     assert!(line.unwrap().contains("1 vCPUs are missing"), "{log}");
-    // It has passed for whoever comes now, too.
+    // It has passed for those that connect now, too.
     enable(&control, ALARMQ, true);
     Held(control).goes_on();
 }
@@ -233,7 +233,7 @@ fn disabling_a_ring_is_never_held_back() {
     held_nobody_back(rig);
 }
 
-/// Ends the backend, which has said by then what there was to say.
+/// Ends the backend; its log is complete then.
 fn held_nobody_back(mut rig: Rig) {
     assert!(rig.backend.terminate().success());
     rig.log_with("Ending on a signal");

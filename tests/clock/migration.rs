@@ -1,5 +1,5 @@
-//! What the clock device writes to a guest's memory is marked in the log of a migration, page by
-//! page (vhost-user, "Migration"), and nothing else is.
+//! The pages that the clock device writes in a guest's memory are marked in the log of a migration
+//! (vhost-user, "Migration"), and no others are.
 
 use std::collections::BTreeSet;
 use std::thread;
@@ -24,7 +24,7 @@ fn migrating(rig: &Rig, setup: Setup) -> (ClockDriver, DirtyLog) {
     };
     let mut guest = ClockDriver::connect_with(rig, setup);
     guest.settle();
-    // What is written after an answer, to ask for the next kick, is written by then.
+    // avail_event, which is written after an answer to ask for the next kick, is written by then.
     assert!(rig.comes_to_rest());
     let log = DirtyLog::shared(&guest.driver.control);
     (guest, log)
@@ -37,7 +37,7 @@ fn launch() -> Rig {
 /// The pages of a queue's used ring that are written when it gives back its `n`th chain.
 fn of_used_ring(guest: &ClockDriver, queue: u16, n: u16, setup: Setup) -> BTreeSet<u64> {
     let ring = &guest.driver.rings[usize::from(queue)];
-    // Flags and index; the element; and where EVENT_IDX was negotiated, avail_event.
+    // Flags and index; the element; and, with EVENT_IDX, avail_event.
     let size = u64::from(setup.size);
     let mut written = pages(ring.used_at(), 4);
     written.extend(pages(ring.used_at() + 4 + 8 * (u64::from(n) % size), 8));
@@ -90,7 +90,7 @@ fn a_request_marks_its_response_and_the_used_ring_and_no_other_page() {
                     expected.extend(pages(at, len as u64));
                     rest -= len;
                 }
-                // What is written after the answer, avail_event, is written by then.
+                // avail_event, which is written after the answer, is written by then.
                 assert!(rig.comes_to_rest());
                 let marked = log.taken();
                 assert_eq!(marked, expected, "{msg_type:#x} {size} {event_idx}");
@@ -109,7 +109,7 @@ fn a_notification_marks_its_buffer_and_the_used_rings_and_no_other_page() {
         let (at, _) = guest.driver.rings[usize::from(ALARMQ)].writable(head)[0];
         assert!(rig.comes_to_rest());
         log.taken();
-        // By the timerfd alone: no request is made when it expires.
+        // By the timerfd alone: no request is sent when it expires.
         guest.set_alarm(UTC, host::utc() + 100 * MS, true);
         assert_eq!(guest.notified(), UTC);
         assert!(rig.comes_to_rest());
@@ -117,7 +117,7 @@ fn a_notification_marks_its_buffer_and_the_used_rings_and_no_other_page() {
         let mut expected = of_used_ring(&guest, ALARMQ, n, setup);
         expected.extend(pages(at, 16));
         assert!(marked.is_superset(&expected), "{marked:x?} {expected:x?}");
-        // Besides, what SET_ALARM's response took: one page, and its used ring's.
+        // And those of SET_ALARM's response: one page, and its used ring's.
         let others: BTreeSet<_> = marked.difference(&expected).copied().collect();
         let used = pages(guest.driver.rings[0].used_at(), 4);
         assert!(
@@ -150,7 +150,7 @@ fn memory_that_comes_during_the_migration_is_marked_as_well() {
         };
         let (mut guest, log) = migrating(&rig, setup);
         for _ in 0..3 {
-            // As where the guest moves a BAR, or is given more memory.
+            // As when the guest moves a BAR, or gets more memory.
             let region = guest.driver.memory.region();
             let control = &mut guest.driver.control;
             if add_mem_reg {

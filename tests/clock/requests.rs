@@ -30,7 +30,7 @@ fn the_clocks_are_those_that_the_operator_says() {
             &["--rtc-clock=maybe-smeared"],
             clock_type::UTC_MAYBE_SMEARED,
         ),
-        // By itself it calls a clock UTC where the kernel knows how far that is from TAI.
+        // By default the clock is called UTC if the kernel knows how far UTC is from TAI.
         (
             &[],
             match host::tai() {
@@ -148,7 +148,7 @@ fn layouts() -> Vec<Layout> {
     ])
 }
 
-/// Requests that are answered alike each time, room for the answer, and its status.
+/// Requests with the same answer each time, the room for it, and its status.
 fn repeatable() -> Vec<(Vec<u8>, usize, u8)> {
     vec![
         (proper(msg::CFG, 0), 16, rtc_status::OK),
@@ -198,7 +198,7 @@ fn a_reading_comes_through_any_layout() {
     }
 }
 
-/// What a request with this much room is answered: all the bytes that are written.
+/// The answer of a request with this much room: all bytes that are written.
 #[track_caller]
 fn answered(guest: &mut ClockDriver, bytes: &[u8], room: usize) -> Vec<u8> {
     let used = guest.raw(bytes, room);
@@ -276,7 +276,7 @@ fn a_request_that_is_cut_short_is_einval() {
     for (msg_type, len, response, _) in msg::ALL {
         for cut in 0..len {
             let bytes = &proper(msg_type, UTC)[..cut];
-            // Of a head that is cut short not even the message is known.
+            // If the head is cut short, not even the message type is known.
             let expected = if cut < 8 { 8 } else { response };
             assert_eq!(
                 answered(&mut guest, bytes, response),
@@ -336,7 +336,7 @@ fn a_reserved_byte_that_is_not_zero_is_einval() {
             for value in [2, 0x80, 0xff] {
                 let mut bytes = proper(msg_type, UTC);
                 assert_eq!(bytes.len(), len);
-                // Of an alarm's flags, bit 0 is the only one.
+                // Bit 0 is an alarm's only flag.
                 bytes[at] |= value;
                 assert_eq!(
                     answered(&mut guest, &bytes, response),
@@ -374,7 +374,7 @@ fn without_the_feature_there_are_no_alarms() {
     let rig = launch(&[]);
     let mut guest = ClockDriver::connect_with(&rig, Setup::default());
     for (msg_type, _, response, about_alarms) in msg::ALL {
-        // Whatever else is wrong with it.
+        // Whatever else is wrong with the request.
         for clock in [UTC, 99] {
             if about_alarms {
                 assert_eq!(

@@ -28,7 +28,7 @@ use vhost_user_timer_kit::watch::host_count;
 use vhost_user_timer_protocol::Phase;
 use vhost_user_timer_protocol::wire::ctl;
 
-/// Something that takes longer hangs.
+/// A wait that takes longer is a hang.
 const LIMIT: Duration = Duration::from_secs(30);
 
 const THREADS: u64 = 2;
@@ -36,7 +36,7 @@ const ROUNDS: u64 = 6_000;
 const MAX_VCPUS: u32 = 8;
 const QUEUES: usize = 2;
 
-/// How many requests a queue has under way at once, at most.
+/// The most requests that a queue has in flight.
 const DEPTH: usize = 4;
 
 /// A VM that outlives its backends.
@@ -49,7 +49,7 @@ struct Life {
     tally: Tally,
 }
 
-/// What happened in all rounds, to see that it is not nothing.
+/// What happened in all rounds, to check that enough did.
 #[derive(Debug, Default)]
 struct Tally {
     answered: u64,
@@ -104,7 +104,7 @@ impl Life {
         }
         let mut backend = self.launch();
         let lived = if self.rng.u32(..8) == 0 {
-            // Killed before it serves anybody: there is nothing that it may have changed.
+            // Killed before it serves anybody: it cannot have changed anything.
             thread::sleep(Duration::from_micros(self.rng.u64(..3_000)));
             Ok(Vec::new())
         } else {
@@ -116,7 +116,7 @@ impl Life {
         taken.map_err(|error| format!("{error}\nthe backend: {}", backend.log()))
     }
 
-    /// One backend's life as a server. Returns what was under way when it was killed.
+    /// One backend's life with a frontend. Returns the requests in flight when it was killed.
     fn live(&mut self, backend: &BackendProcess) -> Result<Vec<Vec<Asked>>, String> {
         let options = Options::default().queue_size(32).timeout(LIMIT);
         let connected = Frontend::connect(backend.socket_path(), options);
@@ -145,7 +145,7 @@ impl Life {
         })
     }
 
-    /// Looks at all that there is to see of the VM.
+    /// Checks everything that a frontend can see of the VM.
     fn look(&mut self, frontend: &mut Frontend) -> Result<(), String> {
         let mut events = frontend.take_events().ok_or("no events")?;
         let queue = frontend.queue();
@@ -156,8 +156,8 @@ impl Life {
         match (phase, vm) {
             (Phase::Restoring, _) => {
                 for vcpu in 0..self.vcpus {
-                    // This sets nothing, and is refused where the vCPU is done; and where it still
-                    // lacks something, RESTORE_DONE names it.
+                    // An empty SET_REGS changes nothing, and is refused if the vCPU is done. If the
+                    // vCPU lacks registers, RESTORE_DONE names them.
                     self.ask_one(queue, Ask::set_regs(vcpu, &[]))?;
                     if self
                         .shadow
@@ -206,7 +206,7 @@ impl Life {
             .ok_or_else(|| "the backend is gone, and nobody killed it".to_owned())
     }
 
-    /// Asks for this and that, several at a time, and takes the answers.
+    /// Sends random requests, several at a time, and takes the answers.
     fn ask(&mut self, frontend: &Frontend) -> Result<Vec<Vec<Asked>>, String> {
         let mut under_way = Vec::new();
         for queue in frontend.queues() {
@@ -242,7 +242,7 @@ impl Life {
     }
 }
 
-/// A request that is under way.
+/// A request in flight.
 struct Started {
     ask: Ask,
     sent: u64,

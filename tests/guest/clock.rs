@@ -1,5 +1,4 @@
-//! A Linux guest that knows nothing of this project, under a stock QEMU, has its clocks from the
-//! backend.
+//! An unmodified Linux guest under a stock QEMU has its clocks from the backend.
 
 use std::time::Duration;
 
@@ -55,13 +54,13 @@ fn the_driver_binds_and_finds_the_clocks_under_their_names() {
             for kind in [kind, MONOTONIC] {
                 assert!(clocks.contains(&ptp_name(kind)), "{clocks}");
             }
-            // An RTC that may step at a leap second is none to the kernel.
+            // The kernel does not use a clock that may step at a leap second as an RTC.
             assert!(!clocks.contains("class=rtc device=rtc1"), "{clocks}");
         });
     }
 }
 
-/// Each reading is within its bracket, and none is before the one before it.
+/// Checks that each reading is within its bracket, and that readings never decrease.
 fn assert_in_order(brackets: &[Bracket]) {
     for bracket in brackets {
         assert!(bracket.holds(), "{bracket:?}");
@@ -87,7 +86,7 @@ fn ten_thousand_readings_lie_between_the_hosts_and_none_goes_back() {
                 widths.min().unwrap_or_default()
             );
         }
-        // This kernel's counter is QEMU's own, and nobody has told the backend of it.
+        // This guest's counter is QEMU's own, which the backend does not know.
         assert_eq!(vm.run("guest precise ptp0"), "error=EOPNOTSUPP");
     });
 }
@@ -104,7 +103,7 @@ fn a_smeared_clock_is_an_rtc_whose_alarms_wake_whoever_waits() {
 
         let interrupts = vm.interrupts();
         for seconds in [1, 2] {
-            // It fails where no interrupt comes, and says how many came: one, an alarm's.
+            // It fails if no interrupt comes, and prints how many came: one, the alarm's.
             let answer = vm.run(&format!("guest alarm {rtc} {seconds}"));
             assert!(answer.contains("data=0x1a0"), "{answer}");
             let at = |key: &str| {
@@ -170,7 +169,7 @@ fn chrony_selects_the_clock_and_keeps_the_guests_time_by_it() {
         "chronyd -u root 'refclock PHC /dev/{ptp} refid VRTC poll 0 dpoll -2' 'makestep 0.1 3' \
          'cmdport 0'"
     ));
-    // Looks every half second whether the clock is right within 0.1 s.
+    // Checks every half second whether the clock is right within 0.1 s.
     let output = vm
         .guest
         .run_within(Duration::from_secs(90), "chronyc waitsync 150 0.1 0 0.5");

@@ -1,5 +1,5 @@
-//! The guest's clock over whatever befalls a guest: stopped, reset, rebooted, its driver gone and
-//! back, the backend killed.
+//! The guest's clock over what can happen to a guest: stops, resets, reboots, its driver unloaded
+//! and loaded, the backend killed.
 
 use std::time::Duration;
 
@@ -7,16 +7,16 @@ use vhost_user_timer_kit::qemu::{Bracket, ClockVm, HostClock, Transport, environ
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// How often each is done.
+/// How often each of these is done.
 const TIMES: usize = 100;
 
-/// Reads the first clock without end, in the background, and notes whether a reading failed or went
-/// back.
+/// Reads the first clock forever in the background, and notes whether a reading failed or
+/// decreased.
 const TRAFFIC: &str = "rm -f /bad; (last=0; while :; do now=$(guest read ptp0) || break; \
                        [ ${#now} -eq 19 ] && [ ! \"$now\" \\< \"$last\" ] || break; last=$now; \
                        done; echo \"$last $now\" >/bad) >/dev/null 2>&1 & echo $! >/traffic";
 
-/// The traffic goes on.
+/// Checks that the reading goes on.
 fn assert_traffic(vm: &mut ClockVm) {
     assert_eq!(
         vm.run("kill -0 $(cat /traffic); cat /bad 2>/dev/null; true"),
@@ -58,7 +58,7 @@ fn stop_and_cont_in_the_middle_of_traffic_lose_no_reading() {
 fn resets_and_reboots_in_the_middle_of_traffic_leave_a_clock_that_works() {
     on_each_transport(|vm| {
         for round in 0..TIMES {
-            // Mostly while the guest boots, and every so often when it is at work.
+            // Mostly while the guest boots, and now and then later.
             if round % 25 == 0 {
                 vm.run(TRAFFIC);
             }
@@ -85,7 +85,7 @@ fn a_driver_that_is_unbound_and_bound_or_loaded_anew_finds_its_clocks() {
     on_each_transport(|vm| {
         let device = vm.run("basename $(realpath /sys/bus/virtio/drivers/virtio_rtc/virtio*)");
         let driver = "/sys/bus/virtio/drivers/virtio_rtc";
-        // In one go: it is the driver that is to be quick, not the console.
+        // In one command: the driver must be quick, not the console.
         let rebind = format!(
             "for i in $(seq {TIMES}); do echo {device} >{driver}/unbind && \
              echo {device} >{driver}/bind && guest read ptp0 >/dev/null || exit 1; done"
@@ -102,8 +102,8 @@ fn a_driver_that_is_unbound_and_bound_or_loaded_anew_finds_its_clocks() {
     });
 }
 
-/// That is as far as QEMU 11.1 goes: whoever asks the clock then waits in vain, and QEMU aborts
-/// when the device is to connect again (`reconnect-ms`), at the next `cont`, and when it is
+/// QEMU 11.1 goes no further: whoever reads the clock then waits forever, and QEMU aborts
+/// when the device is told to reconnect (`reconnect-ms`), at the next `cont`, and when it is
 /// unplugged (assertions in vhost_dev_start and memory_region_del_eventfd).
 #[test]
 fn qemu_and_its_guest_outlive_the_backend_and_the_next_guest_finds_its_alarm() {

@@ -1,5 +1,5 @@
-//! The environment for tests with a real guest does what they rely on: shown without a backend
-//! of this project's, by devices that QEMU has itself.
+//! The environment for tests with a real guest does what those tests rely on. It is tested with
+//! QEMU's own devices, without this project's backend.
 
 use std::io::Read;
 use std::os::unix::net::UnixListener;
@@ -63,7 +63,7 @@ fn a_command_is_told_from_its_output() {
 
     let error = guest.run_within(SECOND / 10, "sleep 1").unwrap_err();
     assert!(matches!(error, Error::Late { .. }), "{error}");
-    // What a late command prints is not the next one's.
+    // The late output of one command is not taken for the next one's.
     let late = guest.run_within(SECOND / 10, "sleep 1; echo late");
     assert!(late.is_err());
     assert_eq!(guest.run("echo next").unwrap(), "next");
@@ -149,7 +149,7 @@ fn a_clock_is_found_and_read_over_each_transport() {
     }
 }
 
-/// As far as a connection goes: the first message on it is GET_FEATURES.
+/// Checks that QEMU connects: its first message is GET_FEATURES.
 #[test]
 fn a_vhost_user_clock_is_there_over_each_transport() {
     let Some(environment) = environment() else {
@@ -210,7 +210,7 @@ fn chrony_takes_the_time_from_a_clock() {
             "chronyd -u root 'refclock PHC /dev/ptp0 poll 0 dpoll -2' 'makestep 0.1 3' 'cmdport 0'",
         )
         .unwrap();
-    // Looks every half second for that the clock is right within 0.1 s.
+    // Checks every half second whether the clock is right within 0.1 s.
     let output = guest.run_within(60 * SECOND, "chronyc waitsync 100 0.1 0 0.5");
     let output = output.unwrap();
     assert_eq!(output.status, 0, "{}", output.text);

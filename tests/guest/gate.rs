@@ -1,5 +1,5 @@
-//! A stock QEMU knows nothing of the timer device, and yet none of its vCPUs runs while a restore
-//! is open there: the acknowledgement that `cont` waits for is held back.
+//! A stock QEMU knows nothing of the timer device. Still none of its vCPUs runs while a restore is
+//! open there, because the acknowledgement that `cont` waits for is held back.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// How long a restore is kept open.
 const OPEN: Duration = Duration::from_millis(1500);
 
-/// QEMU answers nothing while it is held, so this is how long it is listened for.
+/// How long to listen for an answer that must not come: QEMU answers nothing while it is held.
 const HELD: Duration = Duration::from_millis(500);
 
 /// The VM's other frontend, which restores it.
@@ -97,8 +97,8 @@ fn a_guest_that_is_started_during_a_restore_runs_when_it_is_over() {
     let Some(environment) = environment() else {
         return;
     };
-    // Stopped before its first instruction, it has no driver yet, and nothing to hold back: the
-    // guest's firmware and kernel may run. Its clock may not be used before the gate opens.
+    // A guest that is stopped before its first instruction has no driver yet, so there is nothing
+    // to hold back: its firmware and kernel run. It cannot use its clock before the gate opens.
     let mut vm = ClockVm::start(&environment, &["--rtc-clock=utc"], |options, socket| {
         options.rtc(Transport::Pci, socket)
     });

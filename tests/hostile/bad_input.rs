@@ -1,5 +1,5 @@
-//! Requests that are wrong: each gets the stated status, changes nothing, and the next request
-//! is served.
+//! Wrong requests: each gets the specified status and changes nothing, and the next request is
+//! served.
 
 use vhost_user_timer_kit::contract::{
     CNT, CTL, CVAL, Client, Info, VM, VmState, op, pause_body, phase, regs_body, request, restore,
@@ -7,8 +7,7 @@ use vhost_user_timer_kit::contract::{
 };
 use vhost_user_timer_kit::raw_driver::{Cut, Layout, Rig, seed};
 
-/// What a VM is, for telling whether anything changed. Outside PAUSED the counts move, and are
-/// left out.
+/// A VM's state, to check that nothing changed. Outside PAUSED the counts move and are left out.
 fn snapshot(client: &mut Client) -> (Info, Option<VmState>) {
     let info = client.info();
     match info.phase {
@@ -66,7 +65,7 @@ fn in_phase(rig: &Rig, wanted: u32) -> Client {
 
 const PHASES: [u32; 4] = [phase::NEW, phase::PAUSED, phase::RUNNING, phase::RESTORING];
 
-/// Makes a request that must be refused so, and sees that nothing came of it.
+/// Sends a request that must be refused with this outcome, and checks that nothing changed.
 #[track_caller]
 fn refused(client: &mut Client, bytes: &[u8], room: usize, outcome: (u32, u32)) {
     let before = snapshot(client);
@@ -288,7 +287,7 @@ fn random_requests_never_get_more_than_the_contract_says() {
         if op == op::WAIT_RUN {
             held += 1;
         }
-        // A second request tells when the first one is answered or held.
+        // A second request shows when the first one is answered or held.
         let info = request(op::GET_INFO, VM, 0, &[]);
         let sync = client.driver.submit(1, &info, 80, &Layout::plain());
         loop {
@@ -308,7 +307,7 @@ fn random_requests_never_get_more_than_the_contract_says() {
             }
         }
         if held > 5 {
-            // Whoever waits is sent away, so that the ring does not fill.
+            // Ends the waits, so that the ring does not fill.
             client.driver.stop(1);
             while client.driver.used_already(1).is_some() {}
             client.driver.start(1);

@@ -1,15 +1,15 @@
 //! The gate, raced through by real vCPU threads over the public frontend library: I2 and I3.
 //!
-//! Round by round one VM is paused and restored. The threads stage their registers, say
-//! RESTORE_DONE and ask WAIT_RUN in random order; in half of the rounds one of them holds its
-//! RESTORE_DONE back until all the others wait. Then, in every round:
+//! Each round pauses and restores one VM. The threads stage their registers, say RESTORE_DONE and
+//! ask WAIT_RUN in random order; in half of the rounds one of them delays its RESTORE_DONE until
+//! all others wait. In every round:
 //!
 //! - no WAIT_RUN was answered before the last RESTORE_DONE was sent;
-//! - all who were at the gate got one and the same `run`, all others its offsets;
-//! - the count is the largest that any vCPU brought, and no vCPU ever reads a smaller one than
-//!   any had read before, in this round or in one long past.
+//! - all vCPUs that were at the gate got the same `run`, all others its offsets;
+//! - the count is the largest that any vCPU brought, and no vCPU ever reads a smaller count than
+//!   some vCPU had read before, in this round or an earlier one.
 //!
-//! A failure names its seed. `VUT_SEED=<seed> cargo test --test gate` races in that order again.
+//! A failure names its seed. `VUT_SEED=<seed> cargo test --test process gate` repeats that order.
 
 use std::num::NonZeroU64;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -24,7 +24,7 @@ use vhost_user_timer_kit::race::{Asking, Race, RaceError, Release};
 use vhost_user_timer_kit::watch::{HOST_FREQUENCY, Watch};
 use vhost_user_timer_protocol::{Abi, Register};
 
-/// A round that takes longer hangs.
+/// A round that takes longer is a hang.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// How often each vCPU reads the count after each round.
@@ -41,7 +41,7 @@ struct Job {
     seed: u64,
 }
 
-/// What became of it.
+/// How the round ended for it.
 struct Outcome {
     crossed: Result<Release, RaceError>,
     backwards: u32,
@@ -99,7 +99,7 @@ fn race(vcpus: u32, rounds: u32, request_queues: u16, queue_size: u16) {
             Some(format!("round {round}: {failed}"))
         });
         if failure.is_some() {
-            // Some threads may be at a gate that will not open.
+            // Some threads may wait at a gate that will never open.
             frontend.shutdown_handle().shut_down();
         }
         failure
@@ -141,7 +141,7 @@ fn live(
     }
 }
 
-/// The VMM, which plays round after round.
+/// The VMM, which runs the rounds.
 struct Rounds<'a> {
     frontend: &'a Frontend,
     jobs: Vec<Sender<Job>>,
@@ -199,8 +199,8 @@ impl Rounds<'_> {
         check_agreement(&releases, largest)
     }
 
-    /// Lets most vCPUs bring a count from a little before the pause, as KVM's would be that
-    /// were read one after the other. Returns the largest, which is that of the pause.
+    /// Lets most vCPUs bring a count from a little before the pause, like counts that were read
+    /// from KVM one after the other. Returns the largest, the count of the pause.
     fn skew(&mut self, saved: &mut [SavedVcpu]) -> u64 {
         let largest = saved[0].get(Register::TimerCnt).expect("a saved count");
         let latest = self.rng.usize(..saved.len());

@@ -38,7 +38,7 @@ fn binding() -> Rig {
     Rig::watch(BackendProcess::launch_binding::<&str>(&[]).unwrap())
 }
 
-/// A program that must end with 1 and say why.
+/// Checks that the program exits with 1. Returns its message.
 #[track_caller]
 fn fails(args: &[&str], stdin: Stdio, why: &str) {
     let output = run_with(args, stdin);
@@ -162,7 +162,7 @@ fn a_signal_ends_it_with_a_frontend_connected_and_requests_held() {
             client.wait_run(1, vcpu);
         }
         client.settle();
-        // And another one waiting for its turn.
+        // And another one that waits for its turn.
         let _next = rig.stream();
         rig.backend.signal(signal);
         assert_eq!(rig.backend.wait(PATIENCE).code(), Some(0));
@@ -266,8 +266,8 @@ fn a_connected_descriptor_whose_peer_is_gone_already_is_a_quiet_end() {
     assert_eq!(rig.backend.wait(PATIENCE).code(), Some(0));
 }
 
-/// Everything to set a connection up in one go, without waiting for any answer: messages with
-/// and without descriptors right behind each other, as QEMU sends them.
+/// All messages that set a connection up, without waiting for answers: those with and without
+/// descriptors directly after each other, as QEMU sends them.
 fn pipelined(stream: UnixStream) {
     let mut control = Control::over(stream);
     let mut memory = Memory::new();
@@ -359,7 +359,7 @@ fn a_socket_at_which_another_process_listens_is_refused_and_left_alone() {
     let path = rig.backend.socket_path().to_str().unwrap();
     let option = format!("--socket-path={path}");
     fails(&[&option], Stdio::null(), "Another process listens");
-    // The other is still there, and with it what it serves.
+    // The other one still listens, and is served.
     let mut client = Client::connect(&rig);
     client.configure(1);
     fails(&[&option], Stdio::null(), "Another process listens");

@@ -1,5 +1,5 @@
-//! A worker that looks for requests before it sleeps: it answers as one that does not, leaves the
-//! ring to whoever comes next, ends at once, and at rest takes nothing of the machine.
+//! A worker that polls for requests before it sleeps answers like one that does not, leaves the
+//! ring to the next worker, ends at once, and uses no CPU at rest.
 
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use vhost_user_timer_protocol::{Abi, Register};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Not at all, as it is by default, and as long as can be.
+/// No polling, the default, and the most.
 const LONGEST: [&[&str]; 3] = [&["--poll-max-us=0"], &[], &["--poll-max-us=10000"]];
 
 fn cval() -> [u64; 1] {
@@ -34,7 +34,7 @@ fn ask_once(frontend: &Frontend) {
     queue.get_regs(0, &cval(), LIMIT).unwrap();
 }
 
-/// Requests of one who sleeps and of one who looks, one at a time and many.
+/// Requests of a driver that sleeps and of one that polls, one at a time and many.
 fn ask(frontend: &Frontend) {
     let queue = frontend.queue();
     for n in 0..300 {
@@ -89,7 +89,7 @@ fn at_rest_it_takes_no_cpu_and_is_not_woken() {
         let rig = Rig::launch_release(args);
         let frontend = configured(&rig);
         ask(&frontend);
-        // The last time that it looks it does so for as long as it may.
+        // The last poll lasts as long as it may.
         for _ in 0..20 {
             std::thread::sleep(Duration::from_millis(6));
             ask_once(&frontend);
@@ -166,14 +166,14 @@ fn the_memory_of_stopped_rings_may_go_at_once() {
         }
         driver.stop(0);
         driver.stop(1);
-        // Whoever touches it now dies.
+        // A process that touches it now dies.
         driver.memory.file().set_len(0).unwrap();
     }
     ask(&configured(&rig));
 }
 
-/// A frontend that is owed a kick's being wanted: who looks does not ask for any, and cannot once
-/// it is dead.
+/// A frontend whose kicks are suppressed: a worker that polls asks for none, and a dead one cannot
+/// ask any more.
 #[test]
 fn a_driver_that_only_kicks_when_it_is_asked_to_is_served_after_a_kill() {
     for event_idx in [false, true] {

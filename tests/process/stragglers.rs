@@ -1,5 +1,5 @@
-//! vCPUs that come late to a restore, or not at all: who is missing is named, nobody runs early,
-//! and the VMM can wait on, give up, or begin again.
+//! vCPUs that come late to a restore, or never: the missing ones are named, none runs early, and
+//! the VMM can keep waiting, give up, or begin again.
 
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -13,13 +13,13 @@ use vhost_user_timer_kit::watch::HOST_FREQUENCY;
 use vhost_user_timer_protocol::wire::ctl;
 use vhost_user_timer_protocol::{Abi, IndexRanges, Phase, Register, Status};
 
-/// Something that takes longer hangs.
+/// A wait that takes longer is a hang.
 const LIMIT: Duration = Duration::from_secs(30);
 
 const VCPUS: u32 = 64;
 const MISSING: [u32; 3] = [7, 12, 13];
 
-/// How long a restore waits: longer than all requests of it take, however loaded the machine is.
+/// The restore's time-out: longer than all its requests take on a loaded machine.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 const SECOND: u64 = HOST_FREQUENCY;
@@ -72,7 +72,7 @@ impl Served {
         waits
     }
 
-    /// The log, once what was answered is in it.
+    /// The log, once it contains what was answered.
     fn log(&self) -> String {
         self.phase();
         self.backend.log()
@@ -169,7 +169,7 @@ fn a_restore_can_begin_again_and_keeps_nothing_of_the_one_before() {
     let info = queue.info(LIMIT).unwrap();
     assert_eq!((info.epoch, info.restored), (3, 0));
 
-    // A straggler of the former restore is told that it is over.
+    // A straggler of the previous restore learns that it is over.
     let late = Operation::restore_done(7).in_epoch(2);
     let stale = queue.perform(&late, LIMIT).unwrap_err();
     assert_eq!(stale.status(), Some(Status::Stale));

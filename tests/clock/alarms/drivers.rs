@@ -19,7 +19,7 @@ fn an_alarm_that_falls_due_while_the_rings_are_stopped_is_told_when_they_start()
         for (queue, base) in bases {
             guest.driver.start_at(queue, base);
         }
-        // And nobody kicks: a guest that sleeps until its alarm has no reason to.
+        // Nobody kicks either: a guest that sleeps until its alarm has no reason to.
         told_once(&mut guest, UTC);
     }
 }
@@ -40,7 +40,7 @@ fn an_alarm_that_was_told_is_not_told_again_when_the_rings_go_on() {
     assert_eq!(guest.read_alarm(UTC), Ok((1, true)));
 }
 
-/// RESET_DEVICE, and the device set up anew on the same connection.
+/// RESET_DEVICE, and the device set up again on the same connection.
 fn reset(guest: &mut ClockDriver, features: u64) {
     guest.driver.control.reset_device().expect("RESET_DEVICE");
     let setup = Setup {
@@ -88,7 +88,7 @@ fn an_alarm_that_falls_due_between_connections_is_told_on_the_next() {
     let mut guest = listening(&rig);
     let time = host::boottime() + SOON;
     guest.set_alarm(MONOTONIC, time, true);
-    // The guest lives on, and then another begins.
+    // The same guest first, then a new one.
     let mut guest = guest.moved_to(rig.clock_stream(), |_| {
         host::wait_until(MONOTONIC, time + MS);
     });
@@ -113,7 +113,7 @@ fn a_new_driver_is_told_once_of_a_kept_alarm_though_its_alarmq_is_served_first()
     for _ in 0..2 {
         guest.driver.add(ALARMQ, &[], 16, &Layout::plain());
     }
-    // The requestq is where it begins, and all but started, when the alarmq is.
+    // The requestq has its start index but is not started when the alarmq is.
     let index = usize::from(REQUESTQ);
     guest.driver.control.set_vring_base(index, 0).expect("BASE");
     guest.driver.start_at(ALARMQ, 0);

@@ -19,7 +19,7 @@ use vhost_user_timer_kit::raw_driver::{
     Cut, Driver, Layout, POISON, Rig, Setup, load, save, start_save,
 };
 
-/// Soon enough to wait for, and long enough to do something before on most machines.
+/// Short enough to wait for, long enough to do something before it on most machines.
 const SOON: u64 = 60 * MS;
 const HOUR: u64 = 3_600 * SECOND;
 
@@ -40,7 +40,7 @@ fn post(guest: &mut ClockDriver) {
     }
 }
 
-/// The next notification is of this clock, and there is no other.
+/// Checks that the next notification is of this clock, and that there is no other.
 #[track_caller]
 fn told_once(guest: &mut ClockDriver, clock: u16) {
     assert_eq!(guest.notified(), clock);

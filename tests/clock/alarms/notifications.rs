@@ -28,7 +28,7 @@ fn an_alarm_to_come_is_told_once_and_not_before_its_time() {
     for clock in host::ids() {
         let time = host::clock(clock) + SOON;
         guest.set_alarm(clock, time, true);
-        // Nobody asks meanwhile: it is the timerfd that tells of it.
+        // No request comes meanwhile: only the timerfd can wake the backend.
         assert_eq!(guest.notified(), clock);
         assert!(host::clock(clock) >= time, "clock {clock}");
         assert!(guest.read(clock) >= time, "clock {clock}");
@@ -80,7 +80,7 @@ fn an_alarm_that_is_disabled_before_its_time_is_never_told() {
             let time = host::clock(clock) + span;
             guest.set_alarm(clock, time, true);
             guest.set_alarm_enabled(clock, false);
-            // It is of no use where this thread was not run for so long.
+            // Proves nothing if this thread was off the CPU for that long.
             if host::clock(clock) < time {
                 break time;
             }

@@ -67,7 +67,7 @@ fn monotonic_never_goes_back_on_a_long_journey() {
     }
 }
 
-/// What of a device must not change by itself.
+/// The part of a device that must not change by itself.
 fn alarms(guest: &mut ClockDriver) -> Vec<Result<(u64, bool), u8>> {
     (0..4).map(|clock| guest.read_alarm(clock)).collect()
 }
@@ -83,7 +83,7 @@ fn a_source_goes_on_as_if_nothing_had_happened() {
     let before = alarms(&mut guest);
     let last = guest.read(MONOTONIC);
     assert!(!save(&guest.driver.control).is_empty());
-    // One that nobody reads, and one in its place.
+    // One that nobody reads, and another that replaces it.
     drop(start_save(&guest.driver.control));
     let mut reader = start_save(&guest.driver.control);
     reader.read_exact(&mut [0; 4]).unwrap();

@@ -10,7 +10,7 @@ fn bits(mask: u64) -> BTreeSet<u32> {
 fn the_features_are_exactly_those_of_a_clock() {
     let rig = both();
     let mut control = Control::over(rig.clock_stream());
-    // Unfiltered by a library.
+    // Not filtered by a library.
     let mut ask = |code| {
         control.message(code, false, &[], &[]).unwrap();
         let (answered, body) = control.reply().unwrap();
@@ -47,8 +47,8 @@ fn the_timer_devices_operations_are_nothing_to_it() {
                     assert_eq!(code, rtc_status::EOPNOTSUPP, "{op:#x}");
                     assert_eq!(used.len, 8);
                 } else if vcpu != 0 {
-                    // By chance its code is one of the clock's; then a vCPU is what is reserved
-                    // there.
+                    // Its code happens to be one of the clock's, where the vCPU lies in a
+                    // reserved field.
                     let refused = [rtc_status::EINVAL, rtc_status::ENODEV];
                     assert!(refused.contains(&code), "{op:#x}: {code}");
                 }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A VMM that makes requests all the time, and sees that its VM is as it left it.
+/// A VMM that sends requests all the time, and checks that its VM is as it left it.
 struct Vmm {
     over: Arc<AtomicBool>,
     rounds: Arc<AtomicU64>,
@@ -30,7 +30,7 @@ impl Vmm {
         }
     }
 
-    /// All was as it should be, and still is.
+    /// Checks that all was as it must be, and still is.
     #[track_caller]
     fn undisturbed(self) {
         let rounds = || self.rounds.load(Ordering::Relaxed);
@@ -52,7 +52,7 @@ fn guest_with(rig: &Rig, size: u16) -> ClockDriver {
     ClockDriver::connect_with(rig, setup)
 }
 
-/// Does this to a ring of a guest that has an alarm to be told, and sees that the process goes on.
+/// Calls `act` on a ring of a guest that has an alarm due, and checks that the process goes on.
 #[track_caller]
 fn attack(rig: &Rig, what: &str, queue: u16, act: impl Fn(&mut Memory, &mut Ring)) {
     let mut guest = guest_with(rig, 16);
@@ -66,7 +66,7 @@ fn attack(rig: &Rig, what: &str, queue: u16, act: impl Fn(&mut Memory, &mut Ring
         // The other queue is served.
         guest.settle();
     }
-    // And this one, when it is started anew.
+    // And this one, when it is started again.
     guest.driver.stop(queue);
     guest.driver.start(queue);
     guest.reads_the_hosts(UTC);
@@ -223,7 +223,7 @@ fn a_storm_of_kicks_disturbs_nobody() {
     vmm.undisturbed();
 }
 
-/// A requestq whose available index runs away from whoever serves it.
+/// A requestq whose available index runs away from the backend.
 fn endless(mut guest: ClockDriver, over: &Arc<AtomicBool>) -> JoinHandle<()> {
     let over = Arc::clone(over);
     let Driver { memory, rings, .. } = &mut guest.driver;

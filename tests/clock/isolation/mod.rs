@@ -35,7 +35,7 @@ fn both() -> Rig {
     Rig::launch_devices(Devices::TimerAndClock, &[])
 }
 
-/// What of a VM must not change.
+/// The part of a VM that must not change.
 fn at_rest(timer: &mut Client) -> (Info, VmState) {
     (timer.info().at_rest(), timer.state().at_rest(false))
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A backend on a pair's end for each device that has one, or on a listening socket.
+/// A backend with a connected or a listening socket for each of its devices.
 struct OnSockets {
     rig: Rig,
     timer: Option<UnixStream>,
@@ -10,7 +10,7 @@ struct OnSockets {
     folder: TempDir,
 }
 
-/// What a device is served on.
+/// The kind of socket that a device is served on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Connected,

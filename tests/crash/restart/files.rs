@@ -1,4 +1,4 @@
-//! The state file itself: who may have it, and what is no state file.
+//! The state file itself: who may use it, and which files are refused.
 
 use super::*;
 
@@ -31,7 +31,7 @@ fn a_vm_of_another_boot_is_begun_anew_with_a_warning() {
     assert_eq!(served.info().phase, Phase::New);
     let log = served.backend.log();
     assert!(log.contains(": the host was rebooted since"), "{log}");
-    // From now on it is of this boot.
+    // From now on it belongs to this boot.
     served.configure(1);
     served.end(End::Killed);
     assert_eq!(life.serve().info().vcpus, 1);

@@ -20,7 +20,7 @@ use vhost_user_timer_kit::watch::{HOST_FREQUENCY, host_count};
 use vhost_user_timer_protocol::wire::ctl;
 use vhost_user_timer_protocol::{Abi, Phase, Register, Status};
 
-/// Something that takes longer hangs.
+/// A wait that takes longer is a hang.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Where the boot id begins in a state file, and the VM's record in its second slot.
@@ -30,7 +30,7 @@ const VM_RECORD: usize = 128 + 256 + 16;
 /// A VM that outlives its backends.
 struct Life {
     folder: TempDir,
-    /// Options besides that of the state file.
+    /// Options besides --state-file.
     args: Vec<String>,
 }
 
@@ -74,7 +74,7 @@ impl Life {
         Served { backend, frontend }
     }
 
-    /// A backend with these options does not come up. Returns what it says of it.
+    /// Checks that a backend with these options does not start. Returns its message.
     fn refused(&self, args: &[&str]) -> String {
         let before = std::fs::read(self.file()).unwrap();
         let mut backend = self.launch(args);
@@ -153,7 +153,7 @@ fn row(vcpu: u32, count: u64) -> SavedVcpu {
     row
 }
 
-/// Only a timer's assertions; the VM's phase may change meanwhile.
+/// The next TIMER_ASSERTED. The VM's phase may change meanwhile.
 fn next_assertion(events: &mut EventStream) -> (u32, Timer, u64, u64) {
     let deadline = Instant::now() + LIMIT;
     loop {

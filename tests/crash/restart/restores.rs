@@ -25,7 +25,7 @@ fn a_restore_goes_on_and_the_gate_opens_at_the_last_vcpu() {
             (info.phase, info.epoch, info.restored),
             (Phase::Restoring, 2, 1)
         );
-        // A vCPU that is done stays done, and what another brought is there.
+        // A vCPU that is done stays done, and what another one staged is kept.
         let entry = RegValue::new(Register::TimerCval.id(Abi::Arm64), 1);
         let busy = queue.set_regs(0, &[entry], LIMIT).unwrap_err();
         assert_eq!(busy.status(), Some(Status::Busy));
@@ -88,7 +88,7 @@ fn a_restores_time_out_goes_on() {
 
         let mut served = life.serve();
         if dead_until_it_passed {
-            // Whether or not anybody waits, the log says it.
+            // The log says it whether or not anybody waits.
             let deadline = Instant::now() + LIMIT;
             while !served.backend.log().contains("timed out") && Instant::now() < deadline {
                 served.info();
@@ -114,7 +114,7 @@ fn a_time_out_that_has_passed_does_not_pass_again() {
     served.configure(1);
     let options = autorun().timeout(Duration::from_nanos(1));
     served.begin_restore(options);
-    // By the next request it has passed.
+    // It has passed by the next request.
     served.info();
     served.end(End::Killed);
     let mut served = life.serve();

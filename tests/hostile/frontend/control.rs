@@ -20,7 +20,7 @@ fn thousands_of_malformed_messages_do_no_harm() {
     while messages < 6000 {
         let control = victim.control();
         if random.u8(0..4) != 0 {
-            // Further in: every feature there is.
+            // To get further in: every feature there is.
             let _ = control.message(SET_OWNER, false, &[], &[]);
             let _ = control.message(GET_FEATURES, false, &[], &[]);
             let all = u64::MAX.to_le_bytes();
@@ -32,7 +32,7 @@ fn thousands_of_malformed_messages_do_no_harm() {
             messages += 1;
             let mut code = random.u32(0..48);
             if code == RESET_DEVICE {
-                // Valid wherever it comes.
+                // Valid wherever it is sent.
                 code = SET_MEM_TABLE;
             }
             let body: Vec<u8> = match random.u8(0..4) {
@@ -99,7 +99,7 @@ fn a_frontend_that_says_nothing_or_reads_nothing_does_not_keep_the_next_one_out_
     let victim = Victim::launch();
     drop(victim.rig.stream());
     let control = victim.control();
-    // Until nothing more fits: it reads none of the answers.
+    // Until the socket is full: this frontend reads no answers.
     let stream = victim.rig.stream();
     stream.set_nonblocking(true).unwrap();
     let greedy = Control::over(stream);

@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// A connection whose queue 1 has these for kick and call and a request in it. Whatever comes
-/// of it, the backend comes to rest.
+/// A connection whose queue 1 has these kick and call descriptors and a request in it. Checks that
+/// the backend comes to rest, whatever it does.
 fn with_fds(victim: &Victim, kick: BorrowedFd<'_>, call: BorrowedFd<'_>) {
     let mut control = victim.negotiated();
     let mut memory = Memory::new();
@@ -86,7 +86,7 @@ fn fill(pipe: &mut std::io::PipeWriter) {
     fcntl_setfl(&*pipe, flags).unwrap();
 }
 
-/// Makes a ring's call descriptor one that blocks whoever writes to it.
+/// Replaces a ring's call descriptor by one that blocks the writer.
 fn clog(ring: &Ring) {
     let call = fd_of(ring.call());
     ring.call().write(u64::MAX - 1).unwrap();
@@ -154,7 +154,7 @@ fn a_kick_descriptor_that_was_replaced_does_not_make_it_spin() {
     let victim = Victim::launch();
     let driver = victim.driver();
     let other = Ring::new(1, 16, true);
-    // The old one is open here still, and so it is in the backend's epoll set.
+    // The old one is still open here, so it is still in the backend's epoll set.
     let _ = driver.control.set_vring_kick(1, other.kick_fd());
     driver.rings[1].kick_anyway();
     assert!(victim.rig.comes_to_rest());

@@ -1,4 +1,4 @@
-//! Many times over.
+//! The same many times over: nothing is left behind.
 
 use super::*;
 
@@ -79,7 +79,7 @@ fn starting_and_stopping_rings_under_a_storm_of_kicks_does_no_harm() {
 }
 
 /// A ring that is never empty: every chain in it is a request with effects, and its available
-/// index runs away from whoever serves it.
+/// index runs away from the backend.
 fn endless(mut driver: Driver, over: &Arc<AtomicBool>) -> std::thread::JoinHandle<()> {
     let over = Arc::clone(over);
     let mut heads = Vec::new();

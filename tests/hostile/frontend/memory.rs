@@ -21,7 +21,7 @@ fn memory_regions_that_make_no_sense_do_no_harm() {
         [u64::MAX - 0xfff, 0x1000, 0, 0],
     ];
     if release {
-        // `vhost-user-backend` adds these without looking, and a debug build panics.
+        // `vhost-user-backend` adds these unchecked; a debug build panics.
         regions.push([0, 0x1000, u64::MAX - 0xff, 0]);
         regions.push([0, 0x1000, u64::MAX, 0]);
     }
@@ -110,7 +110,7 @@ fn what_cannot_be_mapped_is_no_memory() {
 
 #[test]
 fn a_region_longer_than_its_file_is_refused_before_anything_touches_it() {
-    // What lies past the end of a file is SIGBUS to whoever reads it.
+    // Reading past the end of a file raises SIGBUS.
     let victim = Victim::launch();
     for (len, offset) in [
         (0, 0),
@@ -124,7 +124,7 @@ fn a_region_longer_than_its_file_is_refused_before_anything_touches_it() {
             let region = [1, REGION_GPA, REGION_SIZE, REGION_VA, offset];
             let refused = control.ask(code, &region, &[file.as_fd()]);
             assert!(!matches!(refused, Ok(0)), "{len:#x} bytes in the file");
-            // Whatever was said of it.
+            // Whatever the answer was.
             for place in [0, 0x2000, REGION_SIZE - 0x1_0000] {
                 let at = REGION_VA + place;
                 let _ = control.ask(SET_VRING_ADDR, &[1, at, at, at, 0], &[]);
@@ -153,7 +153,7 @@ fn memory_that_is_taken_away_under_a_running_ring_stops_the_ring() {
         ring.kick_anyway();
     }
     assert!(victim.rig.comes_to_rest());
-    // What the ring holds goes nowhere, and that is all.
+    // The answers of the ring are lost, and nothing else.
     for queue in 0..3 {
         driver.stop(queue);
     }

@@ -48,7 +48,7 @@ const ADD_MEM_REG: u32 = 37;
 
 const VIRTIO_FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28;
 
-/// A backend with a VM in it that nobody may change.
+/// A backend whose VM must not change.
 struct Victim {
     rig: Rig,
     info: Info,
@@ -64,7 +64,7 @@ impl Victim {
         client.set(0, &[(CTL, 1), (CVAL, 1 << 40), (CNT, 1 << 30)]);
         let (info, state) = (client.info().at_rest(), client.state().at_rest(false));
         drop(client);
-        // Warm: what is made once is made.
+        // Warmed up: what is made once is made now.
         for _ in 0..3 {
             Client::connect(&rig).info();
         }
@@ -87,12 +87,12 @@ impl Victim {
         Control::over(self.rig.stream())
     }
 
-    /// A connection on which features are negotiated and nothing else.
+    /// A connection on which only features are negotiated.
     fn negotiated(&self) -> Control {
         Control::negotiated(self.rig.stream(), VIRTIO_FEATURES)
     }
 
-    /// The process lives and serves, and its VM is as it was.
+    /// Checks that the process lives and serves, and that its VM is as it was.
     #[track_caller]
     fn unharmed(&self) {
         let mut client = Client::connect(&self.rig);
@@ -120,7 +120,7 @@ fn words(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-/// A queue of the connection works as it should.
+/// Checks that a queue of the connection works.
 #[track_caller]
 fn still_serves(driver: &mut Driver, queue: u16) {
     let info = request(op::GET_INFO, VM, 0, &[]);

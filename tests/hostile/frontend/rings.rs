@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Does this to queue 1 and sees that the rest of the connection, and everything else, goes on.
+/// Calls `act` on queue 1 and checks that the rest of the connection, and everything else, goes on.
 #[track_caller]
 fn attack(victim: &Victim, what: &str, act: impl FnOnce(&mut Memory, &mut Ring)) {
     let mut driver = victim.driver();
@@ -11,16 +11,16 @@ fn attack(victim: &Victim, what: &str, act: impl FnOnce(&mut Memory, &mut Ring))
     driver.rings[1].kick_anyway();
     assert!(victim.rig.comes_to_rest(), "{what}: it spins");
     still_serves(&mut driver, 2);
-    // Kicked again and again, it is no different.
+    // More kicks change nothing.
     driver.rings[1].kick_anyway();
     still_serves(&mut driver, 2);
-    // And the queue itself can be started anew.
+    // And the queue itself can be started again.
     driver.stop(1);
     driver.start(1);
     still_serves(&mut driver, 1);
 }
 
-/// A buffer with RESUME in it, which must not take place.
+/// A buffer with a RESUME in it that must not be carried out.
 fn resume(memory: &mut Memory) -> u64 {
     let at = memory.allocate(64);
     memory.write(at, &request(op::RESUME, VM, 0, &[]));
@@ -91,7 +91,7 @@ fn buffers_outside_the_shared_memory_are_neither_read_nor_written() {
                 &format!("{len} from {address:#x}"),
                 |memory, ring| {
                     let at = resume(memory);
-                    // Read from there; and write there.
+                    // Read from there, and write there.
                     ring.set_descriptor(memory, 0, descriptor(address, len, NEXT, 1));
                     ring.set_descriptor(memory, 1, descriptor(at, 64, WRITE, 0));
                     ring.set_descriptor(memory, 2, descriptor(at, 16, NEXT, 3));
@@ -229,7 +229,7 @@ fn hostile_buffers_on_the_event_queue_come_to_rest() {
         ring.kick_anyway();
         assert!(victim.rig.comes_to_rest());
         still_serves(&mut driver, 2);
-        // As it was: paused, at the count from before.
+        // As before: paused, at the same count.
         let pause = request(op::PAUSE, VM, 0, &pause_body(0));
         driver.call(1, &pause, 56, &Layout::plain());
         let set = vhost_user_timer_kit::contract::regs_body(&[(CNT, 1 << 30)]);

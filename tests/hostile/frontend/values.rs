@@ -20,7 +20,7 @@ fn ring_sizes_that_no_ring_has_do_no_harm() {
         let mut control = victim.negotiated();
         let _ = control.ask(SET_VRING_NUM, &[pair(1, num)], &[]);
     }
-    // Accepted or not, such a ring is not a way in.
+    // Accepted or not, such a ring gives no access.
     for num in [3u16, 1000] {
         let mut driver = victim.driver();
         driver.stop(1);

@@ -34,7 +34,7 @@ fn counts_lie_between_two_of_get_regs_in_every_phase() {
         queue.set_counter_offset(1, LIMIT).unwrap();
         agree();
         served.begin(None);
-        // What the vCPU brought is its own until the restore is over.
+        // What the vCPU staged is its own until the restore is over.
         let counts = clock.counts().unwrap();
         let vm = queue.get_vm(0, 1, LIMIT).unwrap();
         assert_eq!(
@@ -59,7 +59,7 @@ fn no_thread_sees_a_count_go_back_while_the_vm_is_paused_and_resumed() {
             scope.spawn(|| {
                 while !over.load(Ordering::Relaxed) {
                     let seen = [0, 1].map(|n| largest[n].load(Ordering::SeqCst));
-                    // A backend that has lost its CPU keeps the page open.
+                    // A backend that was preempted leaves the page's seq odd.
                     let Some(counts) = clock.counts() else {
                         continue;
                     };
@@ -199,11 +199,9 @@ fn the_page_goes_on_after_a_reset() {
     let queue = served.queue();
     queue.configure(1, Abi::Arm64, None, LIMIT).unwrap();
     let page = served.frontend.time_page();
-    // The library has asked for it before this: on whatever queue, it is done by now.
+    // The library has asked for it before, on some queue; it is done by now.
     for queue in served.frontend.queues() {
         queue.info(LIMIT).unwrap();
     }
     assert_eq!(page.read().unwrap().phase, Phase::Paused);
 }
-
-// The gate.

@@ -1,6 +1,6 @@
 //! The library's use of the time page: counts without a request, and the gate by the page.
 //!
-//! A failure names its seed. `VUT_SEED=<seed>` races in that order again.
+//! A failure names its seed. `VUT_SEED=<seed>` repeats that order.
 
 mod counts;
 mod outages;
@@ -28,10 +28,10 @@ use vhost_user_timer_kit::watch::{HOST_FREQUENCY, host_count};
 use vhost_user_timer_protocol::counter::Anchor;
 use vhost_user_timer_protocol::{Abi, Phase, Register, Status};
 
-/// Something that takes longer hangs.
+/// A wait that takes longer is a hang.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Of backends that are killed.
+/// Options of backends that are killed.
 const QUEUES: [&str; 1] = ["--request-queues=2"];
 
 struct Served {
@@ -116,7 +116,7 @@ impl Served {
 /// vCPU threads that wait by the page.
 struct Waiters {
     gotten: Receiver<(u32, Result<Offsets, Error>)>,
-    /// Their thread ids, once they are about to.
+    /// Their thread ids, once they are about to wait.
     threads: Mutex<Vec<i32>>,
     count: usize,
 }
@@ -161,7 +161,7 @@ impl Waiters {
         assert!(got.is_err(), "{got:?}");
     }
 
-    /// Returns once all of them sleep, and so have looked and wait.
+    /// Returns once all of them sleep: they have read the page and wait.
     fn come_to_rest(&self) {
         let deadline = Instant::now() + LIMIT;
         let mut last = None;
@@ -195,9 +195,8 @@ impl Waiters {
     }
 }
 
-/// How often this thread of ours was switched from, where it sleeps: where that is the same for all
-/// of some threads at two looks, they all slept at once in between, and none holds what another one
-/// waits for.
+/// How often this thread was switched from, if it sleeps. If two readings of all threads are equal,
+/// all slept at one time in between, so none holds what another waits for.
 fn asleep(thread: i32) -> Option<String> {
     let status = std::fs::read_to_string(format!("/proc/self/task/{thread}/status")).ok()?;
     let line = |name: &str| status.lines().find(|line| line.starts_with(name));
@@ -214,5 +213,3 @@ fn bring(queue: &RequestQueue, vcpu: u32, count: u64) {
     .map(|(register, value)| RegValue::new(register.id(Abi::Arm64), value));
     queue.set_regs(vcpu, &values, LIMIT).unwrap();
 }
-
-// Counts.

@@ -32,7 +32,7 @@ fn who_waits_when_the_backend_is_killed_goes_once_with_the_offsets_of_the_next()
         });
         queue.pause(LIMIT).unwrap();
     }
-    // An abort that comes before the outage, and one that falls into it.
+    // An abort before the outage, and one during it.
     for killed_first in [false, true] {
         served.begin(None);
         let Served { backend, frontend } = &mut served;
@@ -63,7 +63,7 @@ fn a_page_of_before_the_outage_lets_nobody_run_after_it() {
             .backend
             .relaunch_with_state(&program, &QUEUES)
             .unwrap();
-        // The page may not have been written anew; but it does not say RUNNING any more.
+        // The page may not have been written again, but it no longer says RUNNING.
         let queue = &served.frontend.queues()[1];
         queue.pause(LIMIT).unwrap();
         let got = queue.wait_run_by_page(0, Duration::ZERO);

@@ -59,7 +59,7 @@ fn a_new_restore_is_estale_an_abort_ecanceled_and_a_time_out_etimedout_for_all_w
                 waiters.come_to_rest();
             }
             served.begin(None);
-            // Whoever had not looked waits in the new restore, and goes with that.
+            // A thread that had not read the page yet waits in the new restore, and runs with it.
             let early = waiters.refused(if round % 2 == 0 { 4 } else { 0 });
             assert!(early.iter().all(|status| *status == Status::Stale));
             if round % 2 == 1 {
@@ -93,7 +93,7 @@ fn a_new_restore_is_estale_an_abort_ecanceled_and_a_time_out_etimedout_for_all_w
         waiters.come_to_rest();
         assert_eq!(waiters.refused(4), [Status::TimedOut; 4]);
     });
-    // Whoever comes later waits on.
+    // A later wait goes on.
     served.waiting(4, Deadline::from(LIMIT), |waiters| {
         waiters.come_to_rest();
         for vcpu in 0..4 {
@@ -129,7 +129,7 @@ fn whoever_leads_may_leave_and_another_one_leads() {
     for turn in 0..100 {
         served.begin(None);
         scope(|scope| {
-            // It comes first, mostly, and leads; and goes after the others have come, mostly.
+            // It mostly comes first and leads, and mostly leaves after the others have come.
             let leader = scope.spawn(|| {
                 let short = Duration::from_micros(turn * 20);
                 queue.wait_run_by_page(3, short)

@@ -1,4 +1,4 @@
-//! The device past a crash of its process, and on another host.
+//! The device after a crash of its process, and on another host.
 
 use zerocopy::{FromBytes, IntoBytes};
 

@@ -1,4 +1,4 @@
-//! Random bytes, and random lives that a naive model tells alike.
+//! Random bytes, and random lives compared with a naive model.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use super::rig::{CLOCKS, MONOTONIC, Rig, START, TAI, UTC, every_message};
 use crate::rtc::wire::{self, Status};
 use crate::rtc::{Counter, Effects, HostClock, Needs, Request, Rtc, RtcRecord, Sample, Sampled};
 
-/// Bytes that are a request more often than not, or nearly one.
+/// Bytes that are mostly a request, or nearly one.
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
     let request = (0usize..8).prop_map(|which| every_message()[which].0.clone());
     let spoilt = (request, vec((0usize..24, any::<u8>()), 0..3), 0usize..40);
@@ -120,9 +120,9 @@ proptest! {
 #[derive(Clone, Debug)]
 enum Step {
     Pass(u64),
-    /// The wall clock is set by so much.
+    /// The wall clock is stepped by this much.
     Set(i64),
-    /// MONOTONIC is sampled by so much too early.
+    /// MONOTONIC is sampled too early by this much.
     Stale(u64),
     Tai(bool),
     SetAlarm(u16, i64, bool),
@@ -160,14 +160,14 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The specification's words for one alarm, and nothing else.
+/// One alarm, as the specification's text describes it.
 #[derive(Clone, Debug, Default)]
 struct Naive {
     time: u64,
     enabled: bool,
-    /// What the clock read last, where it was read since the alarm was set.
+    /// The clock's last reading since the alarm was set.
     last: Option<u64>,
-    /// Expiries that the driver is to hear of.
+    /// Expiries that must still be reported.
     untold: u32,
 }
 
@@ -183,7 +183,7 @@ impl Naive {
         self.last = Some(reading);
     }
 
-    /// Set, enabled, disabled, or kept over a reset: past is an expiry.
+    /// Set, enabled, disabled, or kept over a reset: an alarm in the past expires.
     fn arm(&mut self, reading: Option<u64>) {
         self.untold = 0;
         self.last = None;
@@ -194,12 +194,12 @@ impl Naive {
 struct Life {
     rig: Rig,
     naive: BTreeMap<u16, Naive>,
-    /// TAI less UTC, for when it is known.
+    /// TAI minus UTC, when it is known.
     tai: u64,
-    /// The readings and counts that the driver got last.
+    /// The last readings and counts that the driver got.
     monotonic: u64,
     count: Option<u64>,
-    /// The alarm time of which the driver was told, while the clock did not step.
+    /// The time of the alarm that was reported, until the clock steps.
     told: BTreeMap<u16, u64>,
 }
 

@@ -66,7 +66,7 @@ fn a_reading_is_nothing_that_a_state_file_needs() {
     let mut rig = Rig::new();
     rig.read(MONOTONIC);
     assert!(!rig.take_changed());
-    // Since on the same boot the clock cannot go back anyway.
+    // On the same boot the clock cannot decrease anyway.
     let offset = Rtc::new(&[ClockKind::Monotonic]);
     assert_eq!(offset.save(&START).monotonic_ns, START.monotonic_ns);
 }

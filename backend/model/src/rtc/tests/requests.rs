@@ -177,7 +177,7 @@ fn the_shell_samples_only_what_is_used() {
     let others = [Cross, Nothing, Nothing, Cross, Nothing, Time, Time];
     let [read, rest @ ..] = all(&rig);
     assert_eq!((read, rest), (Clock(HostClock::Realtime), others));
-    // An alarm of any clock is to be found expired by the time of this request.
+    // By this request, an alarm of any clock may have expired.
     rig.set_alarm(MONOTONIC, u64::MAX, true);
     let [read, rest @ ..] = all(&rig);
     assert_eq!((read, rest), (Time, others));

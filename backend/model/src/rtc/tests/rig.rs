@@ -1,4 +1,4 @@
-//! The bench: one device, clocks turned by hand, typed requests.
+//! One device, clocks turned by hand, typed requests.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -68,7 +68,7 @@ pub(super) fn set_alarm_enabled(clock: u16, flags: u8) -> Vec<u8> {
     request.as_bytes().to_vec()
 }
 
-/// Every message once, in its proper form, with the size of its response.
+/// Every message once, well-formed, with the size of its response.
 pub(super) fn every_message() -> [(Vec<u8>, usize); 8] {
     [
         (of_clock(wire::REQ_READ, UTC), 16),
@@ -174,7 +174,7 @@ impl Rig {
         let _: wire::RespHead = self.done(&set_alarm_enabled(clock, enabled.into()));
     }
 
-    /// Time goes on for all clocks alike.
+    /// Time passes equally for all clocks.
     pub(super) fn pass(&mut self, ns: u64) {
         self.now.utc_ns += ns;
         self.now.tai_ns = self.now.tai_ns.map(|tai| tai + ns);

@@ -1,12 +1,12 @@
 //! The order of checks: EPROTO, EOPNOTSUPP, EINVAL (reserved), ENXIO, ESTALE, EBUSY,
-//! EINVAL/ENOENT (values), E2BIG. Each test is wrong in two ways and is told of the first.
+//! EINVAL/ENOENT (values), E2BIG. Each request is wrong in two ways, and the first is answered.
 
 use vhost_user_timer_protocol::wire::{present, restore_flags};
 use vhost_user_timer_protocol::{Op, Phase, Register, Status, VM_WIDE};
 
 use super::rig::{Ask, PHASES, Rig, whole_vcpu};
 
-/// An id that no architecture has.
+/// A register id of no architecture.
 const NO_ID: u64 = 7;
 
 /// Every operation in every phase, on a VM of 2 vCPUs.
@@ -71,7 +71,7 @@ fn reserved_before_epoch_and_phase() {
         let ask = Ask { flags: 1, ..ask };
         assert_eq!(rig.refused(&ask.in_epoch(9)), (Status::Invalid, 0));
     }
-    // The reserved fields of bodies, in phases that take none of these.
+    // The reserved fields of bodies, in phases in which the operation is refused.
     let mut reserved = [
         (Phase::Paused, Ask::configure(7, 0, 0), 16 - 9),
         (Phase::Running, Ask::set_offset(0), 15),

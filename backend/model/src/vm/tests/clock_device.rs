@@ -37,7 +37,7 @@ fn an_open_restore_says_who_is_missing_and_how_long_it_has_left() {
     let open = rig.vm.open_restore(rig.now).unwrap();
     assert_eq!((open.overdue, open.missing), (false, 1));
     assert_eq!(open.ticks_left, Some(ticks_of_ns(600, HZ)));
-    // Whether the VM was told that the time has passed or not.
+    // Whether or not the VM was advanced to this time.
     rig.drift(HZ);
     for _ in 0..2 {
         let open = rig.vm.open_restore(rig.now).unwrap();

@@ -13,12 +13,12 @@ const DEF: u64 = u64::MAX / 2;
 const MS: u64 = HZ / 1_000;
 const TVAL_MAX: u64 = i32::MAX as u64;
 
-/// One timer of a VM that runs.
+/// One timer of a running VM.
 struct Bench {
     rig: Rig,
     clock: Timeline,
     was_high: bool,
-    /// How often it was told to have fired: by an event, or by the answer to a write.
+    /// How often its rise was reported, by an event or by the answer to a write.
     fires: u32,
 }
 
@@ -150,7 +150,7 @@ fn past_wrap_a_distance_back_over_zero_is_far_ahead() {
         bench.pass(100 * MS);
         assert_eq!(bench.fires, 0);
     }
-    // To zero exactly it does not wrap.
+    // A count that reaches exactly zero has not passed it.
     for mut bench in Bench::everywhere(10 * MS) {
         bench.arm_tval(-(10 * MS as i32));
         assert_eq!(bench.fires, 1);

@@ -128,7 +128,7 @@ fn a_count_goes_on_from_what_was_written_once_the_vm_runs() {
             rig.pass(HZ);
             assert_eq!(rig.get(0, register), wrote, "exactly, while PAUSED");
             rig.resume();
-            // As long as it took KVM to read back.
+            // As much as passed before KVM read back.
             rig.pass(number(&value["advance"]));
             assert_eq!(rig.get(0, register), number(&value["read"]));
         }
@@ -261,7 +261,7 @@ fn of_skewed_counts_the_last_wins_in_kvm_and_the_largest_in_a_restore_here() {
         }
         assert_eq!(rig.virt(), largest);
     }
-    // Outside a restore a count is the VM's at once, so that there the last wins, for all.
+    // Outside a restore a written count is the VM's at once, so the last one wins.
     for writes in [&forwards, &backwards] {
         let mut rig = Rig::paused(4);
         for &(vcpu, count) in writes {

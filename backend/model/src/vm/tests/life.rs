@@ -1,4 +1,4 @@
-//! Lives a story: its steps become requests to a real VM, and witnesses look on.
+//! Runs a story: its steps become requests to a real VM, and a witness checks each.
 
 use proptest::test_runner::TestCaseError;
 use vhost_user_timer_protocol::request::{Body, Request};
@@ -36,7 +36,7 @@ impl Asked {
 pub(super) enum Seen<'a> {
     /// A request, and its answer unless it waits.
     Asked(&'a Asked, Option<&'a Reply>),
-    /// Time passed; the VM was told or will be with the next request.
+    /// Time passed. Whether the VM was advanced, or will be by the next request.
     Passed(u64, bool),
     /// The frontend took all events.
     Events(&'a [wire::Event]),
@@ -45,11 +45,11 @@ pub(super) enum Seen<'a> {
     Reset,
     /// After an anchor the host counter reads this.
     HostIs(u64),
-    /// What came of the above.
+    /// The effects of the above.
     Effects(&'a [Released], &'a [Notice]),
 }
 
-/// Someone who looks on, and says where something is wrong.
+/// Watches a life, and says what is wrong.
 pub(super) trait Witness {
     fn see(&mut self, rig: &mut Rig, seen: &Seen<'_>) -> Verdict;
 }
@@ -58,12 +58,12 @@ struct Life<'a, W> {
     rig: Rig,
     abi: Abi,
     vcpus: u32,
-    /// The count that was read last of each clock.
+    /// The last count that was read of each clock.
     last_read: [u64; 2],
     witness: &'a mut W,
 }
 
-/// Lives a story before a witness.
+/// Runs a story before a witness.
 pub(super) fn live(story: &Story, witness: &mut impl Witness) -> Verdict {
     let mut rig = Rig::with_profile(PROFILE);
     rig.now = Now {
@@ -109,7 +109,7 @@ impl<W: Witness> Life<'_, W> {
         }
     }
 
-    /// The values to write; of several for one register the last.
+    /// The values to write; the last one of several for one register.
     fn values(&self, writes: &[Write]) -> Vec<(Register, u64)> {
         let mut values: Vec<(Register, u64)> = Vec::new();
         for (register, value) in writes {

@@ -1,16 +1,16 @@
 //! Tests of the VM's time.
 //!
-//! [`rig`] is the bench: a VM and a host counter that a test turns by hand. Requests are
-//! [`Ask`](vhost_user_timer_reference::Ask)s, made from the protocol's own types. On it stand:
+//! [`rig`] holds a VM, and a host counter that a test turns by hand. Requests are
+//! [`Ask`](vhost_user_timer_reference::Ask)s, made from the protocol's own types.
 //!
 //! - `give_up`, `page`: what no frontend can see of a restore and of the time page;
 //! - `check_order`, `refusals`: which error comes first, and that none changes anything;
 //! - `conditions`: when a timer fires, as the kernel's arch_timer edge cases have it;
 //! - `kvm_vectors`: what KVM on arm64 was measured to do, and where this device differs;
 //! - `orders`: the order of writes never matters;
-//! - `properties`: random lives of a VM, drawn by [`steps`] and lived by [`life`]: what must hold
-//!   in every one of them, and that the VM answers what the naive
-//!   [`Reference`](vhost_user_timer_reference::Reference) answers, to the byte.
+//! - `properties`: random lives of a VM, drawn by [`steps`] and run by [`life`]: what must hold in
+//!   each of them, and that the VM's answers are to the byte those of the naive
+//!   [`Reference`](vhost_user_timer_reference::Reference).
 
 mod check_order;
 mod clock_device;

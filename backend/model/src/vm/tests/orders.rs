@@ -33,7 +33,7 @@ fn orders(writes: &[Write]) -> Vec<Vec<Write>> {
     all
 }
 
-/// Writes to vCPU 1 in every order, in one request and in many, and says what they all end in.
+/// Writes to vCPU 1 in every order, in one request and in many. Returns the state that all end in.
 fn end_of_all_orders(rig: &Rig, writes: &[Write]) -> Vm {
     let mut end = None;
     for order in orders(writes) {
@@ -73,7 +73,7 @@ fn all_orders_end_equal_in_paused_with_the_clocks_counting() {
     rig.pass(40);
     rig.pause_counting();
     end_of_all_orders(&rig, &WRITES);
-    // With counts that were told before, which move nothing.
+    // With counts that were reported before, which change nothing.
     let told = rig.get_all(1);
     rig.pass(HZ);
     let offset = rig.offset(Timeline::Virtual);

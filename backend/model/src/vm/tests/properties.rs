@@ -14,7 +14,7 @@ use super::rig::{Ask, Fired, PROFILE, Reply, Rig, START_REALTIME, fired_by, regi
 use super::steps::story;
 use crate::vm::{Notice, Released, Timeline, Token};
 
-/// How many steps a life has at most.
+/// The most steps of a life.
 const STEPS: usize = 60;
 
 fn config(cases: u32) -> ProptestConfig {
@@ -22,7 +22,7 @@ fn config(cases: u32) -> ProptestConfig {
     ProptestConfig {
         // PROPTEST_CASES asks for more.
         cases: cases.max(default.cases),
-        // A failure prints its story, and what it shows becomes a test of its own.
+        // A failure prints its story; make a named test of what it shows.
         failure_persistence: None,
         ..default
     }
@@ -121,7 +121,7 @@ proptest! {
 
 // What must always hold, seen from outside.
 
-/// What DESIGN.md demands of the clocks and of the gate.
+/// I1 to I3: the clocks and the gate.
 #[derive(Default)]
 struct Clocks {
     /// Offsets of the VM while it runs.
@@ -130,7 +130,7 @@ struct Clocks {
     was_restoring: bool,
     /// With ELAPSED: when the state was saved.
     saved_ns: Option<u64>,
-    /// What the vCPUs brought in the open restore, and who is done.
+    /// What the vCPUs brought to the open restore, and which are done.
     brought: Vec<Option<u64>>,
     done: Vec<bool>,
     pinned: bool,
@@ -170,7 +170,7 @@ fn counts_of(info: &wire::Info) -> [u64; 2] {
 }
 
 impl Clocks {
-    /// I2 and I3 of a restore: who has brought what.
+    /// I2 and I3 of a restore: which vCPU has brought what.
     fn follow_restore(&mut self, asked: &Asked, rig: &Rig, info: &wire::Info) -> Verdict {
         let vcpus = info.vcpus.get() as usize;
         match asked.body() {
@@ -231,7 +231,7 @@ impl Witness for Clocks {
             prop_assert_eq!(offsets, known);
         }
 
-        // I3: a count stands still or goes on with the host; only the VMM sets it.
+        // I3: a count is frozen or goes on with the host; only the VMM sets it.
         match *seen {
             Seen::Asked(asked, reply) => {
                 let done = reply.is_some_and(|reply| reply.status == Status::Ok);
@@ -254,7 +254,7 @@ impl Witness for Clocks {
             }
             Seen::Reset | Seen::HostIs(_) => {}
             Seen::Effects(released, _) => {
-                // I2: nobody is let run before everybody is done, and all alike.
+                // I2: no vCPU is released before all are done, and all get the same answer.
                 for released in released {
                     prop_assert!(!released.waiters.is_empty());
                     let ok = released.header.status.get() == 0;
@@ -283,15 +283,14 @@ impl Witness for Clocks {
     }
 }
 
-/// I7: while the VM runs the frontend hears of every line that is high, and of no other, and
-/// is not kept waiting.
+/// I7: in RUNNING every line that is high is reported, no other is, and none is late.
 #[derive(Default)]
 struct Lines {
-    /// The lines of which the frontend was told that they are high, and which stayed so.
+    /// The lines that were reported high and have stayed high.
     heard: Vec<Fired>,
 }
 
-/// The timers that are on and not masked, with count and compare value, as GET_VM tells them.
+/// The timers that are enabled and not masked, with count and compare value, by GET_VM.
 fn armed(rig: &Rig) -> Vec<(Fired, u64, u64)> {
     let mut rig = rig.clone();
     let vcpus = rig.info().vcpus.get();
@@ -311,7 +310,7 @@ fn armed(rig: &Rig) -> Vec<(Fired, u64, u64)> {
     armed
 }
 
-/// Ticks until a line rises by itself, at the latest after its count wrapped.
+/// Ticks until a line rises by itself, which may be after its count wraps.
 fn ticks_to_rise(count: u64, cval: u64) -> Option<u128> {
     match (count < cval, cval) {
         (true, _) => Some(u128::from(cval - count)),
@@ -340,7 +339,7 @@ impl Witness for Lines {
             .collect();
         let running = rig.vm.phase() == Phase::Running;
         if running && matches!(seen, Seen::Asked(..) | Seen::Passed(_, true)) {
-            // Whoever sleeps as long as the VM says oversleeps nothing, and does not spin.
+            // A backend that sleeps as long as the VM says misses nothing, and does not spin.
             let ticks = rig.vm.ticks_to_next(rig.now).unwrap();
             let rises = armed.iter().filter_map(|it| ticks_to_rise(it.1, it.2));
             prop_assert!(ticks > 0);
@@ -349,7 +348,7 @@ impl Witness for Lines {
         if !running || matches!(seen, Seen::Disconnect) {
             self.heard.clear();
         }
-        // What fell must be heard of anew; so must what may have fallen between two looks.
+        // A line that fell, or may have fallen between two looks, must be reported again.
         self.heard.retain(|line| high.contains(line));
         match seen {
             Seen::Asked(asked, Some(reply)) if reply.status == Status::Ok && running => {

@@ -1,4 +1,4 @@
-//! An operation that fails has changed nothing; and nothing that a peer can send does harm.
+//! A refused operation changes nothing, and no bytes that a peer can send do harm.
 
 use vhost_user_timer_protocol::wire::restore_flags;
 use vhost_user_timer_protocol::{Phase, Register, Status, VM_WIDE};
@@ -6,8 +6,8 @@ use vhost_user_timer_protocol::{Phase, Register, Status, VM_WIDE};
 use super::rig::{Ask, ON, PHASES, Rig, whole_vcpu};
 use crate::vm::Timeline;
 
-/// VMs of 2 vCPUs in every phase, with something to lose: armed timers, events untold,
-/// waiters, staged registers, a vCPU that is done.
+/// VMs of 2 vCPUs in every phase, with something to lose: armed timers, pending events, waiters,
+/// staged registers, a vCPU that is done.
 fn vms() -> Vec<Rig> {
     let mut paused = Rig::running(2);
     paused.arm(0, Timeline::Virtual, ON, 10);
@@ -42,7 +42,7 @@ fn vms() -> Vec<Rig> {
     ]
 }
 
-/// A request and all the ways to spoil it.
+/// A request, and all the ways to spoil it.
 fn spoilt(ask: &Ask) -> Vec<Ask> {
     let mut all = vec![ask.clone()];
     for room in [16, 17, 23, 55, 60, 100, 111] {
@@ -114,7 +114,7 @@ fn every_phase_is_among_the_vms_tried() {
 
 #[test]
 fn no_bytes_that_a_peer_can_send_do_harm() {
-    // xorshift64*; the bytes need not be good, only many and the same every time.
+    // xorshift64*: the bytes need not be good, only many and the same each time.
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     let mut random = move || {
         state ^= state >> 12;

@@ -1,4 +1,4 @@
-//! The bench: one VM, a host counter turned by hand, typed requests.
+//! One VM, a host counter turned by hand, typed requests.
 
 use vhost_user_timer_protocol::wire;
 use vhost_user_timer_protocol::{Phase, Register, Status};
@@ -13,7 +13,7 @@ pub(super) const HZ: u64 = 1_000_000_000;
 /// The host counter when a test begins.
 pub(super) const START: u64 = 5 * HZ;
 
-/// CLOCK_REALTIME when a test begins, ns. It is on as the host counter goes on.
+/// CLOCK_REALTIME when a test begins, ns. It advances with the host counter.
 pub(super) const START_REALTIME: u64 = 1_800_000_000 * HZ;
 
 pub(super) const PROFILE: Profile = Profile {
@@ -28,7 +28,7 @@ pub(super) const PHASES: [Phase; 4] = [Phase::New, Phase::Paused, Phase::Running
 /// A control register that lets the timer's line rise.
 pub(super) const ON: u64 = wire::ctl::ENABLE;
 
-/// An answer, taken apart.
+/// An answer, parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Reply {
     pub(super) status: Status,
@@ -53,7 +53,7 @@ impl Reply {
         (self.status, self.detail)
     }
 
-    /// The whole body, of a request that was done.
+    /// The whole body of the answer of a granted request.
     pub(super) fn read<T>(&self) -> T
     where
         T: FromBytes + KnownLayout + Immutable + Unaligned,
@@ -63,7 +63,7 @@ impl Reply {
     }
 }
 
-/// A timer that was told to have fired: vCPU and clock.
+/// A timer that was reported: vCPU and clock.
 pub(super) type Fired = (u32, Timeline);
 
 #[derive(Clone)]
@@ -128,13 +128,13 @@ impl Rig {
 
     // Time.
 
-    /// Time passes, unnoticed by the VM until its next call.
+    /// Time passes; the VM notices at its next call.
     pub(super) fn drift(&mut self, ticks: u64) {
         self.now.host = self.now.host.wrapping_add(ticks);
         self.now.realtime_ns = self.now.realtime_ns.wrapping_add(ticks);
     }
 
-    /// Time passes, and the VM is told.
+    /// Time passes, and the VM is advanced.
     pub(super) fn pass(&mut self, ticks: u64) {
         self.drift(ticks);
         self.vm.advance(self.now, &mut self.effects);
@@ -150,7 +150,7 @@ impl Rig {
         }
     }
 
-    /// Offers bytes as they are. `None` where the answer waits.
+    /// Sends bytes as they are. `None` if the answer waits.
     pub(super) fn offer_bytes(&mut self, bytes: &[u8], room: usize, queue: u16) -> Option<Reply> {
         let call = Incoming::parse(bytes, room, self.next_token(queue));
         match self.vm.handle(self.now, &call, &mut self.effects) {
@@ -197,7 +197,7 @@ impl Rig {
         token
     }
 
-    // What tests say most often.
+    // What tests use most often.
 
     /// The value that a vCPU's register reads, by GET_REGS.
     pub(super) fn get(&mut self, vcpu: u32, register: Register) -> u64 {
@@ -222,7 +222,7 @@ impl Rig {
         result.lines.get()
     }
 
-    /// The VM in brief. Unlike GET_REGS and GET_VM it tells no vCPU a count.
+    /// GET_INFO, which reports no vCPU a count, unlike GET_REGS and GET_VM.
     pub(super) fn info(&mut self) -> wire::Info {
         self.done(&Ask::get_info()).read()
     }
@@ -236,7 +236,7 @@ impl Rig {
         .get()
     }
 
-    /// A clock's count, without telling any vCPU.
+    /// A clock's count, without reporting it to any vCPU.
     pub(super) fn count(&mut self, clock: Timeline) -> u64 {
         self.now.host.wrapping_sub(self.offset(clock))
     }
@@ -261,7 +261,7 @@ impl Rig {
         self.done(&Ask::resume()).read()
     }
 
-    /// Brings what RESTORE_DONE needs of one vCPU.
+    /// Sets the registers that a vCPU needs for RESTORE_DONE.
     pub(super) fn bring(&mut self, vcpu: u32, count: u64) {
         let values = [
             (Register::TimerCtl, 0),
@@ -279,14 +279,14 @@ impl Rig {
         result.remaining.get()
     }
 
-    // What came of it.
+    // Effects.
 
     /// All events, as a frontend with plenty of buffers gets them.
     pub(super) fn events(&mut self) -> Vec<wire::Event> {
         std::iter::from_fn(|| self.vm.next_event(self.now)).collect()
     }
 
-    /// The timers of which events tell, sorted; other events are dropped.
+    /// The timers that events report, sorted; other events are dropped.
     pub(super) fn fired(&mut self) -> Vec<Fired> {
         let mut fired: Vec<_> = self.events().iter().filter_map(fired_by).collect();
         fired.sort_unstable();
@@ -314,7 +314,7 @@ pub(super) fn registers_of(clock: Timeline) -> [Register; 3] {
     }
 }
 
-/// The timer of which an event tells; `None` for another event.
+/// The timer that an event reports; `None` for another event.
 pub(super) fn fired_by(event: &wire::Event) -> Option<Fired> {
     let clock = match event.timer.get() {
         wire::TIMER_VIRTUAL => Timeline::Virtual,

@@ -12,13 +12,13 @@ use vhost_user_timer_protocol::{Abi, MAX_MESSAGE, Op, Register, VM_WIDE};
 use super::rig::{Ask, HZ, START_REALTIME};
 use crate::vm::Timeline;
 
-/// A value, before the life is lived.
+/// A value, before the life is run.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Value {
     This(u64),
-    /// So far from a clock's count.
+    /// This far from a clock's count.
     Near(Timeline, i64),
-    /// The count that was read last of this clock.
+    /// The last count that was read of this clock.
     LastRead(Timeline),
 }
 
@@ -28,11 +28,11 @@ pub(super) type Write = (Register, Value);
 /// What happens next.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
-    /// Time passes and the VM is told.
+    /// Time passes and the VM is advanced.
     Pass(u64),
-    /// Time passes and the VM will hear of it with the next request.
+    /// Time passes; the VM notices at the next request.
     Drift(u64),
-    /// Time passes up to when the VM wants to be called, or about then.
+    /// Time passes up to the VM's next deadline, or nearly.
     PassToNext(i64),
     /// The frontend takes all events.
     Events,
@@ -41,10 +41,10 @@ pub(super) enum Step {
     Reset,
     Ask {
         ask: Ask,
-        /// Added to the current epoch; none: 0 is sent.
+        /// Added to the current epoch; `None` sends 0.
         epoch: Option<i64>,
     },
-    /// A request of which a byte is another one than it should be, or which has another length.
+    /// A request with a wrong byte or a wrong length.
     Mangled {
         ask: Ask,
         mangling: Mangling,
@@ -60,7 +60,7 @@ pub(super) enum Step {
         ticks: u64,
         between: Between,
     },
-    /// Every vCPU brings what it must, and more, and is done.
+    /// Every vCPU sets what it must, and more, and is done.
     RestoreAll(Vec<[Value; 4]>),
     BeginHere {
         flags: u32,
@@ -82,11 +82,11 @@ pub(super) enum Between {
 /// What becomes of a request's bytes.
 #[derive(Clone, Debug)]
 pub(super) enum Mangling {
-    /// This byte, modulo their number, is changed by this.
+    /// The byte at this index (modulo the length) is XORed with this.
     Byte(usize, u8),
-    /// So many, modulo their number, are cut off.
+    /// This many bytes (modulo the length) are cut off.
     CutOff(usize),
-    /// These follow.
+    /// These bytes are appended.
     Followed(Vec<u8>),
 }
 
@@ -138,7 +138,7 @@ fn write() -> impl Strategy<Value = Write> {
     })
 }
 
-/// A timer switched on, most often so that it falls due soon.
+/// A timer enabled, mostly so that it falls due soon.
 fn arming() -> impl Strategy<Value = Vec<Write>> {
     (
         clock(),
@@ -171,7 +171,7 @@ fn ticks() -> impl Strategy<Value = u64> {
     ]
 }
 
-/// As many vCPUs as a VM may have here, and a few more.
+/// A vCPU of the VM, rarely one that it does not have.
 fn vcpu(vcpus: u32) -> impl Strategy<Value = u32> {
     prop_oneof![
         20 => 0..vcpus,
@@ -228,7 +228,7 @@ fn pause(keep_counting: bool) -> Ask {
     }
 }
 
-/// An entry of SET_VM that need not be right.
+/// An entry of SET_VM that may be wrong.
 fn wire_vcpu(vcpus: u32) -> impl Strategy<Value = wire::Vcpu> {
     let present = prop_oneof![6 => 0..64_u32, 1 => any::<u32>()];
     (vcpu(vcpus), present, any::<[u64; 6]>()).prop_map(|(vcpu, present, values)| wire::Vcpu {
@@ -264,7 +264,7 @@ fn mangled(vcpus: u32) -> impl Strategy<Value = Step> {
     (sent(vcpus), mangling).prop_map(|(ask, mangling)| Step::Mangled { ask, mangling })
 }
 
-/// A step that asks for this.
+/// A step that sends this request.
 fn of_vm(ask: Ask) -> Step {
     Step::Ask { ask, epoch: None }
 }
@@ -323,9 +323,9 @@ pub(super) struct Story {
 /// The host counter when a life begins.
 const HOSTS: [u64; 4] = [0, HZ, u64::MAX - 300, 0xf333_8991_2222_3333];
 
-/// A story of up to so many steps. It may end the VM's life and begin another.
+/// A story of up to `steps` steps. RESET_DEVICE in it starts the VM over.
 pub(super) fn story(steps: usize) -> impl Strategy<Value = Story> {
-    // Few vCPUs, so that they meet again and again.
+    // Few vCPUs, so that steps often hit the same one.
     let vcpus = prop_oneof![3 => 1..=2_u32, 1 => 3..=8_u32];
     let abi = prop_oneof![9 => Just(0), 1 => Just(1)];
     let runs = prop::bool::weighted(0.7);
