@@ -753,3 +753,55 @@ fn handles_can_be_used_from_other_threads() {
         .unwrap();
     assert_eq!(run.unwrap().cntvoff, run_of(4).cntvoff.get());
 }
+
+#[test]
+fn a_backend_that_changes_its_version_ends_the_queue() {
+    let pair = pair(
+        Fake::new(|request| {
+            let mut info = info();
+            info.version = 9.into();
+            match request[0] {
+                0x01 => Some(ok(info.as_bytes())),
+                _ => Some(echo(request)),
+            }
+        }),
+        Options::default(),
+    );
+    let queue = pair.frontend.queue();
+    queue.resume(LONG).unwrap();
+    let other = |error: Error| error.ends_queue() && matches!(error, Error::Version(9));
+    assert!(other(queue.info(LONG).unwrap_err()));
+    assert!(other(queue.resume(LONG).unwrap_err()));
+}
+
+#[test]
+fn a_restore_names_the_vcpus_that_were_configured_and_asks_only_where_that_is_not_known() {
+    use std::sync::{Arc, Mutex};
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let seen = log.clone();
+    let mut fake = Fake::new(move |request| {
+        seen.lock()
+            .unwrap()
+            .push((request[0], request.get(16).copied()));
+        Some(echo(request))
+    });
+    // A config space that does not have the VM yet.
+    fake.config.phase = Phase::New.code().into();
+    fake.config.vcpus = 0.into();
+    let pair = pair(fake, Options::default());
+    let queue = pair.frontend.queue();
+    let begin = || {
+        log.lock().unwrap().clear();
+        let epoch = queue
+            .restore_begin(RestoreOptions::default(), LONG)
+            .unwrap();
+        assert_eq!(epoch, 1);
+        std::mem::take(&mut *log.lock().unwrap())
+    };
+    // GET_INFO says 4096.
+    assert_eq!(begin(), [(0x01, None), (0x40, Some(0))]);
+    queue.configure(7, Abi::Arm64, None, LONG).unwrap();
+    assert_eq!(begin(), [(0x40, Some(7))]);
+    pair.frontend.reset_device().unwrap();
+    assert_eq!(begin(), [(0x01, None), (0x40, Some(0))]);
+}
