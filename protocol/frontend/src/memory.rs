@@ -93,6 +93,7 @@ impl SharedMemory {
     }
 
     /// Words that the backend may write at any time.
+    // Eight `get_atomic_ref`s instead make a reading of the time page 3 ns slower, of 51.
     #[expect(unsafe_code, reason = "vm-memory has no arrays of atomics")]
     pub(crate) fn words<const N: usize>(&self, offset: usize) -> &[AtomicU64; N] {
         let slice = self.slice(offset, size_of::<[AtomicU64; N]>());
