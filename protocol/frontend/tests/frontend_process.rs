@@ -1,6 +1,7 @@
 //! The frontend library against a backend in another process: what a kill does, and what is left
 //! behind.
 
+#[path = "library/fake/mod.rs"]
 mod fake;
 
 use std::path::Path;

@@ -1,14 +1,13 @@
 //! The restore object against a fake backend: what it asks for, in which order, and what becomes
 //! of the others when a vCPU fails.
 
-mod fake;
-
 use std::num::NonZeroU64;
 use std::thread;
 use std::time::Duration;
 
-use fake::model::{Lost, Rig, VCPUS};
-use fake::{run_of, saved_vcpu};
+use crate::fake;
+use crate::fake::model::{Lost, Rig, VCPUS};
+use crate::fake::{run_of, saved_vcpu};
 use vhost_user_timer_frontend::{
     Abi, Error, Frontend, InvalidArgument, Op, Options, Phase, Reconnect, Restore, RestoreOptions,
     Run, SavedVcpu, SavedVm, Status, VcpuRestore,

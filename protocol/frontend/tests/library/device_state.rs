@@ -1,7 +1,5 @@
 //! Saving and loading the device state by the frontend library.
 
-mod fake;
-
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -9,8 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use fake::model::Rig;
-use fake::{DeviceState, Fake, Pair, echo, pair};
+use crate::fake;
+use crate::fake::model::Rig;
+use crate::fake::{DeviceState, Fake, Pair, echo, pair};
 use vhost::vhost_user::VhostUserProtocolFeatures;
 use vhost_user_timer_frontend::{Deadline, Error, Options, Reconnect};
 use vhost_user_timer_protocol::Phase;

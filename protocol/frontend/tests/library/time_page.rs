@@ -1,13 +1,11 @@
 //! What the frontend library makes of a time page that says what a test says.
 
-mod fake;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::scope;
 use std::time::Duration;
 
-use fake::{Fake, Pair, answer, echo, info, ok, pair, run_of};
+use crate::fake::{Fake, Pair, answer, echo, info, ok, pair, run_of};
 use vhost_user_timer_frontend::{Error, HostClock, Offsets, Options};
 use vhost_user_timer_protocol::request::{Body, Request};
 use vhost_user_timer_protocol::wire::{self, page_flags};

@@ -1,7 +1,5 @@
 //! What the frontend library makes of a backend that goes and comes back.
 
-mod fake;
-
 use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
@@ -11,8 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::{ScopedJoinHandle, scope};
 use std::time::{Duration, Instant};
 
-use fake::model::{Lost, Rig, VCPUS};
-use fake::{Fake, answer, echo, run_of, saved_vcpu, socket_path};
+use crate::fake;
+use crate::fake::model::{Lost, Rig, VCPUS};
+use crate::fake::{Fake, answer, echo, run_of, saved_vcpu, socket_path};
 use vhost::vhost_user::VhostUserProtocolFeatures;
 use vhost_user_timer_frontend::{
     Connector, Deadline, Error, Event, Frontend, Operation, Options, Reconnect, RegValue,

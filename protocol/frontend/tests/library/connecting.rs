@@ -1,0 +1,148 @@
+//! Connecting: what a backend must offer, and what a handshake that fails looks like.
+
+use crate::LONG;
+use crate::fake;
+use crate::fake::Fake;
+use crate::fake::echo;
+use crate::fake::info;
+use crate::fake::ok;
+use crate::fake::socket_path;
+use crate::operations::echo_pair;
+use std::os::unix::net::UnixListener;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+use std::time::Instant;
+use vhost::vhost_user::VhostUserProtocolFeatures;
+use vhost_user_timer_frontend::Error;
+use vhost_user_timer_frontend::Frontend;
+use vhost_user_timer_frontend::Options;
+use vhost_user_timer_frontend::Phase;
+use vhost_user_timer_frontend::ShutdownHandle;
+use zerocopy::IntoBytes;
+
+#[test]
+fn a_backend_that_never_answers_the_handshake_is_an_error_in_time() {
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let options = Options::default().timeout(Duration::from_millis(50));
+    let started = Instant::now();
+    let error = Frontend::connect(ours, options).unwrap_err();
+    assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+    assert!(started.elapsed() < LONG);
+}
+
+#[test]
+fn a_backend_that_hangs_up_in_the_handshake_is_an_error_at_once() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    drop(theirs);
+    let error = Frontend::connect(ours, Options::default()).unwrap_err();
+    assert!(matches!(error, Error::Disconnected), "{error}");
+}
+
+#[test]
+fn the_shutdown_handle_ends_the_handshake() {
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let shutdown = ShutdownHandle::new().unwrap();
+    shutdown.shut_down();
+    let options = Options::default().timeout(LONG).shutdown(shutdown);
+    let error = Frontend::connect(ours, options).unwrap_err();
+    assert!(matches!(error, Error::ShutDown), "{error}");
+}
+
+#[test]
+fn connecting_to_a_listener_that_does_not_accept_ends_in_time() {
+    let path = socket_path();
+    let _listener = UnixListener::bind(&path).unwrap();
+    let options = Options::default().timeout(Duration::from_millis(50));
+    // Until the backlog is full it is the handshake that times out.
+    let mut waiting = Vec::new();
+    while let Ok(socket) = rustix_connect(&path) {
+        waiting.push(socket);
+    }
+    let error = Frontend::connect(&path, options.clone()).unwrap_err();
+    let _ = std::fs::remove_file(&path);
+    assert!(
+        matches!(error, Error::TimedOut { what: "connect" }),
+        "{error}"
+    );
+
+    let error = Frontend::connect(&path, options).unwrap_err();
+    assert!(matches!(error, Error::Connect { .. }), "{error}");
+}
+
+/// Connects without waiting for the backlog.
+fn rustix_connect(path: &std::path::Path) -> rustix::io::Result<std::os::fd::OwnedFd> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
+}
+
+#[test]
+fn the_config_space_is_the_info() {
+    let pair = echo_pair();
+    let config = pair.frontend.config().unwrap();
+    assert_eq!(config, pair.frontend.queue().info(LONG).unwrap());
+    assert_eq!((config.phase, config.max_vcpus), (Phase::Paused, 4096));
+}
+
+fn connect_error(fake: Fake, options: Options) -> Error {
+    let path = socket_path();
+    let _serving = fake::serve(fake.into(), &path);
+    let error = Frontend::connect(&path, options.clone()).unwrap_err();
+    let _ = std::fs::remove_file(&path);
+    error
+}
+
+#[test]
+fn a_backend_that_this_library_cannot_work_with_is_named_so() {
+    let fake = || Fake::new(|request| Some(echo(request)));
+    let mut newer = fake();
+    newer.config.version = 2.into();
+    let error = connect_error(newer, Options::default());
+    assert!(matches!(error, Error::Version(2)), "{error}");
+
+    // Without a config space it is GET_INFO that tells.
+    let mut newer = Fake::new(|_| {
+        let mut info = info();
+        info.version = 3.into();
+        Some(ok(info.as_bytes()))
+    });
+    newer.protocol_without = VhostUserProtocolFeatures::CONFIG;
+    let error = connect_error(newer, Options::default());
+    assert!(matches!(error, Error::Version(3)), "{error}");
+
+    let mut strange = fake();
+    strange.config.phase = 9.into();
+    let error = connect_error(strange, Options::default());
+    assert!(matches!(error, Error::Config { .. }), "{error}");
+
+    let mut legacy = fake();
+    legacy.without = 1 << 32;
+    let error = connect_error(legacy, Options::default());
+    assert_eq!(
+        error.to_string(),
+        "the backend does not offer VIRTIO_F_VERSION_1"
+    );
+
+    let error = connect_error(fake(), Options::default().request_queues(3));
+    assert!(matches!(error, Error::MissingFeature(_)), "{error}");
+}
+
+#[test]
+fn options_out_of_range_are_refused() {
+    let options = Options::default;
+    for bad in [
+        options().queue_size(2),
+        options().queue_size(2048),
+        options().queue_size(100),
+        options().event_buffers(1),
+        options().event_buffers(3),
+        options().request_queues(0),
+        options().request_queues(17),
+    ] {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let error = Frontend::connect(ours, bad.clone()).unwrap_err();
+        assert!(matches!(error, Error::InvalidArgument(_)), "{bad:?}");
+    }
+}
