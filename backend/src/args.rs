@@ -25,8 +25,8 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub socket_path: Option<PathBuf>,
 
-    /// Serve on this inherited descriptor, a Unix stream socket. A listening socket is served like a
-    /// path; a connected one has one frontend, and the process ends with the last frontend of its
+    /// Serve on this inherited descriptor, a Unix stream socket. A listening socket is served like
+    /// a path; a connected one has one frontend, and the process ends with the last frontend of its
     /// connected sockets
     #[arg(long, value_name = "FDNUM", value_parser = clap::value_parser!(i32).range(0..),
           conflicts_with = "socket_path")]
@@ -47,9 +47,9 @@ pub struct Args {
     #[arg(long, value_name = "KIND", value_enum)]
     pub rtc_clock: Option<UtcKind>,
 
-    /// Use this counter offset, in ticks, for a VM that is not configured over the timer device: its
-    /// virtual counter is the host counter minus the offset. Lets the guest read a clock and its
-    /// counter at one instant
+    /// Use this counter offset, in ticks, for a VM that is not configured over the timer device:
+    /// its virtual counter is the host counter minus the offset. Lets the guest read a clock and
+    /// its counter at one instant
     #[arg(long, value_name = "TICKS", value_parser = ticks)]
     pub rtc_counter_offset: Option<u64>,
 
@@ -77,8 +77,8 @@ pub struct Args {
           default_value_t = Source::Monotonic)]
     pub counter_source: Source,
 
-    /// Keep the VM in this file, so that it survives a crash of this process: a process started again
-    /// with the file resumes the VM. Created with mode 0600; best on a tmpfs
+    /// Keep the VM in this file, so that it survives a crash of this process: a process started
+    /// again with the file resumes the VM. Created with mode 0600; best on a tmpfs
     #[arg(long, value_name = "PATH")]
     pub state_file: Option<PathBuf>,
 

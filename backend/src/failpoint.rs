@@ -1,16 +1,16 @@
-//! Where a test can have this process killed, to see what a kill leaves behind.
+//! Points at which a test can kill this process, to see what a kill leaves behind.
 //!
-//! With the feature `failpoints`, in a debug build, the environment variable [`VARIABLE`] names
-//! a point and which time it is reached, as "commit-stored:2": there and then the process kills
-//! itself with SIGKILL. In every other build, and so in each that is released, a point is
-//! nothing.
+//! With the feature `failpoints`, in a debug build, the environment variable [`VARIABLE`] names a
+//! point and a number, as "commit-stored:2": when the point is reached for the second time, the
+//! process kills itself with SIGKILL. In every other build, and so in every release, a point is a
+//! no-op.
 
 /// The environment variable that names the point.
 pub const VARIABLE: &str = "VUT_FAILPOINT";
 
 macro_rules! points {
     ($($(#[$doc:meta])* $point:ident = $name:literal,)*) => {
-        /// A step between the taking of a request and its answer, or in the making of a state file.
+        /// A step between taking a request and answering it, or in creating a state file.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Point {
             $($(#[$doc])* $point,)*
@@ -49,13 +49,13 @@ points! {
     SlotHalf = "slot-half",
     /// A slot has the new record, and is still marked as void.
     SlotFull = "slot-full",
-    /// A slot is of the new generation.
+    /// A slot has the new generation.
     SlotDone = "slot-done",
     /// All slots are written; the commit is about to be stored.
     CommitReady = "commit-ready",
     /// The commit is stored.
     CommitStored = "commit-stored",
-    /// What was to be persisted is; the answer is about to be written.
+    /// The change is persisted; the answer is about to be written.
     AnswerReady = "answer-ready",
     /// The answer is in the frontend's memory; the used ring does not say so yet.
     AnswerWritten = "answer-written",
@@ -68,7 +68,7 @@ points! {
 #[inline(always)]
 pub(crate) fn reached(_: Point) {}
 
-/// This point is reached: the process ends here where it was told to.
+/// This point is reached: the process kills itself here if the variable says so.
 #[cfg(all(feature = "failpoints", debug_assertions))]
 pub(crate) fn reached(point: Point) {
     use std::sync::OnceLock;

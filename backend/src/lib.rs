@@ -1,10 +1,15 @@
 //! A vhost-user backend, one process per VM, that owns the VM's counter offset and holds every
 //! vCPU at a gate until the last one's timer is restored.
 //!
-//! - [`device`] is the vhost-user device around it: rings in, model call, rings out.
-//! - [`server`] accepts frontends, one at a time, until a signal ends the process.
-//! - [`state`] is the VM as a stream to another host, and in a file past a crash.
+//! From the outside in:
+//!
 //! - [`args`] is the command line.
+//! - [`server`] accepts frontends, one at a time at each socket, until a signal ends the process.
+//! - `vhost_user` is the protocol, once for all devices; `virtio` serves rings.
+//! - [`device`] are the timer device and the clock device: requests in, model call, answers out.
+//! - [`state`] is the devices as streams to another host, and in a file across a crash.
+//!
+//! What the VM's time and the guest's clocks are is decided by the model, a crate of its own.
 
 pub mod args;
 pub mod device;

@@ -1,7 +1,8 @@
-//! What a whole backend allocates, counted on all of its threads: nothing for a request or an expiry,
-//! from the ring through the model and back into a ring, nor for waking up and going to sleep again.
+//! What a whole backend allocates, counted on all of its threads: nothing for a request or an
+//! expiry, from the ring through the model and back into a ring, nor for waking up and going to
+//! sleep.
 //!
-//! One test in a process of its own: whatever another thread of it allocates counts.
+//! One test in a process of its own, since allocations of any other thread count.
 
 mod counting;
 

@@ -3,7 +3,7 @@
 //! - [`timer`](TimerDevice): the VMM's way to the VM's time.
 //! - [`clock`](ClockDevice): the guest's way to the host's clocks, virtio-rtc.
 //!
-//! Both implement [`Device`](crate::vhost_user::Device), and so know rings of requests, but nothing
+//! Both implement `vhost_user::Device`, and so know rings of requests, but nothing
 //! of the protocol that sets the rings up.
 
 mod clock;

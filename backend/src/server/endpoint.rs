@@ -25,12 +25,12 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// The timer device's.
+    /// The timer device's endpoint.
     pub fn timer(device: Arc<TimerDevice>, socket: Socket) -> Self {
         Self::new(device, socket)
     }
 
-    /// The clock device's.
+    /// The clock device's endpoint.
     pub fn clock<G: GuestTime>(device: Arc<ClockDevice<G>>, socket: Socket) -> Self {
         Self::new(device, socket)
     }
@@ -48,15 +48,15 @@ impl Endpoint {
         }
     }
 
-    /// Has a connection's worker poll its rings for up to this long before it sleeps. Without this it
-    /// does not poll.
+    /// Has a connection's worker poll its rings for up to this long before it sleeps. Without this
+    /// it does not poll.
     #[must_use]
     pub fn polling(mut self, max: Duration) -> Self {
         self.poll_max = max;
         self
     }
 
-    /// Registers with the loop whatever may happen here.
+    /// Registers this endpoint's events with the loop.
     pub(super) fn register(&mut self, poll: &Poll, index: usize) -> io::Result<()> {
         let ended = Ended {
             connection: EventFd::new(EFD_NONBLOCK)?,
@@ -87,7 +87,7 @@ impl Endpoint {
         self.socket.is_for_one_frontend()
     }
 
-    /// Handles what happened here. True where the endpoint has served its last frontend.
+    /// Handles an event. True where the endpoint has served its last frontend.
     pub(super) fn handle(
         &mut self,
         event: EndpointEvent,
@@ -123,7 +123,7 @@ impl Endpoint {
                 if let Some(connection) = self.connection.take() {
                     connection.close();
                 }
-                // The worker's end was the connection's.
+                // The worker ended with the connection.
                 let _ = ended.worker.read();
                 if self.is_for_one_frontend() {
                     return Ok(true);

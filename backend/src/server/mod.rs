@@ -1,4 +1,4 @@
-//! Accepts frontends, one at a time at each port, until a signal ends the process.
+//! Accepts frontends, one at a time at each endpoint, until a signal ends the process.
 //!
 //! The loop waits, with `epoll`, for frontends, for the ends of their connections, and for
 //! SIGTERM and SIGINT.
@@ -17,13 +17,13 @@ use poll::{Poll, Token};
 use signal_hook::consts::{SIGINT, SIGTERM};
 pub use socket::{Socket, SocketError};
 
-/// Why serving came to an end that nobody asked for.
+/// Why serving failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// The process could not get ready to serve.
     #[error("Preparing to serve failed")]
     Prepare(#[source] io::Error),
-    /// A frontend's connection could not be taken.
+    /// A frontend's connection cannot be served.
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// Waiting for frontends failed.
@@ -31,8 +31,8 @@ pub enum ServerError {
     Wait(#[source] io::Error),
 }
 
-/// Serves at the endpoints until SIGTERM or SIGINT; or, where sockets came connected, until the last
-/// of those has lost its frontend.
+/// Serves at the endpoints until SIGTERM or SIGINT; or, where sockets were inherited connected,
+/// until the last of those has lost its frontend.
 ///
 /// # Errors
 ///
@@ -75,7 +75,7 @@ pub fn serve(mut endpoints: Vec<Endpoint>) -> Result<(), ServerError> {
             }
         }
     }
-    // On a signal a frontend may be connected still. It is not waited for: it could hold the
-    // worker up, and the end of the process ends that too.
+    // After a signal a frontend may still be connected. Its end is not waited for: the frontend
+    // could delay the worker, and the end of the process ends both.
     Ok(())
 }

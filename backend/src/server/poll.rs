@@ -10,11 +10,11 @@ use epoll::{ControlOptions, Event, Events};
 pub(super) enum Token {
     /// SIGTERM or SIGINT.
     Signal,
-    /// Something at the port of this index.
+    /// Something at the endpoint of this index.
     Endpoint(EndpointEvent, usize),
 }
 
-/// Something that happens at a port.
+/// Something that happens at an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum EndpointEvent {
@@ -30,22 +30,22 @@ const EVENTS: [EndpointEvent; 3] = [
 ];
 
 impl Token {
-    /// As epoll has it. What comes first has the smaller number.
+    /// As epoll returns it. A token that is handled first has the smaller number.
     fn data(self) -> u64 {
         match self {
             Token::Signal => 0,
-            Token::Endpoint(event, port) => u64::from(event as u8) << 32 | port as u64,
+            Token::Endpoint(event, endpoint) => u64::from(event as u8) << 32 | endpoint as u64,
         }
     }
 
     fn of(data: u64) -> Option<Self> {
-        let port = (data & u64::from(u32::MAX)) as usize;
+        let endpoint = (data & u64::from(u32::MAX)) as usize;
         match data >> 32 {
             0 => Some(Token::Signal),
             event => EVENTS
                 .into_iter()
                 .find(|known| u64::from(*known as u8) == event)
-                .map(|event| Token::Endpoint(event, port)),
+                .map(|event| Token::Endpoint(event, endpoint)),
         }
     }
 }
@@ -68,7 +68,7 @@ impl Poll {
         epoll::ctl(self.0, ControlOptions::EPOLL_CTL_DEL, fd, event)
     }
 
-    /// The next thing that happened. With several, a signal comes before the rest.
+    /// Waits for the next event. Of several, a signal comes before the rest.
     pub(super) fn wait(&self) -> io::Result<Token> {
         let mut events = [Event::new(Events::empty(), 0); 16];
         loop {
@@ -98,8 +98,8 @@ mod tests {
 
     #[test]
     fn a_token_is_its_data_and_a_signal_comes_first() {
-        let ports = EVENTS.map(|event| Token::Endpoint(event, 1));
-        for token in [Token::Signal].into_iter().chain(ports) {
+        let endpoints = EVENTS.map(|event| Token::Endpoint(event, 1));
+        for token in [Token::Signal].into_iter().chain(endpoints) {
             assert_eq!(Token::of(token.data()), Some(token));
             assert!(Token::Signal.data() <= token.data());
         }

@@ -5,11 +5,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::envelope::Kind;
+use super::envelope::StreamFormat;
 pub use super::envelope::{DecodeError, MAX_STREAM};
 use vhost_user_timer_model::rtc::{AlarmState, ClockKind, Saved, SavedClock};
 
-const KIND: Kind = Kind {
+const FORMAT: StreamFormat = StreamFormat {
     magic: *b"vuclock1",
     device: "clock device",
     version: 1,
@@ -40,7 +40,7 @@ struct ClockV1 {
 
 /// A saved clock device as a stream.
 pub fn encode(saved: &Saved) -> Vec<u8> {
-    KIND.seal(&Versioned::V1(V1 {
+    FORMAT.encode(&Versioned::V1(V1 {
         utc_ns: saved.utc_ns,
         monotonic_ns: saved.monotonic_ns,
         clocks: saved
@@ -61,11 +61,11 @@ pub fn encode(saved: &Saved) -> Vec<u8> {
 ///
 /// # Errors
 ///
-/// [`DecodeError`] for everything that [`encode`] does not write. Which clocks a backend takes is for
+/// [`DecodeError`] for everything that [`encode`] does not write. Which clocks a backend has is for
 /// the device to say.
 pub fn decode(bytes: &[u8]) -> Result<Saved, DecodeError> {
     let malformed = DecodeError::Malformed;
-    let Versioned::V1(state) = KIND.open(bytes)? else {
+    let Versioned::V1(state) = FORMAT.decode(bytes)? else {
         return Err(malformed("no version"));
     };
     let clock = |clock: ClockV1| {
@@ -153,16 +153,16 @@ mod tests {
                 counter_floor: None,
             })
         };
-        assert!(decode(&KIND.seal(&clock(4, 3))).is_ok());
+        assert!(decode(&FORMAT.encode(&clock(4, 3))).is_ok());
         for bad in [clock(5, 0), clock(0, 4), Versioned::V0] {
-            let refused = decode(&KIND.seal(&bad));
+            let refused = decode(&FORMAT.encode(&bad));
             assert!(matches!(refused, Err(DecodeError::Malformed(_))));
         }
         let version = DecodeError::Version {
             version: 2,
             newest: 1,
         };
-        assert_eq!(decode(&KIND.sealed(&[2])), Err(version));
+        assert_eq!(decode(&FORMAT.with_payload(&[2])), Err(version));
     }
 
     #[test]

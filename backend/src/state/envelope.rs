@@ -1,12 +1,12 @@
-//! What every saved stream is in: it says whose it is, and that it is whole.
+//! The format that every saved stream has: it names the device, and shows that the stream is whole.
 //!
 //! ```text
-//! 0   8  magic, of the device
+//! 0   8  magic of the device
 //! 8   4  CRC-32 (IEEE 802.3) of all that follows, little-endian
 //! 12  …  postcard: the version, and what that version says
 //! ```
 //!
-//! A version that was once written is read for ever; a new one is a new variant of the device's
+//! A version that was once written is read forever; a new version is a new variant of the device's
 //! `Versioned`.
 
 use serde::Serialize;
@@ -17,16 +17,16 @@ pub use vhost_user_timer_protocol::MAX_STREAM;
 
 const CRC: std::ops::Range<usize> = 8..12;
 
-/// A kind of stream.
-pub(super) struct Kind {
+/// The format of one device's streams.
+pub(super) struct StreamFormat {
     pub(super) magic: [u8; 8],
-    /// Whose it is.
+    /// The device, as errors name it.
     pub(super) device: &'static str,
     /// The version that is written, and the newest that is read.
     pub(super) version: u8,
 }
 
-/// Why bytes are no saved device.
+/// Why bytes are not a saved device.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// Longer than any saved device.
@@ -35,7 +35,7 @@ pub enum DecodeError {
     /// It ends too early.
     #[error("The stream ends after {0} bytes, in the middle of its head")]
     Truncated(usize),
-    /// Something else altogether.
+    /// Something else.
     #[error("The stream is not one of a vhost-user-timer backend's {0}")]
     Foreign(&'static str),
     /// Not what was written.
@@ -61,9 +61,9 @@ pub enum DecodeError {
     Malformed(&'static str),
 }
 
-impl Kind {
+impl StreamFormat {
     /// A device's versioned state as a stream.
-    pub(super) fn seal(&self, state: &impl Serialize) -> Vec<u8> {
+    pub(super) fn encode(&self, state: &impl Serialize) -> Vec<u8> {
         let mut head = self.magic.to_vec();
         head.extend([0; 4]);
         // Writing to a vector does not fail, and these types have nothing that postcard refuses.
@@ -75,8 +75,8 @@ impl Kind {
         bytes
     }
 
-    /// The versioned state of a stream, of which only the form is known to be right.
-    pub(super) fn open<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, DecodeError> {
+    /// The versioned state of a stream. Only its form has been checked.
+    pub(super) fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, DecodeError> {
         if bytes.len() > MAX_STREAM {
             return Err(DecodeError::TooLong);
         }
@@ -114,9 +114,9 @@ impl Kind {
         }
     }
 
-    /// A stream with this payload and the checksum that goes with it.
+    /// A stream with this payload and its checksum.
     #[cfg(test)]
-    pub(super) fn sealed(&self, payload: &[u8]) -> Vec<u8> {
+    pub(super) fn with_payload(&self, payload: &[u8]) -> Vec<u8> {
         let crc = crc32fast::hash(payload).to_le_bytes();
         [&self.magic[..], &crc, payload].concat()
     }

@@ -23,7 +23,8 @@ impl Store {
         lock(&self.0).commit(write);
     }
 
-    /// What `make` makes of the clock device's record, where one was found when the file was opened.
+    /// What `make` makes of the clock device's record, where one was found when the file was
+    /// opened.
     ///
     /// # Errors
     ///

@@ -1,16 +1,16 @@
 //! A saved VM as a stream of bytes.
 //!
 //! The types here are the stream's own, so that nothing else can change it by accident. Nothing in
-//! a stream is trusted: [`decode`] gives a VM whose every field has been looked at, or an error.
+//! a stream is trusted: [`decode`] gives a VM whose every field has been checked, or an error.
 
 use serde::{Deserialize, Serialize};
 use vhost_user_timer_protocol::Abi;
 
-use super::envelope::Kind;
+use super::envelope::StreamFormat;
 pub use super::envelope::{DecodeError, MAX_STREAM};
 use vhost_user_timer_model::vm::{Saved, SavedTimer};
 
-const KIND: Kind = Kind {
+const FORMAT: StreamFormat = StreamFormat {
     magic: *b"vutimer1",
     device: "timer device",
     version: 1,
@@ -60,7 +60,7 @@ pub fn encode(saved: &Saved) -> Vec<u8> {
             })
             .collect(),
     });
-    KIND.seal(&state)
+    FORMAT.encode(&state)
 }
 
 /// The saved VM of a stream.
@@ -68,10 +68,10 @@ pub fn encode(saved: &Saved) -> Vec<u8> {
 /// # Errors
 ///
 /// [`DecodeError`] for everything that [`encode`] does not write. How many vCPUs and which
-/// frequency a backend takes is for the VM to say.
+/// frequency a backend accepts is for the VM to say.
 pub fn decode(bytes: &[u8]) -> Result<Saved, DecodeError> {
     let malformed = DecodeError::Malformed;
-    let Versioned::V1(state) = KIND.open(bytes)? else {
+    let Versioned::V1(state) = FORMAT.decode(bytes)? else {
         return Err(malformed("no version"));
     };
     let timer = |control: u8, compare| SavedTimer {
@@ -145,16 +145,16 @@ mod tests {
     #[test]
     fn what_has_a_right_checksum_is_not_trusted_either() {
         let good = encode(&saved(2))[12..].to_vec();
-        assert!(decode(&KIND.sealed(&good)).is_ok());
+        assert!(decode(&FORMAT.with_payload(&good)).is_ok());
         assert_eq!(
-            decode(&KIND.sealed(&[2])),
+            decode(&FORMAT.with_payload(&[2])),
             Err(DecodeError::Version {
                 version: 2,
                 newest: 1
             })
         );
         assert_eq!(
-            decode(&KIND.sealed(&[0xff])),
+            decode(&FORMAT.with_payload(&[0xff])),
             Err(DecodeError::Version {
                 version: 0xff,
                 newest: 1
@@ -166,7 +166,7 @@ mod tests {
         // A vector of 2^63 vCPUs.
         let huge = [&[1, 0, 1, 1, 1][..], &[0xff; 8], &[0x7f]].concat();
         for bytes in [&[][..], &[0], &longer, &abi, &huge, &good[..good.len() - 1]] {
-            let refused = decode(&KIND.sealed(bytes));
+            let refused = decode(&FORMAT.with_payload(bytes));
             assert!(
                 matches!(refused, Err(DecodeError::Malformed(_))),
                 "{refused:?}"

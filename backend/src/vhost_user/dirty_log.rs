@@ -3,8 +3,8 @@
 //! `vhost-user-backend` gives the log to the memory regions that exist when it arrives. A region
 //! that comes later, by SET_MEM_TABLE or ADD_MEM_REG, has none, and what is written there would be
 //! missing on the destination. So the connection's request thread, where all of these messages
-//! arrive, keeps the log, and [`DirtyBitmap::keep_logging`] gives it to new regions; what was written
-//! to them before that is logged then.
+//! arrive, keeps the log, and [`DirtyBitmap::keep_logging`] gives it to new regions; what was
+//! written to them before that is logged then.
 
 use std::cell::RefCell;
 use std::io;
@@ -33,8 +33,8 @@ pub(crate) trait DirtyBitmap: BitmapReplace + NewBitmap + Clone + Send + Sync {
     /// The protocol features that this needs.
     const PROTOCOL_FEATURES: VhostUserProtocolFeatures;
 
-    /// The memory has changed: gives its regions their part of the log, where this thread's frontend
-    /// shared one.
+    /// The memory has changed: gives its regions their part of the log, where this thread's
+    /// frontend shared one.
     fn keep_logging(memory: &GuestMemoryMmap<Self>);
 }
 

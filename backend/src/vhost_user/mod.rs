@@ -1,9 +1,9 @@
 //! The vhost-user protocol, once for all devices. No other folder knows it, nor the crates `vhost`
 //! and `vhost-user-backend`.
 //!
-//! A [`Device`] lives as long as the process. A `Session` lives as long as one frontend's connection
-//! to it, and a [`Connection`] is the handle to end it. Control messages arrive on the connection's
-//! request thread; kicks and the device's alarm on its one worker thread.
+//! A [`Device`] lives as long as the process. A `Session` lives as long as one frontend's
+//! connection to it, and a [`Connection`] is the handle to end it. Control messages arrive on the
+//! connection's request thread; kicks and the device's alarm on its one worker thread.
 //!
 //! The pitfalls of `vhost-user-backend` are contained here:
 //!

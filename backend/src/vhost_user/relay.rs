@@ -1,9 +1,9 @@
-//! Lets a connected socket be served by a crate that only accepts.
+//! Serves a connected socket by a crate that only accepts connections.
 //!
-//! `vhost-user-backend` takes frontends from a listening socket and nothing else. A launcher
-//! that passes one end of a socket pair gets a listening socket behind it, at which the only
-//! one to arrive is a relay of its messages and descriptors. Control messages are few, and the
-//! rings do not go through here.
+//! `vhost-user-backend` accepts frontends at a listening socket and nothing else. Behind a
+//! connected socket, such as one end of a socket pair, this puts a listening socket at which one
+//! connection arrives: a relay of the messages and descriptors. Control messages are few, and the
+//! rings do not go through the relay.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -27,9 +27,9 @@ const HEADER: usize = 12;
 /// More than any message has; `vhost` takes 4 KiB.
 const LONGEST_BODY: usize = 16 * 1024;
 
-/// A listening socket at which `stream`'s peer, and nobody else, arrives.
+/// A listening socket at which the peer of `stream` arrives, and no other frontend.
 pub(crate) fn listen_for(stream: UnixStream) -> io::Result<UnixListener> {
-    // In a folder that only this user can enter, for as long as it takes to connect.
+    // In a folder that only this user can enter, and only until the relay is connected.
     let folder = tempfile::Builder::new()
         .prefix("vhost-user-timer-")
         .tempdir()?;
@@ -51,7 +51,7 @@ fn spawn(name: &str, from: UnixStream, to: UnixStream) -> io::Result<()> {
             if let Err(error) = pump(&from, &to) {
                 log::debug!("Relaying the connected socket ended: {error}");
             }
-            // Either direction's end is the connection's.
+            // The end of either direction ends the connection.
             let _ = from.shutdown(Shutdown::Both);
             let _ = to.shutdown(Shutdown::Both);
         })
@@ -60,8 +60,8 @@ fn spawn(name: &str, from: UnixStream, to: UnixStream) -> io::Result<()> {
 
 /// Passes messages on, each with the descriptors that came with it, until the end.
 ///
-/// Message by message: a read past a message's end takes along the descriptors of the next one
-/// (unix(7), SCM_RIGHTS), and then they would arrive with the wrong message.
+/// Message by message: a read past the end of a message also receives the descriptors of the next
+/// one (unix(7), SCM_RIGHTS), which would then arrive with the wrong message.
 fn pump(from: &UnixStream, to: &UnixStream) -> io::Result<()> {
     let mut message = vec![0; HEADER + LONGEST_BODY];
     loop {
@@ -74,7 +74,7 @@ fn pump(from: &UnixStream, to: &UnixStream) -> io::Result<()> {
             .last_chunk()
             .map_or(0, |len| u32::from_ne_bytes(*len)) as usize;
         let Some(body) = body.get_mut(..len) else {
-            return Err(io::Error::other("a message longer than any is"));
+            return Err(io::Error::other("a message is longer than any valid one"));
         };
         if !receive(from, body, &mut fds)? {
             return Ok(());
@@ -123,7 +123,7 @@ fn send(to: &UnixStream, bytes: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
             Err(rustix::io::Errno::INTR) => {}
             sent => {
                 rest = rest.get(sent?..).unwrap_or_default();
-                // The descriptors went with the first of the bytes.
+                // The descriptors were sent with the first byte.
                 fds = &[];
             }
         }

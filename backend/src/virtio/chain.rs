@@ -1,5 +1,5 @@
-//! A descriptor chain as bytes: gathered from whatever descriptors it is made of, and scattered into
-//! them.
+//! A descriptor chain as bytes: gathered from whatever descriptors it is made of, and scattered
+//! into them.
 
 use vhost_user_timer_protocol::MAX_MESSAGE;
 use virtio_bindings::bindings::virtio_ring::{
@@ -39,9 +39,9 @@ impl Descriptor {
     }
 }
 
-/// The descriptors of one chain, one after the other. An invalid descriptor ends the chain: an index
-/// outside its table, more descriptors than the table has, more bytes than 2^32 (virtio 1.2 §2.7.5),
-/// an indirect table in an indirect table.
+/// The descriptors of one chain, one after the other. An invalid descriptor ends the chain: an
+/// index outside its table, more descriptors than the table has, more bytes than 2^32 (virtio 1.2
+/// §2.7.5), an indirect table in an indirect table.
 pub(crate) struct Chain {
     table: GuestAddress,
     /// Descriptors in the table.
@@ -213,8 +213,8 @@ impl ChainBuffer {
         self.count
     }
 
-    /// Whether an answer may have `needed` bytes. Logs the first, second, fourth, eighth … chain with
-    /// less.
+    /// Whether an answer may have `needed` bytes. Logs the first, second, fourth, eighth … chain
+    /// with less.
     pub(crate) fn has_room(&mut self, queue: u16, needed: usize) -> bool {
         if self.room >= needed {
             return true;

@@ -1,9 +1,9 @@
-//! A virtio device's side of split rings (virtio 1.2 §2.7), whoever set them up.
+//! A virtio device's side of split rings (virtio 1.2 §2.7), whichever transport set them up.
 //!
 //! - [`ring`]: a ring while it is served: chains out of it, used entries into it.
 //! - [`chain`]: a descriptor chain as bytes.
 //! - [`region_cache`]: the shared memory that all of it lies in.
-//! - [`polling`]: for how long to poll rings before sleeping.
+//! - [`polling`]: polling rings, and for how long before sleeping.
 
 pub(crate) mod chain;
 pub(crate) mod polling;

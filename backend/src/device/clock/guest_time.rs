@@ -9,8 +9,8 @@ pub trait GuestTime: Send + Sync + 'static {
     /// Locks the guest's counter: as long as this lives, the counter's offset does not change.
     fn lock(&self) -> impl GuestTimeGuard;
 
-    /// Waits while the guest's vCPUs must not run, and logs it. Returns soon after `canceled` is set
-    /// and [`wake_held`](Self::wake_held) was called.
+    /// Waits while the guest's vCPUs must not run, and logs it. Returns soon after `canceled` is
+    /// set and [`wake_held`](Self::wake_held) was called.
     fn hold(&self, canceled: &AtomicBool);
 
     /// Wakes threads in [`hold`](Self::hold), to look at `canceled`.

@@ -3,8 +3,8 @@
 //! The device's frontend is a VMM that gives it to its guest; the guest is the driver, and the
 //! memory is the guest's. Of the guest's counter the device learns through [`GuestTime`] what the
 //! guest reads anyway, and that its vCPUs must not run: meanwhile the acknowledgement of
-//! SET_VRING_ENABLE is held back. QEMU waits for it before it starts its vCPUs, so a QEMU that knows
-//! nothing of the timer device runs none before the gate opens.
+//! SET_VRING_ENABLE is held back. QEMU waits for it before it starts its vCPUs, so a QEMU that
+//! knows nothing of the timer device runs none before the gate opens.
 
 mod device;
 mod guest_time;
@@ -28,7 +28,7 @@ use wall::WallAlarm;
 
 const _: () = assert!(size_of::<RtcRecord>() == CLOCK_RECORD);
 
-/// Two samples of clocks that nobody set in between agree on an expiry to this, ns.
+/// How far two samples may differ about an expiry if the clock was not set in between, ns.
 const SAME: u64 = 1_000_000;
 
 /// The options of the guest's clocks.
@@ -70,7 +70,7 @@ fn from_record(clocks: &[ClockKind], record: &[u8]) -> Result<Rtc, String> {
     Rtc::from_record(clocks, &record).map_err(|bad: BadRecord| bad.to_string())
 }
 
-/// The clocks and their alarms: what outlives every connection. `G` keeps the guest's counter.
+/// The clocks and their alarms, which outlive every connection. `G` keeps the guest's counter.
 #[derive(Debug)]
 pub struct ClockDevice<G> {
     guest: Arc<G>,
@@ -86,13 +86,13 @@ struct ClockState {
     rtc: Rtc,
     effects: Effects,
     alarm: WallAlarm,
-    /// The timerfd may be set for another instant than the next alarm's.
+    /// The timerfd may not be set for the next alarm.
     rearm: bool,
 }
 
 impl<G: GuestTime> ClockDevice<G> {
-    /// A device for the guest whose counter `guest` keeps. With a store, the device goes on with the
-    /// alarms that a previous process left there, and keeps its own there.
+    /// A device for the guest whose counter `guest` keeps. With a store, the device goes on with
+    /// the alarms that a previous process left there, and keeps its own there.
     ///
     /// # Errors
     ///
@@ -108,7 +108,7 @@ impl<G: GuestTime> ClockDevice<G> {
             UtcKind::Smeared => ClockKind::UtcSmeared,
             UtcKind::MaybeSmeared => ClockKind::UtcMaybeSmeared,
         };
-        // TAI last: the others have the same ids with it and without.
+        // TAI last: the other clocks have the same ids with it and without it.
         let mut clocks = vec![utc, ClockKind::Monotonic];
         if tai {
             clocks.push(ClockKind::Tai);

@@ -19,7 +19,7 @@ const TRIES: usize = 3;
 /// Whether the kernel knows how far TAI is from UTC (adjtimex(2), `tai`): CLOCK_TAI reads
 /// CLOCK_REALTIME where it does not.
 pub(crate) fn tai_is_known() -> bool {
-    // It is 10 s ahead at least, since 1972: one is enough to tell, however long this takes.
+    // TAI has been 10 s ahead or more since 1972: a test for 1 s works however long this takes.
     tai().is_some_and(|tai| {
         tai.saturating_sub(clock_ticks(ClockId::Realtime, NS_PER_SEC)) > NS_PER_SEC
     })
@@ -49,9 +49,9 @@ pub(crate) fn sample(with_tai: bool) -> Sample {
     }
 }
 
-/// What the clocks read now, and a counter at the same instant: the count half-way between one
-/// before the clocks were read and one after. With it comes by how many ticks the count may be off
-/// at most.
+/// What the clocks read now, and a counter at the same instant: the middle of two counts, one
+/// before the clocks were read and one after. The third value is by how many ticks the count may be
+/// off at most.
 pub(crate) fn sample_with(with_tai: bool, mut count: impl FnMut() -> u64) -> (Sample, u64, u64) {
     let mut best: Option<(Sample, u64, u64)> = None;
     for _ in 0..TRIES {

@@ -76,7 +76,7 @@ impl Device for TimerDevice {
         self.carry_out(&mut state, turn);
     }
 
-    /// Waiters on the queue are told that it stopped.
+    /// Waiters on the queue are answered that it stopped.
     fn stop_queue(&self, turn: &mut Turn<'_, Self>, queue: u16) {
         let mut state = self.state();
         let TimerState { vm, effects, .. } = &mut *state;

@@ -27,8 +27,8 @@ impl GuestTime for TimerDevice {
         self.state()
     }
 
-    /// Waits while a restore is open: until it ends, its time-out passes, or the wait is canceled. A
-    /// restore without a time-out holds for [`LONGEST_HOLD`] at most.
+    /// Waits while a restore is open: until it ends, its time-out passes, or the wait is canceled.
+    /// A restore without a time-out holds for 60 s at most.
     fn hold(&self, canceled: &AtomicBool) {
         let mut state = self.state();
         let began = Instant::now();

@@ -183,8 +183,8 @@ fn serve_requests(
         }
         let incoming = Incoming::parse(chain.request(), chain.room(), token);
         // At most one change is carried out without its answer: a frontend that found two changes
-        // unanswered after a kill could not tell in which order to repeat them. Readings are answered
-        // together.
+        // unanswered after a kill could not tell in which order to repeat them. Readings are
+        // answered together.
         let effect = incoming.effect();
         let changes = effect.changes_anything();
         if changes || changed {

@@ -34,13 +34,14 @@ struct Previous {
 }
 
 impl Opening {
-    /// Opens the file, or creates it with mode 0600, and locks it. What a backend of this version has
-    /// left there since the host was booted is found; what one of another version or boot has left
-    /// is discarded by [`accept`](Self::accept), and the log says so.
+    /// Opens the file, or creates it with mode 0600, and locks it. What a backend of this version
+    /// has left there since the host was booted is found; what one of another version or boot has
+    /// left is discarded by [`accept`](Self::accept), and the log says so.
     ///
     /// # Errors
     ///
-    /// [`StateFileError`] where the file is not what a backend leaves behind, or the system refuses.
+    /// [`StateFileError`] where the file is not what a backend leaves behind, or the system
+    /// refuses.
     pub fn new(path: &Path) -> Result<Self, StateFileError> {
         let file = open_locked(path)?;
         let boot_id = boot_id().map_err(StateFileError::io(path, "Reading the boot id for"))?;

@@ -302,7 +302,7 @@ fn no_single_bit_that_flips_makes_another_vm_of_it() {
     let (expected, host) = (records(&kept.vm), kept.host);
     drop(kept);
     let good = std::fs::read(&path).unwrap();
-    // Written in place: to truncate a file and write it anew may wait for the disk.
+    // Written in place: truncating a file and writing it again may wait for the disk.
     let in_place = OpenOptions::new().write(true).open(&path).unwrap();
     // A file of another version or boot is discarded, and that is all that these bits can say.
     let discarded = [8..12, 24..60];

@@ -347,7 +347,8 @@ impl<'a, B: Bitmap + 'static, Q: LockedQueue> DeviceRing<'a, B, Q> {
             return false;
         };
         let given = &self.scratch.used;
-        // No more chains are in the driver's rings than a `u16` counts, nor than a ring has room for.
+        // No more chains are in the driver's rings than a `u16` counts, nor than a ring has room
+        // for.
         let Ok(count) = u16::try_from(given.len()) else {
             return false;
         };

@@ -1,5 +1,5 @@
-//! Memory that tells of each write by the device, and lets a driver act at that very instant: what two
-//! threads do now and then, a test does always.
+//! Memory that records each write by the device, and can act as the driver at that very instant: a
+//! race that two threads hit now and then, a test hits every time.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -8,7 +8,7 @@ use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 use vm_memory::mmap::NewBitmap;
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-/// What one region's bitmap hears of.
+/// What one region's bitmap has recorded.
 #[derive(Default)]
 struct Seen {
     writes: Vec<(usize, usize)>,
@@ -23,7 +23,7 @@ pub(crate) struct WriteRecorder {
     seen: Arc<Mutex<Seen>>,
 }
 
-/// Where was written since this was last asked, as guest addresses and lengths, in order within each
+/// The writes since this was last asked, as guest addresses and lengths, in order within each
 /// region.
 pub(crate) fn writes(mem: &GuestMemoryMmap<WriteRecorder>) -> Vec<(u64, usize)> {
     let mut all = Vec::new();

@@ -1,9 +1,10 @@
-//! The time page, as it is written into the frontend's memory.
+//! The time page, written into the frontend's memory.
 //!
-//! The page is the frontend's: it may scribble on it, and it may take the memory away. So nothing is
-//! ever read from it, its place is looked up anew for every write, and the numbers that tell one
-//! writing from another are kept here. They go on from one connection to the next, and begin anywhere
-//! in each process, so that a reader takes no page of this backend for one of a former.
+//! The page is the frontend's: it may overwrite the page, and it may take the memory away. So
+//! nothing is ever read from the page, its address is looked up again for every write, and the
+//! sequence numbers that distinguish writes are kept here. They continue from one connection to the
+//! next, and start at an arbitrary value in each process, so that a reader does not mistake a page
+//! of this backend for one of a previous backend.
 
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
@@ -33,20 +34,20 @@ enum Unwritable {
     Misaligned,
 }
 
-/// The time page of the connection, where it wants one.
+/// The time page of the connection, where the frontend has asked for one.
 #[derive(Debug)]
 pub(super) struct Page {
     at: Option<GuestAddress>,
     seq: u32,
     wake: u32,
-    /// What it says.
+    /// What the page says.
     content: wire::Page,
 }
 
 impl Page {
     pub(super) fn new() -> Self {
         let now = clock_gettime(ClockId::Monotonic);
-        // Anywhere in the lower quarter, so that they are seen to grow for as long as anyone looks.
+        // In the lower quarter, so that the numbers do not wrap while a reader compares them.
         let start = (now.tv_sec as u32).wrapping_mul(0x9e37_79b9) ^ now.tv_nsec as u32;
         let start = start >> 2 & !1;
         Page {
@@ -57,8 +58,8 @@ impl Page {
         }
     }
 
-    /// Writes the page here from now on. False, and nothing has changed, where `length` bytes are
-    /// not shared there, or the page would not be aligned in this process's memory.
+    /// Writes the page to this address from now on. False, with nothing changed, where `length`
+    /// bytes are not shared there, or the page would not be aligned in this process's memory.
     pub(super) fn start(
         &mut self,
         address: u64,
@@ -79,15 +80,16 @@ impl Page {
         true
     }
 
-    /// Writes it no more.
+    /// Stops writing the page.
     pub(super) fn stop(&mut self) {
         self.at = None;
-        // Whoever looks at the next one must not find this one's last writing open.
+        // The next page must not look as if it was being written.
         self.seq = self.seq.wrapping_add(1) & !1;
     }
 
-    /// Lets nobody read the page until it is written next. To be called before the instant at which
-    /// a clock may come to stand still.
+    /// Marks the page as changing, so that nobody reads it until it is written next. Called before
+    /// the instant at which a running clock may freeze: otherwise a reader could compute a count
+    /// past the frozen one, and later see the count decrease.
     pub(super) fn open(&mut self, memory: &Memory<()>) {
         let Some(at) = self.at else {
             return;
@@ -98,12 +100,12 @@ impl Page {
         }
     }
 
-    /// Whether it waits to be written.
+    /// Whether the page is marked as changing.
     pub(super) fn is_open(&self) -> bool {
         self.seq & 1 != 0
     }
 
-    /// Writes what has changed, if the page says something else or is open.
+    /// Writes the page where it says something else, or is marked as changing.
     pub(super) fn follow(&mut self, vm: &Vm, memory: &Memory<()>) {
         if self.at.is_none() {
             return;
@@ -118,7 +120,7 @@ impl Page {
         self.write(&memory.memory(), woken);
     }
 
-    /// Writes all of it into memory that may be new.
+    /// Writes the whole page, since the memory may be new.
     pub(super) fn remapped(&mut self, memory: &Memory<()>) {
         self.wake = self.wake.wrapping_add(self.at.is_some().into());
         self.write(&memory.memory(), true);
@@ -143,13 +145,13 @@ impl Page {
                 }
             }
             Err(error) => {
-                log::warn!("The time page at {:#x} is written no more: {error}", at.0);
+                log::warn!("The time page at {:#x} is no longer written: {error}", at.0);
                 self.stop();
             }
         }
     }
 
-    /// Makes the sequence number odd, and seen to be before anything else of the page.
+    /// Makes the sequence number odd, visibly before anything else of the page changes.
     fn begin(&mut self, page: &Mapped<'_>) {
         self.seq |= 1;
         page.word(SEQ, self.seq.into(), Ordering::Relaxed);
@@ -163,7 +165,7 @@ struct Mapped<'a>(VolatileSlice<'a>);
 impl<'a> Mapped<'a> {
     fn at(mem: &'a GuestMemoryMmap, at: GuestAddress) -> Result<Self, Unwritable> {
         let page = GuestMemoryBackend::get_slice(mem, at, LEN)?;
-        // Aligned like this, no store of a field fails.
+        // With this alignment no store of a field fails.
         match page.ptr_guard().as_ptr().addr().is_multiple_of(LEN) {
             true => Ok(Mapped(page)),
             false => Err(Unwritable::Misaligned),
@@ -190,7 +192,7 @@ impl<'a> Mapped<'a> {
         }
     }
 
-    /// FUTEX_WAKE, shared, of all that wait.
+    /// FUTEX_WAKE of all waiters, shared.
     fn wake_all(&self) {
         const ALL: u32 = i32::MAX as u32;
         let Ok(wake) = self
@@ -200,7 +202,7 @@ impl<'a> Mapped<'a> {
             return;
         };
         if let Err(error) = futex::wake(wake, futex::Flags::empty(), ALL) {
-            log::warn!("Waking those who wait at the time page failed: {error}");
+            log::warn!("Waking the threads that wait at the time page failed: {error}");
         }
     }
 }

@@ -167,7 +167,8 @@ impl<B: Bitmap + 'static> Device<B> {
         Some(action(&mut ring, &mut self.chain))
     }
 
-    /// Takes all that is there, gives it back, each with its place in the order as length, and returns it.
+    /// Takes all that is there, gives it back, each with its place in the order as length, and
+    /// returns it.
     pub(super) fn serve_all(&mut self, idle: WhenIdle) -> Vec<u16> {
         self.serve(|ring, chain| {
             ring.when_idle(idle);

@@ -104,7 +104,7 @@ struct World {
     given: Vec<(Made, u32)>,
     published: Vec<(Made, u32)>,
     used_idx: u16,
-    /// The used index at which each entry was put of which the driver was not told.
+    /// The used index at which each entry was put of which the driver was not notified.
     untold: Vec<u16>,
     used_event: u16,
     flags: u16,
