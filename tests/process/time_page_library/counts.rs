@@ -19,6 +19,7 @@ fn counts_lie_between_two_of_get_regs_in_every_phase() {
                     virt_count,
                     phys_count,
                     host_count,
+                    ..
                 } = clock.counts().unwrap();
                 let after = read();
                 assert!((before[0]..=after[0]).contains(&virt_count));

@@ -52,6 +52,7 @@ impl HostClock {
 
 /// The guest's counts at one instant, modulo 2^64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Counts {
     /// The virtual count.
     pub virt_count: u64,

@@ -45,6 +45,7 @@ const NUDGE: u32 = 1 << 24;
 
 /// What the time page says at one instant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PageTime {
     /// Where the VM is in its life.
     pub phase: Phase,
