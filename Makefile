@@ -28,7 +28,7 @@ help:
 build:
 	$(CARGO) build --release --locked --workspace
 
-# What tests and demos start. Optimizing the other programs takes as long again.
+# Only what tests and demos start: link-time optimization is slow, program by program.
 released:
 	$(CARGO) build --release --locked --workspace --bin vhost-user-timer --bin mock-frontend --bin model-check
 
