@@ -23,8 +23,8 @@ use vhost_user_timer_kit::contract::{
     self, CNT, CTL, CVAL, Client, Info, VM, VmState, op, phase, status,
 };
 use vhost_user_timer_kit::raw_driver::{
-    Control, Descriptor, Driver, INDIRECT, Memory, NEXT, PATIENCE, POISON, REGION_GPA, REGION_SIZE,
-    REGION_VA, RING_EVENT_IDX, RING_INDIRECT, Rig, Ring, Setup, VERSION_1, WRITE, seed,
+    Control, Driver, INDIRECT, Memory, NEXT, PATIENCE, POISON, REGION_GPA, REGION_SIZE, REGION_VA,
+    RING_EVENT_IDX, RING_INDIRECT, Rig, Ring, Setup, VERSION_1, WRITE, descriptor, seed,
 };
 
 const GET_FEATURES: u32 = 1;
@@ -38,13 +38,4 @@ fn both() -> Rig {
 /// The part of a VM that must not change.
 fn at_rest(timer: &mut Client) -> (Info, VmState) {
     (timer.info().at_rest(), timer.state().at_rest(false))
-}
-
-fn descriptor(address: u64, len: u32, flags: u16, next: u16) -> Descriptor {
-    Descriptor {
-        address,
-        len,
-        flags,
-        next,
-    }
 }

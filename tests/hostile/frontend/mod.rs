@@ -27,8 +27,8 @@ use vhost_user_timer_kit::contract::{
     CNT, CTL, CVAL, Client, Info, VM, VmState, op, pause_body, request,
 };
 use vhost_user_timer_kit::raw_driver::{
-    Control, Descriptor, Driver, INDIRECT, Layout, Memory, NEXT, PATIENCE, REGION_GPA, REGION_SIZE,
-    REGION_VA, Rig, Ring, Usage, WRITE, fd_of, header, pair, release_program, seed,
+    Control, Driver, INDIRECT, Layout, Memory, NEXT, PATIENCE, REGION_GPA, REGION_SIZE, REGION_VA,
+    Rig, Ring, Usage, WRITE, descriptor, fd_of, header, pair, release_program, seed,
 };
 
 // Message codes of the control channel.
@@ -127,14 +127,5 @@ fn still_serves(driver: &mut Driver, queue: u16) {
     for _ in 0..3 {
         let used = driver.call(queue, &info, 80, &Layout::plain());
         assert_eq!(used.len, 80);
-    }
-}
-
-fn descriptor(address: u64, len: u32, flags: u16, next: u16) -> Descriptor {
-    Descriptor {
-        address,
-        len,
-        flags,
-        next,
     }
 }

@@ -35,6 +35,16 @@ pub struct Descriptor {
     pub next: u16,
 }
 
+/// A descriptor.
+pub fn descriptor(address: u64, len: u32, flags: u16, next: u16) -> Descriptor {
+    Descriptor {
+        address,
+        len,
+        flags,
+        next,
+    }
+}
+
 impl Descriptor {
     /// As it lies in memory.
     pub fn to_bytes(self) -> [u8; 16] {

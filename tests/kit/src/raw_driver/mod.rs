@@ -18,7 +18,7 @@ pub use hostile::{Control, header, pair, readable};
 pub use layout::{Cut, Layout};
 pub use memory::{Memory, REGION_GPA, REGION_SIZE, REGION_VA};
 pub use rig::{Rig, Usage, release_program, seed};
-pub use ring::{Buffer, Descriptor, INDIRECT, NEXT, POISON, Ring, Used, WRITE, fd_of};
+pub use ring::{Buffer, Descriptor, INDIRECT, NEXT, POISON, Ring, Used, WRITE, descriptor, fd_of};
 pub use state::{load, save, start_load, start_save};
 
 use std::os::fd::AsRawFd;
