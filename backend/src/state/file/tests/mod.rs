@@ -1,3 +1,8 @@
+//! The VM and the clock device in a state file, through the timer device's own way to it.
+
+mod golden;
+mod refusals;
+
 use std::fs::OpenOptions;
 use std::path::Path;
 
@@ -333,42 +338,6 @@ fn no_single_bit_that_flips_makes_another_vm_of_it() {
 }
 
 #[test]
-fn a_file_that_is_cut_off_is_refused_and_left_as_it_is() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("state");
-    let mut kept = Kept::new(&path);
-    kept.configure(8);
-    drop(kept);
-    let good = std::fs::read(&path).unwrap();
-    for len in (8..good.len()).step_by(61) {
-        std::fs::write(&path, &good[..len]).unwrap();
-        let error = open(&path, PROFILE.max_vcpus, |_| COUNTER).unwrap_err();
-        let refused = matches!(
-            error,
-            StateFileError::Damaged { .. } | StateFileError::Foreign(_)
-        );
-        assert!(refused, "{len}: {error}");
-        assert_eq!(std::fs::read(&path).unwrap(), &good[..len]);
-    }
-}
-
-#[test]
-fn a_file_of_anything_else_is_refused_and_left_as_it_is() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("hosts");
-    for text in [
-        "::1 localhost\n".to_owned(),
-        "x".to_owned(),
-        "x".repeat(100_000),
-    ] {
-        std::fs::write(&path, &text).unwrap();
-        let error = open(&path, PROFILE.max_vcpus, |_| COUNTER).unwrap_err();
-        assert!(matches!(error, StateFileError::Foreign(_)), "{error}");
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
-    }
-}
-
-#[test]
 fn a_backend_for_more_vcpus_makes_room_for_them() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state");
@@ -434,93 +403,6 @@ fn what_a_commit_cut_short_left_is_never_taken_for_part_of_the_next() {
 }
 
 #[test]
-fn a_damaged_record_is_refused_and_left_as_it_is() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("state");
-    let mut kept = Kept::new(&path);
-    kept.configure(2);
-    drop(kept);
-    let good = std::fs::read(&path).unwrap();
-    // The first commit went to the second slots.
-    for at in [
-        Record::Vm.slot(1) + HEAD + 3,
-        Record::Vcpu(0).slot(1) + HEAD,
-    ] {
-        let mut bad = good.clone();
-        bad[at] ^= 0x10;
-        std::fs::write(&path, &bad).unwrap();
-        let error = open(&path, PROFILE.max_vcpus, |_| COUNTER).unwrap_err();
-        assert!(matches!(error, StateFileError::Damaged { .. }), "{error}");
-        assert_eq!(std::fs::read(&path).unwrap(), bad);
-    }
-}
-
-#[test]
-fn the_file_is_private_and_locked_against_a_second_backend() {
-    use std::os::unix::fs::PermissionsExt;
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("state");
-    let kept = Kept::new(&path);
-    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
-    let second = open(&path, PROFILE.max_vcpus, |_| COUNTER);
-    assert!(matches!(second, Err(StateFileError::InUse(_))));
-    drop(kept);
-    assert!(open(&path, PROFILE.max_vcpus, |_| COUNTER).is_ok());
-}
-
-#[test]
-fn a_vm_of_another_boot_or_version_is_discarded() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("state");
-    for (offset, value) in [(24, b'?'), (8, 9)] {
-        let _ = std::fs::remove_file(&path);
-        let mut kept = Kept::new(&path);
-        kept.configure(2);
-        drop(kept);
-        let mut other = std::fs::read(&path).unwrap();
-        other[offset] = value;
-        std::fs::write(&path, &other).unwrap();
-        let (_file, found) = open(&path, PROFILE.max_vcpus, |old| {
-            assert_eq!(old, None);
-            COUNTER
-        })
-        .unwrap();
-        assert!(found.is_none());
-    }
-}
-
-#[test]
-fn a_vm_that_counted_otherwise_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("state");
-    let mut kept = Kept::new(&path);
-    kept.configure(2);
-    drop(kept);
-    let boottime = CounterId {
-        source: 2,
-        ..COUNTER
-    };
-    let refused = open(&path, PROFILE.max_vcpus, |_| boottime);
-    assert!(matches!(refused, Err(StateFileError::OtherCounter(_))));
-    assert_eq!(reopened(&path, 0).phase(), Phase::Paused);
-}
-
-#[test]
-fn a_backend_for_fewer_vcpus_refuses_a_larger_vm() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("state");
-    let mut kept = Kept::new(&path);
-    kept.configure(8);
-    drop(kept);
-    let before = std::fs::read(&path).unwrap();
-    let refused = open(&path, 4, |_| COUNTER).unwrap_err();
-    let text = refused.to_string();
-    assert!(text.contains("8 vCPUs, and this backend takes 4"), "{text}");
-    assert_eq!(std::fs::read(&path).unwrap(), before);
-}
-
-#[test]
 fn a_running_vm_goes_on_and_tells_what_fell_due_meanwhile() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state");
@@ -542,54 +424,4 @@ fn a_running_vm_goes_on_and_tells_what_fell_due_meanwhile() {
     let event = vm.next_event(now).unwrap();
     assert_eq!((event.vcpu.get(), event.count.get()), (1, 7_000));
     assert_eq!(vm.next_event(now), None);
-}
-
-/// A state file as version 2 was first released, but for its boot id, which is all zeros.
-const GOLDEN: &[u8] = include_bytes!("../../../tests/data/state-file/2.bin");
-const BOOT_ID: std::ops::Range<usize> = 24..60;
-
-/// The life that the golden file has recorded.
-fn golden_life(path: &Path) -> (Kept, RtcRecord) {
-    let mut random = generator(2);
-    let mut kept = Kept::new(path);
-    let mut record = RtcRecord::default();
-    let commit_clock = |kept: &Kept, record: &RtcRecord| {
-        kept.store
-            .commit(|change| change.put(Record::Clock, record.as_bytes()));
-    };
-    commit_clock(&kept, &record);
-    kept.configure(4);
-    for _ in 0..60 {
-        kept.perform_random(&mut random);
-        kept.commit();
-        if random(4) == 0 {
-            record.as_mut_bytes().fill_with(|| random(256) as u8);
-            commit_clock(&kept, &record);
-        }
-    }
-    (kept, record)
-}
-
-#[test]
-fn the_same_life_writes_the_golden_file_to_the_byte() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("state");
-    drop(golden_life(&path));
-    let mut written = std::fs::read(&path).unwrap();
-    written[BOOT_ID].copy_from_slice(&GOLDEN[BOOT_ID]);
-    assert!(written == GOLDEN, "the layout has changed");
-}
-
-#[test]
-fn the_golden_file_is_the_vm_and_the_clocks_that_it_was() {
-    let folder = tempfile::tempdir().unwrap();
-    let (path, life) = (folder.path().join("state"), folder.path().join("life"));
-    let (kept, record) = golden_life(&life);
-    let mut golden = GOLDEN.to_vec();
-    golden[BOOT_ID].copy_from_slice(&std::fs::read(&life).unwrap()[BOOT_ID]);
-    std::fs::write(&path, golden).unwrap();
-    assert_eq!(records(&reopened(&path, kept.host)), records(&kept.vm));
-    let (store, _) = open(&path, PROFILE.max_vcpus, |_| COUNTER).unwrap();
-    let clock = store.clock(|bytes| RtcRecord::read_from_bytes(bytes).map_err(|_| "length"));
-    assert_eq!(clock.unwrap(), Some(record));
 }
