@@ -70,7 +70,8 @@ test: released qemu-environment
 test-build:
 	$(CARGO) test --locked --workspace --all-features --no-run
 
-# Under QEMU's user-mode emulator, with the compiler of the environment. Skipped where there is none.
+# Under QEMU's user-mode emulator, with the compiler of the environment. Skipped where there is
+# none.
 arm64: qemu-environment
 	@tests/qemu/arm64 || { status=$$?; [ $$status -eq 77 ] && [ -z "$$CI" ]; }
 
@@ -78,7 +79,8 @@ arm64: qemu-environment
 model: released
 	$(MODEL) $(MODEL_ARGS)
 
-# Ratios within one run; a quiet machine gives better ones. Writes target/bench/report.json and .html.
+# Ratios within one run; a quiet machine gives better ones. Writes target/bench/report.json and
+# .html.
 bench: build
 	$(BENCH) $(BENCH_ARGS)
 

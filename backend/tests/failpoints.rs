@@ -55,8 +55,8 @@ impl Life {
         self.folder.path().join("state")
     }
 
-    /// Puts these bytes in the state file's place. (To truncate a file and write it anew may wait
-    /// for the disk.)
+    /// Puts these bytes in the state file's place. (Truncating and rewriting the file
+    /// could wait for the disk.)
     fn put(&self, bytes: &[u8]) {
         std::fs::remove_file(self.state_file()).unwrap();
         std::fs::write(self.state_file(), bytes).unwrap();

@@ -1,4 +1,4 @@
-//! Streams of the clock device, of every version that a backend ever wrote, are read for ever.
+//! Streams of the clock device are read forever, in every version that a backend ever wrote.
 //!
 //! As `golden_device_state.rs` for the timer device's: the files in `data/clock-state` are never
 //! changed, and `VUT_WRITE_GOLDEN=1` writes those that are not there.

@@ -1,4 +1,4 @@
-//! Streams of every version that a backend ever wrote are read for ever.
+//! Streams of every version that a backend ever wrote are read forever.
 //!
 //! The files in `data/device-state` are never changed. `VUT_WRITE_GOLDEN=1 cargo test --test
 //! golden_device_state` writes those that are not there, of the version that is written now; a new

@@ -7,8 +7,8 @@
 /// Nanoseconds of a second, and the frequency of the kernel's clocks, Hz.
 pub const NS_PER_SEC: u64 = 1_000_000_000;
 
-/// A clock's reading of whole seconds and nanoseconds (below 10⁹) in whole ticks of `frequency`. The
-/// two are scaled apart, so no error accumulates, whatever the clock's age.
+/// A clock's reading of whole seconds and nanoseconds (below 10⁹) in whole ticks of `frequency`.
+/// The two are scaled apart, so no error accumulates, whatever the clock's age.
 pub fn ticks(seconds: u64, nanoseconds: u64, frequency: u64) -> u64 {
     seconds
         .wrapping_mul(frequency)

@@ -15,7 +15,8 @@ use crate::{Status, VM_WIDE};
 /// A well-formed request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request<'a> {
-    /// The index of the vCPU that it is about, not checked yet; [`VM_WIDE`] where it is about the VM.
+    /// The index of the vCPU that it is about, not checked yet; [`VM_WIDE`] where it is about the
+    /// VM.
     pub vcpu: u32,
     /// The epoch that the caller means, or 0 for the current one.
     pub epoch: u64,

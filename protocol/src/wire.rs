@@ -208,7 +208,7 @@ wire! {
         4 flags: U32,
         /// CLOCK_REALTIME, ns, when the state was saved; looked at with ELAPSED.
         8 saved_realtime_ns: U64,
-        /// How long WAIT_RUN waits for the missing vCPUs, ns; 0 for ever.
+        /// How long WAIT_RUN waits for the missing vCPUs, ns; 0 forever.
         16 timeout_ns: U64,
     }
 

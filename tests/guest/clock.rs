@@ -92,7 +92,7 @@ fn ten_thousand_readings_lie_between_the_hosts_and_none_goes_back() {
 }
 
 #[test]
-fn a_smeared_clock_is_an_rtc_whose_alarms_wake_whoever_waits() {
+fn a_smeared_clock_is_an_rtc_whose_alarms_wake_a_waiting_process() {
     on_each_transport(&["--rtc-clock=smeared"], |vm| {
         let rtc = vm.rtc();
         assert!(vm.run("guest clocks").contains(&ptp_name(SMEARED)));

@@ -81,7 +81,7 @@ fn resets_and_reboots_in_the_middle_of_traffic_leave_a_clock_that_works() {
 }
 
 #[test]
-fn a_driver_that_is_unbound_and_bound_or_loaded_anew_finds_its_clocks() {
+fn a_driver_that_is_unbound_and_bound_or_loaded_again_finds_its_clocks() {
     on_each_transport(|vm| {
         let device = vm.run("basename $(realpath /sys/bus/virtio/drivers/virtio_rtc/virtio*)");
         let driver = "/sys/bus/virtio/drivers/virtio_rtc";
@@ -102,7 +102,7 @@ fn a_driver_that_is_unbound_and_bound_or_loaded_anew_finds_its_clocks() {
     });
 }
 
-/// QEMU 11.1 goes no further: whoever reads the clock then waits forever, and QEMU aborts
+/// QEMU 11.1 goes no further: a reader of the clock then waits forever, and QEMU aborts
 /// when the device is told to reconnect (`reconnect-ms`), at the next `cont`, and when it is
 /// unplugged (assertions in vhost_dev_start and memory_region_del_eventfd).
 #[test]
@@ -126,7 +126,7 @@ fn qemu_and_its_guest_outlive_the_backend_and_the_next_guest_finds_its_alarm() {
 
         vm.relaunch_backend();
         assert_eq!(vm.run("echo alive"), "alive");
-        vm.boot_anew(&environment, transport);
+        vm.boot_again(&environment, transport);
         let rtc = vm.rtc();
         let time = |text: &str| text.split_whitespace().next().map(str::to_owned);
         let kept = vm.run(&format!("guest alarm-read {rtc}"));

@@ -190,7 +190,7 @@ fn a_listening_descriptor_serves_one_frontend_after_the_other_and_its_path_stays
         assert_eq!(Client::connect(&rig).info().vcpus, 2);
     }
     assert_eq!(rig.backend.terminate().code(), Some(0));
-    assert!(path.exists(), "whoever bound it removes it");
+    assert!(path.exists(), "the process that bound it removes it");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! SPEC.md, "Connection": features, config space, and frontends that come and go, with `vhost`'s frontend
-//! at the other end.
+//! SPEC.md, "Connection": features, config space, and frontends that come and go, with `vhost`'s
+//! frontend at the other end.
 
 use std::collections::BTreeSet;
 

@@ -1,8 +1,9 @@
 //! The sentences of SPEC.md, each stated once, as a scenario.
 //!
-//! A scenario is named by its sentence, and the table at the head of its file says which ids it proves
-//! and where it runs: on the model in this process, on the released backend behind its socket, or on
-//! both. [`world`] is what it runs on; [`sentences`] sees that no id is without a scenario.
+//! A scenario is named by its sentence, and the table at the head of its file says which ids it
+//! proves and where it runs: on the model in this process, on the released backend behind its
+//! socket, or on both. [`world`] is what it runs on; [`sentences`] sees that no id is without a
+//! scenario.
 
 #[macro_use]
 mod scenarios;

@@ -1,4 +1,5 @@
-//! SPEC.md, "Requests", on the rings: used lengths, order, what is not shared, and what a kill leaves.
+//! SPEC.md, "Requests", on the rings: used lengths, order, what is not shared, and what a kill
+//! leaves.
 
 use vhost_user_timer_kit::backend_process::Devices;
 use vhost_user_timer_kit::contract::{

@@ -1,5 +1,5 @@
-//! The table at the head of each file: which sentences of SPEC.md each scenario proves, and where it
-//! runs.
+//! The table at the head of each file: which sentences of SPEC.md each scenario proves, and where
+//! it runs.
 
 /// One scenario: its name, and the ids of the sentences that it proves.
 pub(crate) type Scenario = (&'static str, &'static [&'static str]);

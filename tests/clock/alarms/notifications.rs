@@ -95,7 +95,7 @@ fn an_alarm_that_is_disabled_before_its_time_is_never_told() {
 }
 
 #[test]
-fn an_alarm_that_expired_and_was_not_told_is_obsolete_when_it_is_disabled_or_set_anew() {
+fn an_alarm_that_expired_and_was_not_told_is_obsolete_when_it_is_disabled_or_set_again() {
     let rig = launch();
     let mut guest = ClockDriver::connect(&rig);
     for clock in host::ids() {

@@ -76,7 +76,7 @@ fn a_listening_socket_serves_one_guest_after_the_other() {
         ClockDriver::over(stream, ClockDriver::setup()).reads_the_hosts(UTC);
     }
     assert_eq!(served.rig.backend.terminate().code(), Some(0));
-    assert!(path.exists(), "whoever bound it removes it");
+    assert!(path.exists(), "the process that bound it removes it");
 }
 
 #[test]

@@ -21,7 +21,7 @@ fn a_second_backend_on_the_same_file_is_refused_and_the_first_goes_on() {
 }
 
 #[test]
-fn a_vm_of_another_boot_is_begun_anew_with_a_warning() {
+fn a_vm_of_another_boot_starts_over_with_a_warning() {
     let life = Life::new();
     let served = life.serve();
     served.configure(2);

@@ -123,7 +123,7 @@ fn the_end_of_a_restore_in_paused_lets_nobody_go() {
 }
 
 #[test]
-fn whoever_leads_may_leave_and_another_one_leads() {
+fn a_leader_may_leave_and_another_thread_leads() {
     let served = Served::new(4);
     let queue = served.queue();
     for turn in 0..100 {

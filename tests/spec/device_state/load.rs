@@ -63,8 +63,8 @@ fn a_save_in_running_is_one_instant() {
     for (vcpu, row) in (0..).zip(&before.vcpus) {
         let [ctl, virt, cval, pctl, phys, pcval] = there.state().vcpus[vcpu].registers;
         assert!((before.virt_count..=after.virt_count).contains(&virt));
-        // Both clocks run at one rate, so the two counts are of one instant if they differ by as much as
-        // before.
+        // Both clocks run at one rate, so the two counts are of one instant if they differ by as
+        // much as before.
         assert_eq!(
             phys.wrapping_sub(virt),
             before.phys_count.wrapping_sub(before.virt_count)

@@ -1,5 +1,5 @@
-//! SPEC.md, "Device state", by way of `vhost`'s `Frontend`: a VM saved here and loaded there, whatever
-//! happens to the pipe on the way.
+//! SPEC.md, "Device state", by way of `vhost`'s `Frontend`: a VM saved here and loaded there,
+//! whatever happens to the pipe on the way.
 
 mod load;
 mod transfer;

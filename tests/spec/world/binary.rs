@@ -54,8 +54,8 @@ impl Binary {
         Info::of(Answer::of(&used).ok(64))
     }
 
-    /// Whatever the backend had to do at the time of the call is done, its events included; and what
-    /// was made available on this queue has been taken.
+    /// Whatever the backend had to do at the time of the call is done, its events included; and
+    /// what was made available on this queue has been taken.
     pub(crate) fn settle(&mut self, queue: u16) {
         let by = if queue == 0 { OBSERVER } else { queue };
         self.info(by);

@@ -1,8 +1,8 @@
 //! Where a scenario runs: on the model in this process, or on the released backend.
 //!
-//! A scenario is written once, over a [`Vm`]: the by-hand client of the contract over any [`Device`].
-//! On the model time passes when [`Vm::pass`] is called and at no other instant, so what is a range
-//! on the backend is one value there.
+//! A scenario is written once, over a [`Vm`]: the by-hand client of the contract over any
+//! [`Device`]. On the model time passes when [`Vm::pass`] is called and at no other instant, so
+//! what is a range on the backend is one value there.
 
 mod asks;
 mod binary;
@@ -26,7 +26,8 @@ pub(crate) const MS: u64 = HZ / 1_000;
 
 /// What a scenario needs of a device besides its queues.
 pub(crate) trait Device: Queues {
-    /// Lets this many ticks of the VM's frequency pass: exactly on the model, at least on the backend.
+    /// Lets this many ticks of the VM's frequency pass: exactly on the model, at least on the
+    /// backend.
     fn pass(&mut self, ticks: u64);
 
     /// RESET_DEVICE, and the next connection.

@@ -52,7 +52,8 @@ impl ClockKind {
     }
 
     /// Whether a host with these clocks can continue another host's clock of this kind. What a
-    /// UTC-like clock does at a leap second depends on the host; the others are the same everywhere.
+    /// UTC-like clock does at a leap second depends on the host; the others are the same
+    /// everywhere.
     pub(super) fn is_served_by(self, own: impl IntoIterator<Item = ClockKind>) -> bool {
         match self {
             ClockKind::Tai | ClockKind::Monotonic => true,
@@ -109,8 +110,8 @@ pub enum Needs {
     Cross,
 }
 
-/// What the shell sampled for a request. A clock that was not sampled cannot be read by mistake: the
-/// request is answered with EIO.
+/// What the shell sampled for a request. A clock that was not sampled cannot be read by mistake:
+/// the request is answered with EIO.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sampled {
     /// Nothing.

@@ -124,8 +124,8 @@ impl Rtc {
         self.clocks.iter().any(|clock| clock.alarm.enabled())
     }
 
-    /// Handles one request at one instant. `room` is how many device-writable bytes there are; `now`
-    /// is what [`needs`](Self::needs) asked for.
+    /// Handles one request at one instant. `room` is how many device-writable bytes there are;
+    /// `now` is what [`needs`](Self::needs) asked for.
     pub fn handle(&mut self, request: &Request, room: usize, now: &Sampled, effects: &mut Effects) {
         let Request(request) = request;
         if request.needs() != Needs::Nothing && self.has_alarms_enabled() {
@@ -406,8 +406,8 @@ impl Rtc {
         })
     }
 
-    /// A driver begins anew, with both rings at index 0: it was told of no capability and given
-    /// no counter, and since a device reset came before, kept alarms that are past expire.
+    /// A driver starts over, with both rings at index 0. It has read no capability and no counter,
+    /// and because a device reset came before, kept alarms that are past expire.
     pub fn driver_started(&mut self, now: &Sample, effects: &mut Effects) {
         self.with_cross(effects, |cross| *cross = Cross::default());
         for id in 0..self.clocks.len() {

@@ -4,8 +4,8 @@
 //! wrong. They leave out what belongs to a connection: waiters, pending events, and the counts that
 //! were reported to vCPUs.
 //!
-//! A record has a value for each register of an ABI with two timelines; the count of a vCPU is in it
-//! only while a restore is open.
+//! A record has a value for each register of an ABI with two timelines; the count of a vCPU is in
+//! it only while a restore is open.
 
 use alloc::boxed::Box;
 
@@ -222,8 +222,8 @@ impl Vm {
         record
     }
 
-    /// The VM of these records. If it runs, every line that is high at `host` is reported: what fell
-    /// due meanwhile, and what may have been reported to nobody.
+    /// The VM of these records. If it runs, every line that is high at `host` is reported: what
+    /// fell due meanwhile, and what may have been reported to nobody.
     ///
     /// # Errors
     ///

@@ -124,7 +124,7 @@ fn a_state_of_any_size_is_saved_and_loaded() {
 }
 
 #[test]
-fn a_state_without_an_end_is_not_read_for_ever() {
+fn a_state_without_an_end_is_not_read_forever() {
     let (pair, _) = backend(Way::Well, MAX + 1, Options::default());
     assert!(refused(pair.frontend.save_device_state(LONG)));
     pair.frontend.queue().info(LONG).unwrap();

@@ -102,7 +102,7 @@ impl ClockVm {
     /// # Panics
     ///
     /// Those of [`boot`](Self::boot).
-    pub fn boot_anew(&mut self, environment: &Environment, transport: Transport) {
+    pub fn boot_again(&mut self, environment: &Environment, transport: Transport) {
         let options = Options::default()
             .life_limit(LIFE)
             .rtc(transport, &self.clock_socket);

@@ -48,7 +48,7 @@ impl Environment {
             _ => PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache"),
         };
         let cache = cache.join("vhost-user-timer/qemu");
-        // The link is to what is whole: it is removed before anything there is made anew.
+        // The link is to what is whole: it is removed before anything there is rebuilt.
         if let Ok(directory) = fs::canonicalize(cache.join("ready")) {
             return Ok(Environment { directory });
         }

@@ -2,7 +2,7 @@
 //!
 //! The control channel is `vhost`'s `Frontend`; the rings are written here, after virtio 1.2
 //! §2.7, and can be had in any layout the standard allows and in many that it does not.
-//! Nothing waits for ever: what does not come within [`PATIENCE`] fails the test, and a
+//! Nothing waits forever: what does not come within [`PATIENCE`] fails the test, and a
 //! [`Rig`] kills a backend that leaves its test hanging.
 
 mod dirty;

@@ -21,7 +21,7 @@ pub struct State {
     /// The VM with the least counts that it can have, when the host counter reads 0. (That is
     /// long ago; but two states are the same if they are the same at any one instant.)
     low: Reference,
-    /// The VM with the greatest counts that it can have, likewise.
+    /// The VM with the greatest counts that it can have, at the same instant.
     high: Reference,
 }
 

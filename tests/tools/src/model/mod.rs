@@ -8,7 +8,8 @@
 //! [`Ghost`](ghost::Ghost) tracks what must hold beside the device. It knows only requests and
 //! answers, and is checked in every state:
 //!
-//! - [`ONE_OFFSET`]: one pair of offsets, constant while RUNNING, which every running vCPU has (I1);
+//! - [`ONE_OFFSET`]: one pair of offsets, constant while RUNNING, which every running vCPU has
+//!   (I1);
 //! - [`GATE`]: no vCPU is released, and the VM is not RUNNING, while a vCPU is missing in the open
 //!   restore; a waiter of one epoch is not released in another (I2);
 //! - [`ONE_RUN`]: all vCPUs that are released together get the same instant (I2);

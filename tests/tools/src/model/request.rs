@@ -63,7 +63,7 @@ pub enum Ask {
         vcpus: u32,
         /// AUTORUN.
         autorun: bool,
-        /// In ticks of a nanosecond; 0 for ever.
+        /// In ticks of a nanosecond; 0 forever.
         timeout: u64,
     },
     /// RESTORE_ABORT.

@@ -365,7 +365,7 @@ proptest! {
     }
 
     #[test]
-    fn whoever_sleeps_until_the_next_expiry_finds_it(
+    fn a_sleep_until_the_next_expiry_ends_at_it(
         alarms in vec((0u16..3, 0i64..1_000), 1..6),
     ) {
         let mut rig = Rig::new();

@@ -176,7 +176,7 @@ fn a_chain_that_comes_between_the_look_and_the_request_for_a_kick_is_served() {
 }
 
 #[test]
-fn whoever_leaves_a_ring_asks_for_a_kick_whatever_is_there() {
+fn a_device_that_leaves_a_ring_asks_for_a_kick_whatever_is_there() {
     for event_idx in BOTH {
         let (mut driver, mut device) = pair::<()>(8, event_idx, 65_534);
         driver.offer(&[0, 1, 2]);

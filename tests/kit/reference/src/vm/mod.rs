@@ -2,7 +2,7 @@
 //! is looked at each time. It keeps no offset and no order of deadlines, and it copies itself
 //! before each request so that a refusal changes nothing.
 //!
-//! It reads no clock. Whoever holds it says how much time passes ([`Reference::pass`]) and hands
+//! It reads no clock. Its owner says how much time passes ([`Reference::pass`]) and hands
 //! it requests ([`Reference::handle`]). What SPEC.md leaves to the device around the VM is not
 //! here: rings, the memory behind SET_TIME_PAGE, device state.
 
