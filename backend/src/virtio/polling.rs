@@ -393,4 +393,29 @@ mod tests {
         polling.sleeps();
         assert_eq!((polling.kicked(), polling.window()), (0, 0));
     }
+
+    #[test]
+    fn polling_reports_which_rings_have_chains_and_ends_when_interrupted() {
+        let indices = [7_u16, 8, 9].map(|index| AtomicU16::new(index.to_le()));
+        let rings = |taken: [u16; 3]| {
+            [0, 1, 2].map(|n| {
+                let index = &indices[n];
+                // The second is not started.
+                (n != 1).then_some(RingToPoll {
+                    index,
+                    taken: taken[n],
+                })
+            })
+        };
+        let never = || panic!("there are chains");
+        assert_eq!(poll_rings(&rings([6, 0, 9]), never), 0b001);
+        assert_eq!(poll_rings(&rings([7, 0, 8]), never), 0b100);
+        assert_eq!(poll_rings(&rings([0, 0, 0]), never), 0b101);
+        let mut checks = 0;
+        let available = poll_rings(&rings([7, 0, 9]), || {
+            checks += 1;
+            checks == 3
+        });
+        assert_eq!((available, checks), (0, 3));
+    }
 }

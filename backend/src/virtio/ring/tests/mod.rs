@@ -360,3 +360,18 @@ fn the_available_index_can_be_looked_at_without_serving() {
     assert_eq!(index.load(Ordering::Relaxed), 1);
     assert_eq!(writes(&mem), []);
 }
+
+#[test]
+fn chains_without_room_are_given_back_unchanged_and_count_towards_the_batch() {
+    let (mut driver, mut device) = pair::<()>(512, true, 0);
+    driver.offer(&heads(512, 400));
+    // Every chain is one byte to be read: none has room.
+    let stop = device.serve(|ring, chain| ring.next_with_room(chain, 1));
+    assert_eq!(stop, Some(Err(Stop::BatchFull)));
+    let given_back = driver.used();
+    assert_eq!(given_back.len(), BATCH);
+    assert!(given_back.iter().all(|(_, len)| *len == 0));
+    let stop = device.serve(|ring, chain| ring.next_with_room(chain, 1));
+    assert_eq!(stop, Some(Err(Stop::Drained)));
+    assert_eq!(driver.used().len(), 400 - BATCH);
+}
