@@ -3,7 +3,7 @@
 //! - [`backend_process`]: a backend as an external process;
 //! - [`raw_driver`]: an independent driver for black-box tests, hostile on demand;
 //! - `contract`: the wire contract, typed by hand, and a client over that driver;
-//! - [`reference`]: a naive VM that serves requests by SPEC.md's text;
+//! - [`mod@reference`]: a naive VM that serves requests by SPEC.md's text;
 //! - [`clock_driver`]: a guest's driver of the clock device, by hand too;
 //! - [`kvm_data`]: timer registers recorded on a real KVM/arm64;
 //! - [`qemu`]: a real guest, under QEMU;
