@@ -205,8 +205,9 @@ pub use saved::{SavedVcpu, SavedVm, SavedVmError};
 pub use time_page::{Counts, GuestClock, HostClock, Offsets, PageTime, TimePage};
 pub use wait::{Deadline, ShutdownHandle};
 
-/// What the protocol names.
-pub use vhost_user_timer_protocol::{Abi, Op, Phase, Register, Status};
+pub use vhost_user_timer_counter::HostCounter;
+pub use vhost_user_timer_protocol::counter::Anchor;
+pub use vhost_user_timer_protocol::{Abi, IndexRanges, Op, Phase, Register, Status};
 
 use connection::{Connection, VringSetup};
 use events::{EventLayout, EventQueue};
