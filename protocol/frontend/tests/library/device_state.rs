@@ -21,13 +21,13 @@ const MAX: usize = 4 << 20;
 /// What a backend does with a transfer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// Does it.
+    /// Carries it out.
     Well,
     /// Holds the descriptor and does nothing.
     Stall,
     /// Closes it after some bytes, and fails the check.
     Leave(usize),
-    /// Does it, and fails the check.
+    /// Carries it out, and fails the check.
     FailCheck,
     /// Refuses to begin.
     Refuse,
@@ -156,7 +156,7 @@ fn a_transfer_that_stalls_ends_at_its_deadline_or_by_the_shutdown_handle() {
 
     let pair = stalled();
     let frontend = &pair.frontend;
-    // What fits the pipe was written: the check is what fails.
+    // What fits the pipe was written; the check fails.
     assert!(refused(frontend.load_device_state(&bytes(10), LONG)));
     frontend.queue().info(LONG).unwrap();
     std::thread::scope(|scope| {
@@ -323,7 +323,7 @@ fn a_transfer_whose_connection_is_lost_is_made_once() {
         };
         assert_eq!((vm.phase(), vm.epoch()), want);
         drop(vm);
-        // The library knows the epoch: what it asks for now is of that one.
+        // The library knows the epoch: its next requests are meant for that one.
         frontend.queue().info(LONG).unwrap();
     }
 }

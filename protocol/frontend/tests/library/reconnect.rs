@@ -1,4 +1,4 @@
-//! What the frontend library makes of a backend that goes and comes back.
+//! A backend that goes away and comes back.
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd};
@@ -38,7 +38,7 @@ fn options() -> Options {
 type Outcome = Result<u32, Error>;
 type Ask = fn(&RequestQueue) -> Outcome;
 
-/// The operations that change something, as a vCPU or a VMM's main thread asks for them.
+/// The operations that change the VM, as a vCPU's or the VMM's main thread asks for them.
 const WRITES: [(Op, Phase, &[u32], Ask); 8] = [
     (Op::ConfigureVm, Phase::Paused, &[], |queue| {
         queue.configure(VCPUS, Abi::Arm64, None, LONG).map(|()| 0)
@@ -67,7 +67,7 @@ const WRITES: [(Op, Phase, &[u32], Ask); 8] = [
     }),
 ];
 
-/// A frontend that has been told that a restore is open, as it is.
+/// Lets the frontend learn that a restore is open, as it is.
 fn tell(frontend: &Frontend, rig: &Rig, phase: Phase, done: &[u32]) {
     if phase == Phase::Restoring {
         let begin = Operation::restore_begin(VCPUS, RestoreOptions::default());
@@ -196,7 +196,7 @@ fn a_write_with_a_change_of_phase_behind_it_is_uncertain() {
 
 #[test]
 fn what_was_meant_for_one_epoch_does_not_get_into_the_next() {
-    // The BEGIN is done and answered; the others were not seen.
+    // RESTORE_BEGIN is carried out and answered; the other requests were not seen.
     let (mut rig, frontend) = Rig::new(options());
     tell(&frontend, &rig, Phase::Restoring, &[0, 1, 2]);
     let epoch = rig.vm.lock().unwrap().epoch();
@@ -231,7 +231,7 @@ fn what_was_meant_for_one_epoch_does_not_get_into_the_next() {
 fn a_whole_restore_in_one_batch_is_taken_up_where_it_was() {
     for lost_at in [Op::RestoreBegin, Op::SetVm, Op::RestoreDone] {
         let (mut rig, frontend) = Rig::new(options());
-        // The first request of that kind is done and not answered, what comes later unseen.
+        // The first request of that kind is carried out and not answered; later ones are not seen.
         match lost_at {
             Op::RestoreBegin => rig.lose(|op| match op {
                 Op::GetInfo => Lost::No,
@@ -249,7 +249,7 @@ fn a_whole_restore_in_one_batch_is_taken_up_where_it_was() {
             }),
         }
         let queue = frontend.queue();
-        // From here on slots are not taken in the order of their numbers.
+        // From here on slots are no longer taken in the order of their numbers.
         for info in [(); 6].map(|()| queue.submit(&Operation::get_info()).unwrap()) {
             info.wait(LONG).unwrap();
         }
@@ -322,7 +322,7 @@ fn an_answer_in_the_ring_is_not_asked_for_again() {
         .wait_until(|_| rig.vm.lock().unwrap().count(Op::RestoreDone) == 1);
     rig.kill();
     rig.revive();
-    // This is what notices.
+    // This call notices the loss.
     assert_eq!(queues[1].restore_done(1, LONG).unwrap(), 2);
     assert_eq!(answered.wait(LONG).unwrap().0, 3);
     assert_eq!(rig.vm.lock().unwrap().count(Op::RestoreDone), 2);
@@ -378,7 +378,7 @@ fn a_waiter_learns_of_an_abort_that_overtook_it_on_another_queue() {
             assert_eq!(refused.status(), Some(Status::Canceled));
         }
     });
-    // Who comes later waits on, with the same request.
+    // A thread that comes later takes over the same request.
     rig.fake
         .wait_until(|_| rig.vm.lock().unwrap().count(Op::WaitRun) == 6);
     for vcpu in 0..3 {
@@ -393,10 +393,10 @@ fn requests_of_the_outage_are_sent_as_they_are_when_it_ends() {
     let (mut rig, frontend) = Rig::new(options());
     rig.kill();
     let queue = frontend.queue();
-    // It notices.
+    // This call notices the loss.
     assert!(matches!(queue.info(SHORT), Err(Error::TimedOut { .. })));
     let pause = queue.submit(&Operation::pause()).unwrap();
-    // What is given up is not sent.
+    // An abandoned request is not sent again.
     let resume = queue.submit(&Operation::resume()).unwrap();
     queue.kick();
     drop(resume);
@@ -421,7 +421,7 @@ fn a_deadline_in_the_outage_is_kept_and_others_wait_on() {
         rig.revive();
         patient.join().unwrap().unwrap();
     });
-    // Twenty turns were one request, and it was given up.
+    // Twenty turns were one request, which was abandoned.
     assert_eq!(rig.vm.lock().unwrap().count(Op::WaitRun), 0);
 }
 
@@ -509,7 +509,7 @@ fn the_shutdown_handle_ends_an_outage() {
             scope.spawn(move || send.send(queue.wait_run(vcpu, Deadline::NEVER).unwrap_err()));
         }
         scope.spawn(move || send.send(events.next(Deadline::NEVER).unwrap_err()));
-        // One of them is at it, or will be: the handle holds for both.
+        // One of the threads reconnects, or will; the handle ends both.
         frontend.shutdown_handle().shut_down();
         for _ in 0..9 {
             let error = ended.recv_timeout(LONG).unwrap();
@@ -539,7 +539,7 @@ fn a_backend_without_the_vm_is_an_error_and_not_a_fresh_start() {
                 assert!(matches!(error, Error::StateLost(_)), "{error}");
             }
         });
-        // Nothing was asked of it.
+        // Nothing was asked of that backend.
         assert_eq!(rig.vm.lock().unwrap().count(Op::WaitRun), 8);
     }
 }
@@ -701,7 +701,7 @@ fn a_function_can_say_where_the_backend_is() {
     let frontend = Frontend::connect(Connector::function(connect), options()).unwrap();
     for _ in 0..3 {
         frontend.queue().info(LONG).unwrap();
-        // As if it had gone away.
+        // As if the backend had gone away.
         rustix::net::shutdown(&frontend, rustix::net::Shutdown::Both).unwrap();
         serving.0.join().unwrap();
         serving = fake::serve(fake.clone(), &path);

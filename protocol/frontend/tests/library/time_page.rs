@@ -1,4 +1,4 @@
-//! What the frontend library makes of a time page that says what a test says.
+//! The time page, with content that the test writes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -146,7 +146,7 @@ fn running_takes_no_request_and_those_who_wait_have_one_together() {
             .collect();
         rig.pair.fake.wait_for_held(1);
         rig.pair.fake.release(|_| ok(run_of(7).as_bytes()));
-        // Some may have come after that, and have one more.
+        // Some threads may have come after that, and share one more request.
         while threads.iter().any(|thread| !thread.is_finished()) {
             rig.pair.fake.release(|_| ok(run_of(7).as_bytes()));
             std::thread::yield_now();
@@ -181,7 +181,8 @@ fn a_futex_that_the_backend_never_wakes_delays_and_does_not_hang() {
             .map(|vcpu| scope.spawn(move || frontend.queue_of(vcpu).wait_run_by_page(vcpu, LONG)))
             .collect();
         rig.pair.fake.wait_for_held(1);
-        // No wake, and no other number in it. All go but who leads, and waits for the request.
+        // No wake, and the same number in the futex. All threads return but the leader, which waits
+        // for the request.
         rig.say(page(Phase::Running));
         while threads.iter().filter(|thread| thread.is_finished()).count() < 7 {
             std::thread::yield_now();

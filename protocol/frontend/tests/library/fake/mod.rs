@@ -1,5 +1,5 @@
-//! A backend with no timer in it: it answers as a test says, over somebody else's vhost-user and
-//! virtio code.
+//! A backend without a timer: it answers as the test says, over vhost-user and virtio code that is
+//! not this project's.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
@@ -44,13 +44,13 @@ type Answers = dyn Fn(&[u8]) -> Option<Vec<u8>> + Send + Sync;
 
 pub(crate) struct Fake {
     pub(crate) request_queues: usize,
-    /// What is not offered.
+    /// Features that are not offered.
     pub(crate) without: u64,
     pub(crate) protocol_without: VhostUserProtocolFeatures,
     pub(crate) config: wire::Info,
-    /// What the config space says instead, if it changes.
+    /// The config space instead of `config`, if it changes.
     pub(crate) live_config: Option<Box<dyn Fn() -> wire::Info + Send + Sync>>,
-    /// What is not offered from some time on.
+    /// Protocol features that are no longer offered from some time on.
     pub(crate) less: Option<Box<dyn Fn() -> Option<VhostUserProtocolFeatures> + Send + Sync>>,
     pub(crate) answers: Box<Answers>,
     pub(crate) device_state: Box<dyn DeviceState>,
@@ -58,13 +58,13 @@ pub(crate) struct Fake {
     pub(crate) changed: Condvar,
 }
 
-/// What becomes of a device state.
+/// What happens to a device state.
 pub(crate) trait DeviceState: Send + Sync {
     fn begin(&self, load: bool, file: File) -> io::Result<Option<File>>;
     fn check(&self) -> io::Result<()>;
 }
 
-/// Refuses.
+/// Refuses every transfer.
 impl DeviceState for () {
     fn begin(&self, _: bool, _: File) -> io::Result<Option<File>> {
         Err(io::Error::other("refused"))
@@ -126,7 +126,7 @@ impl Fake {
         self.state.lock().unwrap().held.len()
     }
 
-    /// Answers what is held, the newest first.
+    /// Answers the requests that are held, the newest first.
     pub(crate) fn release(&self, answer: impl Fn(&[u8]) -> Vec<u8>) {
         let mut state = self.state.lock().unwrap();
         let held = std::mem::take(&mut state.held);
@@ -213,7 +213,7 @@ impl VhostUserBackend for Fake {
     fn update_memory(&self, memory: Memory) -> io::Result<()> {
         let mut state = self.state.lock().unwrap();
         state.memory = Some(memory);
-        // Of a former connection.
+        // Of a previous connection.
         state.held.clear();
         state.vrings.clear();
         Ok(())
@@ -354,7 +354,7 @@ pub(crate) fn info() -> wire::Info {
     }
 }
 
-/// A `run` from which the vCPU can be told.
+/// A `run` that identifies the vCPU.
 pub(crate) fn run_of(vcpu: u32) -> wire::Run {
     wire::Run {
         cntvoff: (1000 + u64::from(vcpu)).into(),
