@@ -1,6 +1,7 @@
 //! What the repository asks of itself beyond what the compiler and clippy check.
 
 mod crates;
+mod files;
 mod text;
 
 use std::path::PathBuf;

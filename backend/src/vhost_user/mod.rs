@@ -18,6 +18,7 @@ mod connection;
 mod device;
 mod dirty_log;
 mod relay;
+mod serving;
 mod session;
 mod transfer;
 mod vring;

@@ -26,10 +26,10 @@ use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::sys::{lock, with_causes};
+use crate::sys::lock;
 use crate::vhost_user::transfer::Transfers;
 use crate::vhost_user::worker::Worker;
-use crate::vhost_user::{Device, DirtyBitmap, StateError, Turn, Vring};
+use crate::vhost_user::{Device, DirtyBitmap, Turn, Vring};
 use crate::virtio::Memory;
 use crate::virtio::chain::ChainBuffer;
 use crate::virtio::ring::RingScratch;
@@ -62,15 +62,6 @@ struct Rings<F> {
     chain: ChainBuffer,
     scratch: RingScratch,
     in_flight: F,
-}
-
-/// Logs why a control message is refused: the frontend only learns that it was.
-pub(super) fn refuse<E: Into<StateError>>(what: &str) -> impl FnOnce(E) -> io::Error {
-    move |error| {
-        let text = with_causes(&*error.into());
-        log::error!("{what} failed: {text}");
-        io::Error::other(text)
-    }
 }
 
 impl<D: Device> Session<D> {

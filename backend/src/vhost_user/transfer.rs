@@ -14,9 +14,8 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use vhost::vhost_user::message::VhostTransferStateDirection;
 use vhost_user_timer_protocol::MAX_STREAM;
 
-use crate::sys::{lock, set_nonblocking};
+use crate::sys::{lock, set_nonblocking, with_causes};
 use crate::vhost_user::StateError;
-use crate::vhost_user::session::refuse;
 
 /// What failed, in the log.
 const SAVING: &str = "Saving the device state";
@@ -226,5 +225,14 @@ fn read_all(file: &File, cancel: &[Arc<Cancel>; 2]) -> io::Result<Vec<u8>> {
             }
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// Logs why a control message is refused: the frontend only learns that it was.
+fn refuse<E: Into<StateError>>(what: &str) -> impl FnOnce(E) -> io::Error {
+    move |error| {
+        let text = with_causes(&*error.into());
+        log::error!("{what} failed: {text}");
+        io::Error::other(text)
     }
 }

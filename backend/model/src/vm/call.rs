@@ -7,8 +7,6 @@ use vhost_user_timer_protocol::op::Effect;
 use vhost_user_timer_protocol::{Phase, Request, Status, wire};
 use zerocopy::{Immutable, IntoBytes};
 
-use super::page::PageOrder;
-
 /// A name that the shell gives a WAIT_RUN, to find its place again when it is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Token {
@@ -216,5 +214,31 @@ impl Answer<'_> {
         self.needs(size_of_val(body))?;
         self.push(body);
         Ok(())
+    }
+}
+
+/// What SET_TIME_PAGE asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageOrder {
+    /// To write the page here from now on.
+    WriteAt {
+        /// Aligned as the page is.
+        address: u64,
+        /// The length that the frontend states, bytes: enough for a page.
+        length: u64,
+    },
+    /// To stop writing the page.
+    Stop,
+}
+
+impl PageOrder {
+    pub(super) fn parse(order: &wire::TimePage) -> Result<Self, Refusal> {
+        const LEN: u64 = size_of::<wire::Page>() as u64;
+        let (address, length) = (order.address.get(), order.length.get());
+        match length {
+            0 => Ok(PageOrder::Stop),
+            _ if length < LEN || !address.is_multiple_of(LEN) => Err(Status::Invalid.into()),
+            _ => Ok(PageOrder::WriteAt { address, length }),
+        }
     }
 }

@@ -38,10 +38,9 @@ mod vcpu;
 #[cfg(test)]
 mod tests;
 
-pub use call::{Changed, Effects, Handled, Incoming, Notice, Released, Token};
+pub use call::{Changed, Effects, Handled, Incoming, Notice, PageOrder, Released, Token};
 pub use clock::{Now, ns_of_ticks, ticks_of_ns};
 pub use model::{GuestCounter, MAX_FREQUENCY, OpenRestore, Profile, Vm};
-pub use page::PageOrder;
 pub use record::{BadRecord, VcpuRecord, VmRecord};
 pub use saved::{LoadError, SaveError, Saved, SavedTimer, SavedVcpu};
 pub use vhost_user_timer_protocol::Timeline;

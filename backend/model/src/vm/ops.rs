@@ -9,11 +9,10 @@ use vhost_user_timer_protocol::wire;
 use vhost_user_timer_protocol::{Abi, Phase, Register, Request, Role, Status, Timeline};
 use zerocopy::little_endian::U64;
 
-use super::call::{Answer, Changed, Effects, Handled, Notice, Refusal, Token};
+use super::call::{Answer, Changed, Effects, Handled, Notice, PageOrder, Refusal, Token};
 use super::clock::Now;
 use super::configured::Configured;
 use super::model::Vm;
-use super::page::PageOrder;
 
 impl Vm {
     /// Performs a request, or refuses it and changes nothing. The checks come in the order of

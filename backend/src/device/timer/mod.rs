@@ -6,6 +6,7 @@
 mod alarm;
 mod device;
 mod guest_time;
+mod instant;
 mod page;
 pub(crate) mod persist;
 mod requests;

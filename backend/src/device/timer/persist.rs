@@ -6,7 +6,7 @@ use vhost_user_timer_counter::HostCounter;
 use vhost_user_timer_model::vm::{BadRecord, Changed, Now, Profile, VcpuRecord, Vm, VmRecord};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::device::timer::state::instant;
+use crate::device::timer::instant::instant;
 use crate::state::Store;
 use crate::state::file::{Opening, Record, StateFileError, VCPU_RECORD, VM_RECORD};
 

@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use rustix::time::ClockId;
-use vhost_user_timer_counter::{HostCounter, clock_ticks};
+use vhost_user_timer_counter::HostCounter;
 use vhost_user_timer_model::vm::{Anchor, Effects, Notice, Now, PageOrder, Vm};
-use vhost_user_timer_protocol::counter::NS_PER_SEC;
 use vhost_user_timer_protocol::{IndexRanges, MAX_MESSAGE, Status};
 
 use crate::device::timer::alarm::Alarm;
+use crate::device::timer::instant::instant;
 use crate::device::timer::page::Page;
 use crate::device::timer::persist;
 use crate::state::Store;
@@ -29,22 +28,6 @@ pub(super) struct TimerState {
 
 /// By what a host counter counts: another one may read less.
 type CountedBy = (Option<Anchor>, u64);
-
-/// The VM's instant: its host counter, by the anchor where the VMM gave one, and the wall clock
-/// where the VM wants it.
-pub(super) fn instant(counter: HostCounter, vm: &Vm) -> Now {
-    let frequency = vm.frequency();
-    let host = match vm.anchor() {
-        Some(anchor) => anchor.host(clock_ticks(ClockId::Monotonic, NS_PER_SEC), frequency),
-        None => counter.read(frequency),
-    };
-    let realtime_ns = if vm.wants_realtime() {
-        clock_ticks(ClockId::Realtime, NS_PER_SEC)
-    } else {
-        0
-    };
-    Now { host, realtime_ns }
-}
 
 impl TimerState {
     pub(super) fn new(
