@@ -141,6 +141,16 @@ impl State {
         monotonic_ns.wrapping_add(ahead)
     }
 
+    /// The instant that a request's outcome names, CLOCK_MONOTONIC, ns.
+    pub(super) fn instant(&self, ask: &Ask, outcome: &Outcome) -> Option<u64> {
+        let Outcome::Done(body) = outcome else {
+            return None;
+        };
+        let whole = body.len() == ask.answer_len();
+        let host = whole.then(|| Instant::of(ask, body)).flatten()?.host;
+        Some(host.wrapping_sub(self.host_at(0)))
+    }
+
     /// Serves a request at some instant of `when`, CLOCK_MONOTONIC, ns, and checks that the
     /// outcome, if it is known, can be.
     ///
