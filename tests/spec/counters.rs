@@ -8,12 +8,14 @@ use crate::world::{Clock, HZ, PHASES, Vm, World, one_of_each};
 
 scenarios! {
     both {
-        a_pause_freezes_the_virtual_clock_and_resume_goes_on_from_there: "4.3" "4.6" "4.7" "4.8" "5.41";
+        a_pause_freezes_the_virtual_clock_and_resume_goes_on_from_there:
+            "4.3" "4.6" "4.7" "4.8" "5.41";
         keep_counting_lets_the_clocks_go_on_and_the_offsets_stay: "5.37";
         the_physical_clock_passes_the_host_counter_through_and_no_pause_freezes_it: "4.9" "7.15";
         a_ptimer_cnt_write_makes_the_physical_clock_the_vms_own_and_then_it_freezes_too: "4.10";
         one_clock_can_be_frozen_while_the_other_counts: "5.37" "6.9";
-        an_offset_in_an_answer_is_the_host_count_less_the_count_of_that_instant: "4.3" "4.11" "5.41";
+        an_offset_in_an_answer_is_the_host_count_less_the_count_of_that_instant:
+            "4.3" "4.11" "5.41";
         all_arithmetic_is_modulo_two_to_the_64: "4.2";
         one_pair_of_offsets_serves_every_vcpu: "4.4" "6.8";
         info_says_what_the_vm_is: "4.11" "4.12" "5.40";

@@ -9,7 +9,8 @@ use crate::world::{Clock, HZ, World};
 
 scenarios! {
     both {
-        setting_the_offset_sets_both_exactly_and_makes_both_clocks_count: "5.8" "5.29" "5.30" "5.31" "4.10";
+        setting_the_offset_sets_both_exactly_and_makes_both_clocks_count:
+            "5.8" "5.29" "5.30" "5.31" "4.10";
         the_reserved_half_of_set_counter_offset_must_be_zero: "2.3";
         resume_keeps_a_pinned_offset_if_nothing_froze_the_clocks_in_between: "5.32" "5.37";
         the_offset_can_be_set_again_and_the_last_one_holds: "5.29";

@@ -14,8 +14,8 @@ scenarios! {
     both {
         a_vm_begins_new_in_epoch_1_without_vcpus: "3.9" "5.40";
         every_operation_is_accepted_in_its_phases_and_is_ebusy_in_the_others:
-            "2.34" "2.52" "5.1" "5.2" "5.3" "5.4" "5.5" "5.6" "5.7" "5.8" "5.9" "5.10" "5.11" "5.12" "5.13"
-            "5.14" "5.15" "5.16" "6.10" "6.13";
+            "2.34" "2.52" "5.1" "5.2" "5.3" "5.4" "5.5" "5.6" "5.7" "5.8" "5.9" "5.10" "5.11" "5.12"
+            "5.13" "5.14" "5.15" "5.16" "6.10" "6.13";
         configuring_leads_to_paused_with_virtual_count_and_physical_offset_zero: "3.1" "3.8";
         configuring_the_same_again_is_fine_in_any_phase_and_other_values_are_ebusy: "5.2" "5.25";
         a_vm_has_at_least_one_vcpu_and_at_most_those_of_the_backend: "5.20" "5.24";
@@ -27,7 +27,8 @@ scenarios! {
         pausing_a_paused_vm_changes_nothing: "5.10";
         resuming_a_running_vm_changes_nothing: "5.11" "8.10";
         unknown_pause_flags_and_a_reserved_half_are_einval: "2.3";
-        the_last_restore_done_leads_to_running_with_autorun_and_to_paused_without: "3.3" "3.5" "7.4";
+        the_last_restore_done_leads_to_running_with_autorun_and_to_paused_without:
+            "3.3" "3.5" "7.4";
         the_epoch_grows_by_one_at_every_restore_begin_and_by_nothing_else: "3.9" "3.10" "3.11";
         a_reset_leads_to_new_and_keeps_the_epoch: "1.18" "1.19" "3.11";
         every_change_of_phase_is_reported_and_nothing_else_is: "8.8";

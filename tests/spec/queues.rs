@@ -13,7 +13,8 @@ use vhost_user_timer_kit::raw_driver::{
 scenarios! {
     binary {
         used_len_is_what_was_written_and_nothing_past_it_is_touched: "2.10";
-        without_room_for_a_header_the_chain_comes_back_empty_and_nothing_is_done: "2.12" "2.13" "2.14";
+        without_room_for_a_header_the_chain_comes_back_empty_and_nothing_is_done:
+            "2.12" "2.13" "2.14";
         with_writable_memory_that_is_not_shared_the_chain_comes_back_empty_and_nothing_is_done:
             "2.12" "2.13" "2.14";
         a_request_in_memory_that_is_not_shared_is_eproto: "2.23";

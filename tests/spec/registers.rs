@@ -13,7 +13,8 @@ scenarios! {
         a_fresh_vcpu_has_its_timers_off: "3.8";
         on_arm64_timer_cnt_and_timer_cval_are_the_other_way_round: "6.2";
         each_id_of_the_32_bit_abi_is_the_register_of_its_name: "6.1";
-        the_other_architectures_id_and_a_wrong_size_are_einval_with_the_entrys_index: "6.3" "2.35" "2.52";
+        the_other_architectures_id_and_a_wrong_size_are_einval_with_the_entrys_index:
+            "6.3" "2.35" "2.52";
         any_other_id_is_enoent_with_the_entrys_index: "6.4" "2.31" "2.52";
         a_u32_register_given_more_than_32_bits_is_einval: "6.5" "2.52";
         control_stores_enable_and_imask_and_drops_the_rest: "6.6";
@@ -25,10 +26,12 @@ scenarios! {
         a_count_write_in_paused_freezes_that_clock_at_the_value_for_every_vcpu: "6.8" "6.9";
         a_count_write_in_running_is_ebusy_even_of_the_very_count: "6.10" "2.52";
         control_and_cval_can_be_written_in_every_phase_but_new: "6.13";
-        in_restoring_a_vcpu_that_is_done_takes_no_more_writes_and_the_others_do: "6.14" "6.19" "2.52";
+        in_restoring_a_vcpu_that_is_done_takes_no_more_writes_and_the_others_do:
+            "6.14" "6.19" "2.52";
         one_register_named_twice_must_have_one_value: "6.16" "2.52";
         lines_are_those_of_the_vcpu_after_the_write: "6.20" "6.21" "8.10";
-        a_line_is_high_where_enable_is_set_imask_is_not_and_the_count_is_at_or_past_cval: "6.20" "6.21";
+        a_line_is_high_where_enable_is_set_imask_is_not_and_the_count_is_at_or_past_cval:
+            "6.20" "6.21";
         entries_of_one_request_take_effect_together_in_any_order: "6.15";
         in_a_restore_the_order_of_requests_does_not_matter_either: "6.15";
     }

@@ -15,7 +15,8 @@ scenarios! {
             "2.7" "2.30" "5.1" "5.3" "5.4" "5.5" "5.6" "5.10" "5.11" "5.14";
         an_operation_without_an_answer_gives_the_header_alone:
             "2.33" "5.2" "5.7" "5.8" "5.9" "5.12" "5.15" "5.16";
-        an_answer_that_just_fits_is_given_and_one_byte_less_is_e2big_with_the_bytes_needed: "2.33" "2.52";
+        an_answer_that_just_fits_is_given_and_one_byte_less_is_e2big_with_the_bytes_needed:
+            "2.33" "2.52";
         restore_done_needs_room_too_and_else_the_vcpu_is_not_done: "2.2" "2.33" "2.52" "5.13";
         a_wait_run_that_could_not_be_answered_does_not_wait: "2.33";
         every_answer_names_the_current_epoch: "2.9";

@@ -12,7 +12,8 @@ scenarios! {
         restore_begin_must_name_the_configured_number_of_vcpus: "7.3" "2.52";
         an_unknown_restore_flag_is_einval_in_every_phase: "2.3";
         while_restoring_both_clocks_stand_still: "7.1";
-        restore_done_needs_control_compare_value_and_count_and_says_which_are_missing: "7.8" "2.36" "2.52";
+        restore_done_needs_control_compare_value_and_count_and_says_which_are_missing:
+            "7.8" "2.36" "2.52";
         what_a_vcpu_set_before_restore_begin_does_not_count: "7.8";
         repeating_restore_done_is_fine_and_changes_nothing: "7.11";
         registers_that_a_vcpu_does_not_set_keep_their_values: "7.10";

@@ -7,7 +7,8 @@ use crate::world::{Clock, HZ, Vm, World};
 
 scenarios! {
     both {
-        the_count_is_settled_once_at_the_largest_that_any_vcpu_brought_by_unsigned_value: "7.12" "7.15";
+        the_count_is_settled_once_at_the_largest_that_any_vcpu_brought_by_unsigned_value:
+            "7.12" "7.15";
         a_late_vcpu_leaves_the_count_alone: "7.12";
         strict_refuses_the_last_restore_done_where_counts_differ_and_the_restore_stays_open:
             "7.5" "7.13" "2.52";

@@ -11,7 +11,8 @@ use crate::world::{HZ, World};
 scenarios! {
     both {
         in_running_wait_run_is_answered_at_once_with_one_instant: "5.14" "7.20" "7.22" "5.41";
-        waiters_of_all_queues_and_vcpus_are_answered_with_one_and_the_same_run: "7.20" "7.21" "7.22" "7.12";
+        waiters_of_all_queues_and_vcpus_are_answered_with_one_and_the_same_run:
+            "7.20" "7.21" "7.22" "7.12";
         a_wait_in_paused_is_answered_by_resume: "5.14" "7.20" "7.21";
         without_autorun_waiters_wait_on_until_resume: "3.5" "7.20";
         a_waiter_is_answered_once: "7.20";

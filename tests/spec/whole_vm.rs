@@ -15,7 +15,8 @@ scenarios! {
         the_largest_vm_is_got_and_set_in_one_request: "5.6" "5.7";
         set_vm_stages_what_set_regs_stages: "5.7" "7.7";
         set_vm_sets_only_what_is_present: "5.44" "7.8" "2.36";
-        set_vm_of_an_unknown_vcpu_or_present_bit_is_einval_with_the_index_and_sets_nothing: "6.17" "2.35" "2.52";
+        set_vm_of_an_unknown_vcpu_or_present_bit_is_einval_with_the_index_and_sets_nothing:
+            "6.17" "2.35" "2.52";
         set_vm_with_a_vcpu_that_is_done_is_ebusy_and_sets_nothing: "6.14" "2.34" "2.52";
         set_vm_of_a_u32_register_with_more_than_32_bits_is_einval: "6.5" "2.52";
         get_vm_in_a_restore_reads_what_each_vcpu_brought: "6.11";

@@ -19,7 +19,8 @@ scenarios! {
         a_count_read_by_get_vm_is_known_of_every_vcpu: "6.24";
         a_vm_read_in_parts_can_be_written_back_vcpu_by_vcpu: "6.22" "6.24";
         what_was_read_from_a_vcpu_and_what_from_all_are_both_known: "6.23" "6.24";
-        a_count_read_in_a_restore_that_was_aborted_does_not_hide_the_last_of_a_counting_clock: "6.23" "7.29";
+        a_count_read_in_a_restore_that_was_aborted_does_not_hide_the_last_of_a_counting_clock:
+            "6.23" "7.29";
         what_was_read_is_forgotten_once_the_clock_is_set: "6.23";
         reading_and_writing_back_in_a_restore_loses_no_time: "6.22" "7.12";
     }

@@ -21,9 +21,11 @@ scenarios! {
         a_save_in_running_is_one_instant: "10.3" "10.9";
         the_source_goes_on_as_if_nothing_had_happened: "10.4";
         a_save_is_refused_in_new_and_while_restoring_and_the_log_says_why: "10.5";
-        what_is_loaded_in_new_waits_for_every_vcpu: "3.10" "3.13" "7.7" "10.6" "10.8" "10.9" "10.10";
+        what_is_loaded_in_new_waits_for_every_vcpu:
+            "3.10" "3.13" "7.7" "10.6" "10.8" "10.9" "10.10";
         what_is_loaded_in_new_and_aborted_is_as_just_configured: "10.13";
-        what_is_loaded_in_paused_takes_the_former_vms_place_until_it_is_aborted: "3.10" "3.13" "7.30" "10.6" "10.8" "10.11" "10.12";
+        what_is_loaded_in_paused_takes_the_former_vms_place_until_it_is_aborted:
+            "3.10" "3.13" "7.30" "10.6" "10.8" "10.11" "10.12";
         a_load_is_refused_in_running_and_while_restoring_and_changes_nothing: "10.6" "10.17";
         another_frequency_is_refused_unless_it_was_left_to_the_stream: "10.8" "10.16" "10.17";
         more_vcpus_than_the_backend_takes_are_refused: "10.15" "10.17";

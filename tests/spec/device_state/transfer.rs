@@ -13,7 +13,8 @@ use super::{MANY, at_rest, configured, saved};
 
 scenarios! {
     binary {
-        every_truncation_and_every_single_bit_flip_is_refused_and_changes_nothing: "10.2" "10.14" "10.17";
+        every_truncation_and_every_single_bit_flip_is_refused_and_changes_nothing:
+            "10.2" "10.14" "10.17";
         a_stream_of_a_newer_version_is_refused_and_changes_nothing: "10.2" "10.14" "10.17";
         an_endless_stream_is_refused_at_once_while_its_writer_goes_on: "10.2" "10.14" "10.17";
         streams_come_and_go_one_byte_at_a_time: "10.7";

@@ -8,11 +8,13 @@ use crate::world::{HZ, Vm, World};
 scenarios! {
     model {
         a_line_that_rises_by_the_passing_of_time_is_reported_once: "8.4" "8.6";
-        a_timer_switched_off_is_not_waited_for_and_leaves_no_event_when_it_is_back_on: "6.21" "8.10";
+        a_timer_switched_off_is_not_waited_for_and_leaves_no_event_when_it_is_back_on:
+            "6.21" "8.10";
         one_event_per_vcpu_and_timer_waits_at_most: "8.11";
         each_rise_is_reported_where_the_frontend_reads_between: "8.6";
         many_timers_due_at_once_or_one_after_another_are_all_reported: "8.4" "8.6";
-        only_running_reports_timers_and_what_is_due_then_is_reported_at_the_change_to_running: "8.5" "8.9";
+        only_running_reports_timers_and_what_is_due_then_is_reported_at_the_change_to_running:
+            "8.5" "8.9";
         a_timer_that_was_not_due_at_the_pause_fires_as_long_after_it_as_it_had_left: "4.8" "8.14";
         after_a_disconnect_every_line_that_stands_high_is_reported_again: "8.18";
         at_a_wrap_lines_fall_and_rise_again_and_each_rise_is_reported: "4.2" "8.4" "8.6";

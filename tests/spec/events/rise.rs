@@ -21,7 +21,8 @@ scenarios! {
         a_line_that_is_high_at_the_change_to_running_is_reported: "8.5" "8.6";
         the_change_to_running_is_reported_before_the_timers: "8.5" "8.8";
         of_many_phase_changes_the_last_is_reported: "8.13";
-        only_running_reports_timers_and_what_is_due_then_is_reported_at_the_change_to_running: "8.5" "8.9";
+        only_running_reports_timers_and_what_is_due_then_is_reported_at_the_change_to_running:
+            "8.5" "8.9";
         with_no_buffer_posted_an_event_waits_one_per_vcpu_and_timer: "8.11";
         a_waiting_event_is_dropped_if_the_line_fell_meanwhile: "8.12";
         a_line_that_fell_and_was_raised_again_by_a_write_leaves_no_event: "8.10" "8.12";
