@@ -281,7 +281,7 @@ fn info_says_what_the_vm_is(on: World) {
             },
             epoch: if wanted == phase::RESTORING { 2 } else { 1 },
             max_vcpus: 4096,
-            request_queues: 3,
+            request_queues: 4,
             abi: 0,
             flags: 0,
             host_count: info.host_count,

@@ -44,7 +44,7 @@ fn a_vm_begins_new_in_epoch_1_without_vcpus(on: World) {
     assert_eq!((info.version, info.phase, info.epoch), (1, phase::NEW, 1));
     assert_eq!((info.vcpus, info.restored, info.flags), (0, 0, 0));
     assert_eq!((info.cntvoff, info.cntpoff), (0, 0));
-    assert_eq!((info.max_vcpus, info.request_queues), (4096, 3));
+    assert_eq!((info.max_vcpus, info.request_queues), (4096, 4));
 }
 
 fn without_options_a_backend_takes_512_vcpus_and_has_one_request_queue() {

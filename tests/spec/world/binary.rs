@@ -5,7 +5,7 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost_user_timer_kit::contract::{Answer, Info, Queues, VM, op, request};
 use vhost_user_timer_kit::raw_driver::{Driver, Layout, Rig, Setup, Used};
 
-use super::{Device, OBSERVER, Options, REQUEST_QUEUES};
+use super::{Device, OBSERVERS, Options, REQUEST_QUEUES};
 
 /// A backend, and the connection to it.
 pub(crate) struct Binary {
@@ -56,14 +56,17 @@ impl Binary {
 
     /// Whatever the backend had to do at the time of the call is done, its events included; and
     /// what was made available on this queue has been taken.
+    ///
+    /// The backend may answer a request before it writes the events and answers that came of it.
+    /// It serves one queue at a time, so a second answer on another queue comes after those.
     pub(crate) fn settle(&mut self, queue: u16) {
-        let by = if queue == 0 { OBSERVER } else { queue };
-        self.info(by);
-        self.info(by);
+        let [first, second] = OBSERVERS;
+        self.info(if queue == 0 { first } else { queue });
+        self.info(second);
     }
 
     fn host_count(&mut self) -> u64 {
-        self.info(OBSERVER).host_count
+        self.info(OBSERVERS[0]).host_count
     }
 }
 

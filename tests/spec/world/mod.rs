@@ -72,10 +72,10 @@ pub(crate) struct Options {
 }
 
 /// `--request-queues`.
-pub(crate) const REQUEST_QUEUES: u16 = 3;
+pub(crate) const REQUEST_QUEUES: u16 = 4;
 
-/// The queue by which the backend is observed; scenarios leave it alone.
-const OBSERVER: u16 = REQUEST_QUEUES;
+/// The queues by which the backend is observed; scenarios leave them alone.
+const OBSERVERS: [u16; 2] = [REQUEST_QUEUES - 1, REQUEST_QUEUES];
 
 impl Default for Options {
     fn default() -> Self {

@@ -212,6 +212,22 @@ impl Vm {
         (queue, head)
     }
 
+    /// Whatever the device had to do at the time of the call is done, its events included.
+    pub(crate) fn settle(&mut self) {
+        if let Some(binary) = self.binary() {
+            binary.settle(0);
+        }
+    }
+
+    /// No event has come into a buffer that was posted, with the device at rest.
+    #[track_caller]
+    pub(crate) fn no_event(&mut self) {
+        self.settle();
+        if let Some(used) = self.driver.used_already(0) {
+            panic!("an event that there should not be: {:?}", Event::of(&used));
+        }
+    }
+
     /// Nothing was given back on this queue, with the device at rest.
     #[track_caller]
     pub(crate) fn no_answer(&mut self, queue: u16) {
@@ -323,9 +339,7 @@ impl Vm {
         let mut events = Vec::new();
         loop {
             self.post_event_buffer();
-            if let Some(binary) = self.binary() {
-                binary.settle(0);
-            }
+            self.settle();
             match self.driver.used_already(0) {
                 Some(used) => events.push(Event::of(&used)),
                 None => break,
