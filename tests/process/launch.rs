@@ -358,11 +358,11 @@ fn a_socket_at_which_another_process_listens_is_refused_and_left_alone() {
     let rig = binding();
     let path = rig.backend.socket_path().to_str().unwrap();
     let option = format!("--socket-path={path}");
-    fails(&[&option], Stdio::null(), "Another process listens");
+    fails(&[&option], Stdio::null(), "another process listens");
     // The other one still listens, and is served.
     let mut client = Client::connect(&rig);
     client.configure(1);
-    fails(&[&option], Stdio::null(), "Another process listens");
+    fails(&[&option], Stdio::null(), "another process listens");
     assert_eq!(client.info().vcpus, 1);
 }
 

@@ -21,7 +21,7 @@ pub(crate) use timer::persist;
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// The kernel makes no timerfd.
-    #[error("Creating a timerfd failed")]
+    #[error("creating a timerfd failed")]
     Alarm(#[source] io::Error),
     /// The state file cannot be used.
     #[error(transparent)]

@@ -21,13 +21,13 @@ pub use socket::{Socket, SocketError};
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// The process could not get ready to serve.
-    #[error("Preparing to serve failed")]
+    #[error("preparing to serve failed")]
     Prepare(#[source] io::Error),
     /// A frontend's connection cannot be served.
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// Waiting for frontends failed.
-    #[error("Waiting for frontends failed")]
+    #[error("waiting for frontends failed")]
     Wait(#[source] io::Error),
 }
 

@@ -19,10 +19,10 @@ pub enum SocketError {
     #[error("{} exists and is not a socket; remove it, or name another path", .0.display())]
     NotASocket(PathBuf),
     /// Another process listens there.
-    #[error("Another process listens on {}; name another path", .0.display())]
+    #[error("another process listens on {}; name another path", .0.display())]
     InUse(PathBuf),
     /// Listening failed.
-    #[error("Listening on {} failed", path.display())]
+    #[error("listening on {} failed", path.display())]
     Listen {
         /// Where.
         path: PathBuf,

@@ -30,16 +30,16 @@ pub(super) struct StreamFormat {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// Longer than any saved device.
-    #[error("The stream is longer than {MAX_STREAM} bytes")]
+    #[error("the stream is longer than {MAX_STREAM} bytes")]
     TooLong,
     /// It ends too early.
-    #[error("The stream ends after {0} bytes, in the middle of its head")]
+    #[error("the stream ends after {0} bytes, in the middle of its head")]
     Truncated(usize),
     /// Something else.
-    #[error("The stream is not one of a vhost-user-timer backend's {0}")]
+    #[error("the stream is not one of a vhost-user-timer backend's {0}")]
     Foreign(&'static str),
     /// Not what was written.
-    #[error("The stream is damaged or cut off: its checksum is {read:#010x}, not {computed:#010x}")]
+    #[error("the stream is damaged or cut off: its checksum is {read:#010x}, not {computed:#010x}")]
     Checksum {
         /// What the stream says.
         read: u32,
@@ -48,7 +48,7 @@ pub enum DecodeError {
     },
     /// Written by a newer backend.
     #[error(
-        "The stream has version {version}, and this backend reads up to {newest}; use a newer one"
+        "the stream has version {version}, and this backend reads up to {newest}; use a newer one"
     )]
     Version {
         /// What the stream says.
@@ -57,7 +57,7 @@ pub enum DecodeError {
         newest: u8,
     },
     /// Nothing that a backend writes.
-    #[error("The stream is malformed: {0}")]
+    #[error("the stream is malformed: {0}")]
     Malformed(&'static str),
 }
 

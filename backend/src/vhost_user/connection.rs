@@ -24,10 +24,10 @@ use crate::vhost_user::session::Session;
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The process could not get ready to serve it.
-    #[error("Preparing to serve a frontend failed")]
+    #[error("preparing to serve a frontend failed")]
     Prepare(#[source] io::Error),
     /// The connection could not be accepted.
-    #[error("Accepting a frontend's connection failed: {0}")]
+    #[error("accepting a frontend's connection failed: {0}")]
     Accept(String),
 }
 

@@ -28,9 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Why a transfer failed.
 #[derive(Debug, thiserror::Error)]
 enum TransferError {
-    #[error("The frontend has not read or written the whole state after {} s", PATIENCE.as_secs())]
+    #[error("the frontend has not read or written the whole state after {} s", PATIENCE.as_secs())]
     Unfinished,
-    #[error("The frontend's pipe failed")]
+    #[error("the frontend's pipe failed")]
     Pipe(#[source] io::Error),
 }
 

@@ -136,7 +136,7 @@ fn a_save_is_refused_in_new_and_while_restoring_and_the_log_says_why() {
         let log = rig.backend.log();
         assert!(log.contains(why), "{why}: {log}");
     };
-    refused(&client, "The VM is NEW");
+    refused(&client, "the VM is NEW");
     client.configure(3);
     client.restore_begin(3, 0);
     client.bring(1, 5);

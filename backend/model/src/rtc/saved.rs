@@ -37,11 +37,11 @@ pub struct SavedClock {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LoadError {
     /// More than any device has.
-    #[error("The saved RTC has {0} clocks, and this backend takes up to {MAX_CLOCKS}")]
+    #[error("the saved RTC has {0} clocks, and this backend takes up to {MAX_CLOCKS}")]
     TooManyClocks(usize),
     /// A UTC-like clock that treats leap seconds otherwise than this host's.
     #[error(
-        "Clock {id} of the saved RTC is {kind:?}, which this backend does not have; start it with \
+        "clock {id} of the saved RTC is {kind:?}, which this backend does not have; start it with \
          the clocks that the source has"
     )]
     Clock {

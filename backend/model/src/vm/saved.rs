@@ -42,7 +42,7 @@ pub struct SavedTimer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SaveError {
     /// The VM is not configured yet.
-    #[error("The VM is NEW: configure it, or migrate it without its timers")]
+    #[error("the VM is NEW: configure it, or migrate it without its timers")]
     New,
     /// A restore is open.
     #[error("A restore is open, {missing} vCPUs are missing: finish or abort it first")]
@@ -56,10 +56,10 @@ pub enum SaveError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LoadError {
     /// The VM runs, or a restore is open.
-    #[error("The VM is {0}: a state is loaded in NEW and PAUSED")]
+    #[error("the VM is {0}: a state is loaded in NEW and PAUSED")]
     Phase(Phase),
     /// More vCPUs than this backend accepts, or none.
-    #[error("The saved VM has {vcpus} vCPUs, and this backend takes 1 to {max_vcpus}")]
+    #[error("the saved VM has {vcpus} vCPUs, and this backend takes 1 to {max_vcpus}")]
     Vcpus {
         /// How many the saved VM has.
         vcpus: usize,
@@ -68,7 +68,7 @@ pub enum LoadError {
     },
     /// Another frequency than the one that was given to this backend.
     #[error(
-        "The saved VM's counter runs at {saved} Hz, and this backend's at {own} Hz; \
+        "the saved VM's counter runs at {saved} Hz, and this backend's at {own} Hz; \
          start it without --counter-frequency to take the saved VM's"
     )]
     Frequency {

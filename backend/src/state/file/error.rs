@@ -19,21 +19,21 @@ pub enum StateFileError {
         source: io::Error,
     },
     /// Another process has it.
-    #[error("The state file {} is in use by another backend; each VM needs its own", .0.display())]
+    #[error("the state file {} is in use by another backend; each VM needs its own", .0.display())]
     InUse(PathBuf),
     /// Its VM counted by something else.
     #[error(
-        "The state file {} was written with a different host counter; restart with the original \
+        "the state file {} was written with a different host counter; restart with the original \
          --counter-source, or delete the file to start over",
         .0.display()
     )]
     OtherCounter(PathBuf),
     /// It is something else, and not to be overwritten.
-    #[error("The file {} is not a state file of a vhost-user-timer backend; name another", .0.display())]
+    #[error("the file {} is not a state file of a vhost-user-timer backend; name another", .0.display())]
     Foreign(PathBuf),
     /// Its VM is too large.
     #[error(
-        "The state file {} has a VM with {vcpus} vCPUs, and this backend takes {max_vcpus}; restart \
+        "the state file {} has a VM with {vcpus} vCPUs, and this backend takes {max_vcpus}; restart \
          with --max-vcpus {vcpus}, or delete the file to start over",
         path.display()
     )]
@@ -47,7 +47,7 @@ pub enum StateFileError {
     },
     /// It is not what a backend leaves behind.
     #[error(
-        "The state file {} is damaged ({what}); delete it to start over, without the VM's time",
+        "the state file {} is damaged ({what}); delete it to start over, without the VM's time",
         path.display()
     )]
     Damaged {

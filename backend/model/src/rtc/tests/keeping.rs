@@ -175,7 +175,7 @@ fn a_utc_like_clock_that_the_destination_does_not_have_is_refused() {
     assert_eq!(load(&from, &mut to), Err(LoadError::Clock { id, kind }));
     assert_eq!(to.rtc, before);
     let message = LoadError::Clock { id, kind }.to_string();
-    assert!(message.starts_with("Clock 1 of the saved RTC is UtcSmeared"));
+    assert!(message.starts_with("clock 1 of the saved RTC is UtcSmeared"));
 }
 
 #[test]
