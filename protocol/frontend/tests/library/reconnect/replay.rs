@@ -1,4 +1,5 @@
-//! What was in flight when the connection was lost: each request is carried out, and answered, once.
+//! What was in flight when the connection was lost: each request is carried out, and answered,
+//! once.
 
 use super::options;
 use super::tell;
