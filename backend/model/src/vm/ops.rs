@@ -280,12 +280,12 @@ impl Vm {
         }
         let mut settled = None;
         if restore.would_complete(vcpu) {
-            settled = Some(if pinned {
-                [None; 2]
-            } else {
-                let settle = |clock| restore.settled_count(clock).map_err(|_| Status::Invalid);
-                [settle(Timeline::Virtual)?, settle(Timeline::Physical)?]
-            });
+            let mut counts = [None; Timeline::COUNT];
+            for timeline in Timeline::ALL.into_iter().filter(|_| !pinned) {
+                let count = restore.settled_count(timeline);
+                counts[timeline.index()] = count.map_err(|_| Status::Invalid)?;
+            }
+            settled = Some(counts);
         }
         answer.needs(size_of::<wire::RestoreDoneResult>())?;
         restore.set_done(vcpu);

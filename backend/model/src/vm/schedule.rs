@@ -43,7 +43,7 @@ impl Schedule {
     ) -> Self {
         let vcpus = timers.len();
         let mut schedule = Schedule {
-            deadlines: [Deadlines::new(vcpus), Deadlines::new(vcpus)],
+            deadlines: Timeline::ALL.map(|_| Deadlines::new(vcpus)),
             seen: counts,
             expiries: vec![Default::default(); vcpus],
             queue: VecDeque::with_capacity(2 * vcpus),
