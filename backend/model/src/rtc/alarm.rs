@@ -1,21 +1,21 @@
 //! One clock's alarm (virtio 1.4 §5.23.6.6): when it expires, and whether the driver knows.
 
-/// Where an alarm is between being set and being told.
+/// Where an alarm is between being set and being reported.
 ///
-/// An expiry that was not told is dropped where it becomes obsolete: the driver disables or
-/// sets the alarm, or the clock steps back to before its time, so that it will expire again.
+/// A pending expiry is dropped when it becomes obsolete: the driver disables or sets the alarm, or
+/// the clock steps back to before the alarm's time, so that it will expire again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum AlarmState {
     /// It never expires.
     #[default]
     Disabled = 0,
-    /// Its time is to come.
+    /// Its time has not come yet.
     Waiting = 1,
-    /// It expired, and the driver is to be told.
+    /// It expired, and the notification is pending.
     Due = 2,
-    /// It expired, and the driver was told. It stays enabled: where the clock steps back it
-    /// will expire again.
+    /// It expired, and that was reported. It stays enabled: if the clock steps back it will expire
+    /// again.
     Told = 3,
 }
 
@@ -44,13 +44,13 @@ impl Alarm {
         self.state != AlarmState::Disabled
     }
 
-    /// Whether its time is there for a clock that reads this.
+    /// Whether its time has come for a clock that reads this.
     pub(super) fn is_reached(&self, reading: u64) -> bool {
         reading >= self.time
     }
 
-    /// The driver enables or disables it, or the device is reset while it is enabled. That it
-    /// is past already is an expiry as well. Where the clock cannot be read it waits.
+    /// The driver enables or disables it, or the device is reset while it is enabled. An alarm whose
+    /// time is past already expires at once. While the clock cannot be read, the alarm waits.
     pub(super) fn arm(&mut self, enabled: bool, reading: Option<u64>) {
         self.state = match enabled {
             true => AlarmState::Waiting,

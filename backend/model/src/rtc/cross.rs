@@ -1,11 +1,12 @@
 //! Cross-timestamps: whether there are any, and which count may be given.
 //!
-//! - Whether there are any is settled by the first CROSS_CAP or READ_CROSS of a driver's life,
-//!   and stays so: the device gives the same answer for as long as DRIVER_OK is set
+//! - The first CROSS_CAP or READ_CROSS of a driver's life settles whether there are any: the
+//!   device gives the same answer for as long as DRIVER_OK is set
 //!   (virtio 1.4 §5.23.6.2).
-//! - A later count is one that the counter shows after an earlier (§5.23.6.5). Where the VMM
-//!   wrote a smaller one, giving that breaks this rule, and giving the former one again is not
-//!   what the driver would read. So it is refused until the counter is past the former one.
+//! - A later count is one that the counter shows after an earlier one (§5.23.6.5). After the VMM
+//!   wrote a smaller count, giving the smaller count would break this rule, and giving the previous
+//!   count again is not what the driver would read. So the request is refused until the counter
+//!   has passed the previous count.
 
 use super::clock::Counter;
 use super::wire::{self, Status};
@@ -17,9 +18,9 @@ pub(super) fn is_known(counter: u8) -> bool {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Cross {
-    /// Whether this driver was told, or shown, that READ_CROSS works.
+    /// Whether this driver has learned that READ_CROSS works.
     pub(super) capable: Option<bool>,
-    /// The count that this driver was given last.
+    /// The last count that this driver got.
     pub(super) floor: Option<u64>,
 }
 

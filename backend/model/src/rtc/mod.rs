@@ -6,25 +6,26 @@
 //!
 //! - a request is executed and answered with OK, or changes nothing and says why not;
 //! - the MONOTONIC clock never goes back, wherever the device lives;
-//! - a counter is given only as the guest would have read it, and never one before another;
-//! - capability requests are answered alike for as long as a driver lives;
-//! - an alarm's every expiry is told once, unless the driver makes it obsolete first;
+//! - every counter value given is one the guest could have read at that instant, and they never
+//!   decrease;
+//! - capability requests get the same answers for as long as a driver lives;
+//! - each expiry of an alarm is reported once, unless the driver makes it obsolete first;
 //! - no byte that a driver sends makes it panic, hang or grow.
 //!
-//! It leaves to the shell: to handle requests in the order in which they became available, with
-//! a sample taken after that; and to put into the state file what [`Effects::changed`] says.
-//! A change by a request belongs there before its answer can be seen; one by
-//! [`next_notification`](Rtc::next_notification) after the notification can be: past a crash
-//! between the two a driver is then told twice, which it must expect, and not never.
+//! The shell handles requests in the order in which they became available, with a sample taken
+//! after that, and writes the state file when [`Effects::changed`] says so. It writes a change by a
+//! request before the answer can be seen. It writes a change by
+//! [`next_notification`](Rtc::next_notification) after the notification can be seen: a crash between
+//! the two then repeats the notification, which a driver must expect, rather than lose it.
 //!
 //! Where the specification leaves a choice:
 //!
 //! - Errors come in this order: a head that is cut short EINVAL, an unknown message EOPNOTSUPP,
 //!   a request or response that does not fit EINVAL, alarms without VIRTIO_RTC_F_ALARM ENODEV,
 //!   an unknown counter EOPNOTSUPP, a bad clock id ENODEV, reserved bytes or flags EINVAL.
-//! - The response to a refused request has its full size and is zero but for the status. Where
-//!   that does not fit, or there is none, it is a head, and where not even that fits, as much of
-//!   it as does, since the status comes first.
+//! - The response to a refused request has its full size and is zero except for the status. If
+//!   that does not fit, or the message has no response, it is a head alone. If not even a head
+//!   fits, it is the part of the head that does; the status comes first.
 //! - Alarms are kept over a reset, on every clock.
 
 use alloc::vec::Vec;
@@ -63,8 +64,8 @@ const FAR: u64 = i64::MAX as u64;
 /// call, so that nothing is allocated for a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Effects {
-    /// The answer to the request handled last, and so the used length: no longer than there was
-    /// room.
+    /// The answer to the request handled last. Its length is the used length, never more than the
+    /// room there was.
     pub response: Vec<u8>,
     /// The state file must take the device in; the shell clears it.
     pub changed: bool,
@@ -103,14 +104,14 @@ impl Rtc {
     }
 
     /// Whether the driver took VIRTIO_RTC_F_ALARM. Without it there are no alarm messages; alarms
-    /// that were set before are kept, and told once it is taken again.
+    /// that were set before are kept, and reported once the feature is taken again.
     pub fn set_features(&mut self, alarm: bool) {
         self.has_alarms = alarm;
     }
 
     /// What [`handle`](Self::handle) is to be given for this request.
     pub fn needs(&self, request: &Request) -> Needs {
-        // An enabled alarm is to be found expired by this request's time, and needs its own clock.
+        // This request's time may expire an enabled alarm, which needs its own clock.
         if let Some(id) = request.0.clock_that_is_read()
             && let Some(clock) = self.clocks.get(id)
             && !self.has_alarms_enabled()
@@ -257,7 +258,7 @@ impl Rtc {
         if !self.settle_cross(counter, now, effects) {
             return Err(Status::Unsupported);
         }
-        // A count that is not given must not count as given.
+        // A count that the driver does not get must not be recorded as given.
         let kind = self.clock(id)?.kind;
         self.reading(kind, now).ok_or(Status::Io)?;
         let count = self.with_cross(effects, |cross| cross.take(now.counter()))?;
@@ -366,8 +367,8 @@ impl Rtc {
     }
 
     /// When to call [`advance`](Self::advance) at the latest if no clock is set meanwhile:
-    /// CLOCK_REALTIME, ns. It is there for as long as an alarm is enabled, since the shell must
-    /// hear of every step of the clocks (TFD_TIMER_CANCEL_ON_SET), and advance then.
+    /// CLOCK_REALTIME, ns. It is `Some` for as long as an alarm is enabled, since the shell must
+    /// notice every step of the clocks (TFD_TIMER_CANCEL_ON_SET), and advance then.
     pub fn next_expiry_utc_ns(&self, now: &Sample) -> Option<u64> {
         let sampled = Sampled::All(*now);
         let expiry = |clock: &Clock| {
@@ -388,9 +389,9 @@ impl Rtc {
         self.has_alarms && self.clocks.iter().any(Clock::is_due)
     }
 
-    /// The next thing that the driver must be told, for a buffer of the alarmq. It counts as told
-    /// from here on, so the shell has a buffer in which it fits, and [`advance`](Self::advance)d
-    /// just now.
+    /// The next notification, for a buffer of the alarmq. It counts as reported from here on, so
+    /// the shell must have a buffer in which it fits, and must have [`advance`](Self::advance)d
+    /// just before.
     pub fn next_notification(&mut self, effects: &mut Effects) -> Option<wire::NotifAlarm> {
         let mut clocks = (0u16..).zip(&mut self.clocks);
         let (id, clock) = clocks.find(|(_, clock)| self.has_alarms && clock.is_due())?;

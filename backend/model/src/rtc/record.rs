@@ -1,8 +1,8 @@
 //! The device as a record of fixed size, for a state file.
 //!
-//! A record that is read is not trusted: [`Rtc::from_record`] makes a device of it or says what
-//! is wrong. It holds for one boot of the host, since CLOCK_BOOTTIME does. Negotiated features
-//! are not in it; the frontend brings them again.
+//! A record that is read is not trusted: [`Rtc::from_record`] makes a device of it or says what is
+//! wrong. A record is valid for one boot of the host, as CLOCK_BOOTTIME is. It has no negotiated
+//! features; the frontend negotiates them again.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -11,7 +11,7 @@ use super::clock::{ClockKind, Monotonic};
 use super::cross::Cross;
 use super::{Clock, MAX_CLOCKS, Rtc};
 
-/// Something in the record that no device is.
+/// A value that no device's record has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a record of the RTC has no valid {0}")]
 pub struct BadRecord(&'static str);
@@ -73,12 +73,12 @@ impl Rtc {
         record
     }
 
-    /// The device of this record, with the clocks that it had, on a host that has `own`. What
-    /// expired meanwhile the next [`advance`](Self::advance) finds.
+    /// The device of this record, with its clocks, on a host that has `own`. The next
+    /// [`advance`](Self::advance) finds alarms that expired meanwhile.
     ///
     /// # Errors
     ///
-    /// [`BadRecord`] where it is no device that this host can be.
+    /// [`BadRecord`] if this host cannot be that device.
     pub fn from_record(own: &[ClockKind], record: &RtcRecord) -> Result<Self, BadRecord> {
         if record.flags & !flag::ALL != 0 {
             return Err(BadRecord("flags"));

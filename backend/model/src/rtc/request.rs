@@ -1,4 +1,4 @@
-//! A driver's bytes as a request. What is malformed is a value too.
+//! A driver's bytes as a request. A malformed request is a value too.
 
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
@@ -38,7 +38,7 @@ pub(super) enum Operation {
 }
 
 impl Operation {
-    /// The clock of a request that only a device with alarms knows.
+    /// The clock of an alarm request, which only a device with alarms executes.
     pub(super) fn alarm_clock(self) -> Option<u16> {
         match self {
             Operation::ReadAlarm { clock }

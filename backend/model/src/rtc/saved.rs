@@ -1,4 +1,4 @@
-//! The device at one instant, to be taken to another host (device state).
+//! The device at one instant, for another host (device state).
 
 use alloc::vec::Vec;
 
@@ -16,9 +16,9 @@ pub struct Saved {
     pub monotonic_ns: u64,
     /// The clocks, in the order of their ids.
     pub clocks: Vec<SavedClock>,
-    /// Whether the driver was told that READ_CROSS works.
+    /// Whether the driver has learned that READ_CROSS works.
     pub cross_capable: Option<bool>,
-    /// The counter that the driver was given last.
+    /// The last count that the driver got.
     pub counter_floor: Option<u64>,
 }
 
@@ -39,7 +39,7 @@ pub enum LoadError {
     /// More than any device has.
     #[error("the saved RTC has {0} clocks, and this backend takes up to {MAX_CLOCKS}")]
     TooManyClocks(usize),
-    /// A UTC-like clock that treats leap seconds otherwise than this host's.
+    /// A UTC-like clock that treats leap seconds differently from this host's.
     #[error(
         "clock {id} of the saved RTC is {kind:?}, which this backend does not have; start it with \
          the clocks that the source has"
@@ -53,7 +53,7 @@ pub enum LoadError {
 }
 
 impl Rtc {
-    /// The device at one instant. It goes on as if nothing had happened.
+    /// The device at one instant. Saving changes nothing.
     pub fn save(&self, now: &Sample) -> Saved {
         let saved = |clock: &Clock| SavedClock {
             kind: clock.kind,
@@ -69,13 +69,13 @@ impl Rtc {
         }
     }
 
-    /// Becomes the saved device, with the clocks that it had: the driver knows those. Its
-    /// MONOTONIC clock goes on by as much as the wall clock did since, and never back; what
-    /// expired on the way is found. Negotiated features stay as they are here.
+    /// Becomes the saved device, with its clocks, which the driver knows. Its MONOTONIC clock
+    /// advances by as much as the wall clock did since the save, and never decreases. Alarms that
+    /// expired on the way are found. Negotiated features stay as they are here.
     ///
     /// # Errors
     ///
-    /// [`LoadError`]; the device is then as it was.
+    /// [`LoadError`]; then the device is unchanged.
     pub fn load(
         &mut self,
         saved: &Saved,
