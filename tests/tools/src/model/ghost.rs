@@ -1,5 +1,5 @@
-//! What the requests that were granted, and the answers that were given, say must hold. It sees
-//! nothing of the device but those, and what a frontend could ask at any time.
+//! What must hold according to the requests that were granted and the answers that were given. It
+//! sees nothing of the device but these, and what a frontend could ask at any time.
 
 use vhost_user_timer_model::vm::Now;
 use vhost_user_timer_protocol::wire::{
@@ -15,15 +15,15 @@ use super::{FORWARD, NOT_FALSELY, ONE_OFFSET, REPORTED, SETTLED};
 /// cntvoff and cntpoff, or the counts of the two clocks.
 pub type Pair = [u64; 2];
 
-/// A timer's line in RUNNING, and who knows of it.
+/// A timer's line in RUNNING, and whether it was reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Line {
     /// It is low.
     Low,
-    /// It is high, and the frontend must be told.
-    Owed,
-    /// It is high, and the frontend was told since it rose.
-    Told,
+    /// It is high, and not reported yet.
+    Pending,
+    /// It is high, and was reported since it rose.
+    Reported,
 }
 
 /// What one vCPU has done in the epoch of an open restore.
@@ -40,7 +40,7 @@ pub struct Part {
 pub struct Open {
     /// What each vCPU has done.
     pub parts: Vec<Part>,
-    /// The host counter when those who wait are told that it takes too long.
+    /// The host counter at which waiters get ETIMEDOUT.
     patience: Option<u64>,
     /// What there was before the restore.
     before: Facts,
@@ -55,7 +55,7 @@ struct Facts {
     timers: Vec<Timer>,
 }
 
-/// The knowledge of one that sees all requests and all answers.
+/// An observer that sees all requests and all answers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Ghost {
     facts: Facts,
@@ -63,7 +63,7 @@ pub struct Ghost {
     lines: Vec<Line>,
     /// The offsets since RUNNING began.
     ran: Option<Pair>,
-    /// The properties that do not hold, of those that are found broken on the way.
+    /// The properties that were found violated on the way.
     broken: Vec<&'static str>,
 }
 
@@ -98,12 +98,12 @@ impl Ghost {
             .is_some_and(|open| !open.parts[vcpu as usize].done)
     }
 
-    /// Whether the frontend must be told of some line.
+    /// Whether some line must still be reported.
     pub fn owes(&self) -> bool {
-        self.lines.contains(&Line::Owed)
+        self.lines.contains(&Line::Pending)
     }
 
-    /// Takes in that a property does not hold.
+    /// Observes that a property does not hold.
     pub fn found_broken(&mut self, name: &'static str) {
         if !self.broken.contains(&name) {
             self.broken.push(name);
@@ -117,13 +117,13 @@ impl Ghost {
         }
     }
 
-    /// The properties that were found broken.
+    /// The properties that were found violated.
     pub fn broken(&self) -> &[&'static str] {
         &self.broken
     }
 
-    /// Takes in that a request was served in phase `was`, with this answer, whether or not anyone
-    /// saw it. `after` is the VM after it.
+    /// Observes that a request was served in phase `was`, with this answer, whether or not anyone
+    /// saw the answer. `after` is the VM after it.
     pub fn served(&mut self, request: &Request, answer: &Answer, was: Phase, after: &Info) {
         if answer.status() != Status::Ok {
             return;
@@ -182,13 +182,13 @@ impl Ghost {
         }
         match &mut self.open {
             Some(open) => open.parts[vcpu].brought = Some(count),
-            // The VMM may set time back, but not under a vCPU that runs.
+            // The VMM may set time back, but not under a running vCPU.
             None if was == Phase::Paused => self.facts.floors[0] = count,
             None => {}
         }
     }
 
-    /// The line as the write left it is what the answer says, so nobody is owed that.
+    /// The write's own answer says how it left the line, so no report is due for that.
     fn timer_written(&mut self, vcpu: usize, answer: &Answer, after: &Info) {
         if self.open.is_some() {
             return;
@@ -202,7 +202,7 @@ impl Ghost {
         if self.ran.is_some() {
             self.lines[vcpu] = match self.lines[vcpu] {
                 _ if !high => Line::Low,
-                Line::Low => Line::Told,
+                Line::Low => Line::Reported,
                 known => known,
             };
         }
@@ -225,7 +225,7 @@ impl Ghost {
         }
     }
 
-    /// Takes in the VM as it is after a step.
+    /// Observes the VM after a step.
     pub fn stepped(&mut self, is: Phase, info: &Info) {
         let now = offsets(info);
         let host = info.host_count.get();
@@ -248,12 +248,12 @@ impl Ghost {
         let count = host.wrapping_sub(offsets[0]);
         for (line, timer) in self.lines.iter_mut().zip(&self.facts.timers) {
             if *line == Line::Low && timer.line(count) {
-                *line = Line::Owed;
+                *line = Line::Pending;
             }
         }
     }
 
-    /// Takes in what a vCPU that runs at these offsets can see.
+    /// Observes what a vCPU that runs at these offsets can see.
     pub fn seen(&mut self, offsets: Pair, host: u64) {
         self.expect(ONE_OFFSET, self.ran == Some(offsets));
         let counts = offsets.map(|offset| host.wrapping_sub(offset));
@@ -262,8 +262,8 @@ impl Ghost {
         self.facts.floors = [0, 1].map(|clock| counts[clock].max(floors[clock]));
     }
 
-    /// Takes in an event of which the frontend was told.
-    pub fn told(&mut self, event: &Event, now: Now) {
+    /// Observes an event that the frontend took.
+    pub fn reported(&mut self, event: &Event, now: Now) {
         if event.kind.get() != EVENT_TIMER_ASSERTED {
             return;
         }
@@ -281,27 +281,27 @@ impl Ghost {
                 .is_some_and(|timer| timer.line(count));
         self.expect(NOT_FALSELY, high);
         if high {
-            self.expect(REPORTED, self.lines[vcpu] == Line::Owed);
-            self.lines[vcpu] = Line::Told;
+            self.expect(REPORTED, self.lines[vcpu] == Line::Pending);
+            self.lines[vcpu] = Line::Reported;
         }
     }
 
-    /// Takes in that there are no more events.
-    pub fn all_told(&mut self) {
+    /// Observes that there are no more events.
+    pub fn all_reported(&mut self) {
         let owes = self.owes();
         self.expect(REPORTED, !owes);
     }
 
-    /// Takes in that nobody knows what the frontend was told.
+    /// Observes that it is unknown what was reported to the frontend.
     pub fn forgotten(&mut self) {
         for line in &mut self.lines {
-            if *line == Line::Told {
-                *line = Line::Owed;
+            if *line == Line::Reported {
+                *line = Line::Pending;
             }
         }
     }
 
-    /// Ticks until time alone changes something: a line rises, or a restore's patience ends.
+    /// Ticks until time alone changes something: a line rises, or a restore times out.
     pub fn ticks_to_next(&self, host: u64) -> Option<u64> {
         if let Some(open) = self.open() {
             let patience = open.patience?.checked_sub(host);

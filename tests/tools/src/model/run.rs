@@ -108,7 +108,7 @@ pub fn check<D: Device>(
     }
     let checker = builder.spawn_bfs().join_and_report(&mut Progress {
         tell: progress,
-        told: 0,
+        reported: 0,
     });
     let mut failures = Vec::new();
     let discoveries = checker.discoveries();
@@ -183,14 +183,14 @@ fn step<D: Device>(before: &System<D>, action: Action, after: &System<D>) -> Str
 struct Progress<F> {
     tell: F,
     /// In which second.
-    told: u64,
+    reported: u64,
 }
 
 impl<M: Model, F: FnMut(&ReportData)> Reporter<M> for Progress<F> {
     fn report_checking(&mut self, data: ReportData) {
         let second = data.duration.as_secs();
-        if !data.done && second >= self.told + PROGRESS_SECONDS {
-            self.told = second;
+        if !data.done && second >= self.reported + PROGRESS_SECONDS {
+            self.reported = second;
             (self.tell)(&data);
         }
     }

@@ -453,10 +453,10 @@ impl<D: Device> System<D> {
             match self.device.next_event(now) {
                 Some(event) => {
                     self.note.fired |= event.cval.get() != 0;
-                    self.ghost.told(&event, now);
+                    self.ghost.reported(&event, now);
                 }
                 None => {
-                    self.ghost.all_told();
+                    self.ghost.all_reported();
                     return;
                 }
             }
