@@ -49,8 +49,8 @@ impl Alarm {
         reading >= self.time
     }
 
-    /// The driver enables or disables it, or the device is reset while it is enabled. An alarm whose
-    /// time is past already expires at once. While the clock cannot be read, the alarm waits.
+    /// The driver enables or disables it, or the device is reset while it is enabled. An alarm
+    /// whose time is past already expires at once. While the clock cannot be read, the alarm waits.
     pub(super) fn arm(&mut self, enabled: bool, reading: Option<u64>) {
         self.state = match enabled {
             true => AlarmState::Waiting,

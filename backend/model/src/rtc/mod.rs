@@ -15,8 +15,8 @@
 //! The shell handles requests in the order in which they became available, with a sample taken
 //! after that, and writes the state file when [`Effects::changed`] says so. It writes a change by a
 //! request before the answer can be seen. It writes a change by
-//! [`next_notification`](Rtc::next_notification) after the notification can be seen: a crash between
-//! the two then repeats the notification, which a driver must expect, rather than lose it.
+//! [`next_notification`](Rtc::next_notification) after the notification can be seen: a crash
+//! between the two then repeats the notification, which a driver must expect, rather than lose it.
 //!
 //! Where the specification leaves a choice:
 //!
