@@ -66,8 +66,12 @@ fn restore(frontend: &Frontend, bytes: &[u8]) -> Result<(), Box<dyn Error>> {
     let finished = restore.finish(10 * SECOND);
     if finished.is_ok() {
         println!("all {} vCPUs are back; none runs yet", saved.vcpus().len());
-        // The hypervisor gets the offset here (KVM_ARM_SET_COUNTER_OFFSET). Then:
-        frontend.queue().resume(SECOND)?;
+        // One thread puts one offset into the hypervisor (KVM_ARM_SET_COUNTER_OFFSET) and into the
+        // backend, which keeps it over RESUME.
+        let queue = frontend.queue();
+        let offset = queue.info(SECOND)?.cntvoff;
+        queue.set_counter_offset(offset, SECOND)?;
+        queue.resume(SECOND)?;
     }
     let mut result = finished.map_err(Box::<dyn Error>::from);
     for thread in threads {

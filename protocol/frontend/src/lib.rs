@@ -70,7 +70,10 @@
 //!             })
 //!             .collect();
 //!         restore.finish(10 * SECOND)?;
-//!         // All registers are back and no vCPU runs yet: now KVM_ARM_SET_COUNTER_OFFSET, then
+//!         // All registers are back and no vCPU runs yet. One thread puts one offset into both.
+//!         let offset = frontend.queue().info(SECOND)?.cntvoff;
+//!         // KVM_ARM_SET_COUNTER_OFFSET with `offset`, …
+//!         frontend.queue().set_counter_offset(offset, SECOND)?;
 //!         frontend.queue().resume(SECOND)?;
 //!         vcpus
 //!             .into_iter()
