@@ -2,7 +2,7 @@
 //!
 //! Everything that is known of an operation beforehand is in its row: its code and name, what it is
 //! about, what its request and its answer carry, in which phases it is accepted, which header flags
-//! it takes, and what it may change. From the table come [`Op`], [`Body`](crate::request::Body) and
+//! it takes, and what it may change. From the table come [`Op`], [`Body`] and
 //! its parsing, the phase check of the VM, the typed calls of the frontend, and what both ends may
 //! do in any order or again.
 

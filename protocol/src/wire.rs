@@ -114,7 +114,7 @@ wire! {
 
     /// A register and its value.
     RegValue, 16 {
-        /// KVM id ([`Register`](crate::Register)).
+        /// KVM id ([`Register`]).
         0 id: U64,
         /// The value.
         8 value: U64,

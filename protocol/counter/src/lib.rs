@@ -4,7 +4,7 @@
 //! count to the tick. Frequencies are in Hz; counts are modulo 2^64. All the assembly of the
 //! project is here.
 //!
-//! To add a source, write a file with a type that implements [`HostSource`] and add one line to
+//! To add a source, write a file with a type that implements `HostSource` and add one line to
 //! `sources!`. Its name on command lines, its code in state files and the frontend's reader follow.
 
 mod boottime;
