@@ -10,7 +10,18 @@ use zerocopy::little_endian::U64;
 use super::call::Refusal;
 use super::clock::Clock;
 use super::configured::{Configured, State};
+use super::timer::Timer;
 use super::vcpu::ReportedCount;
+
+/// What a register of this role reads, given its timer and the count of its timeline.
+#[inline]
+fn read(role: Role, timer: Timer, count: u64) -> u64 {
+    match role {
+        Role::Control => timer.control(count),
+        Role::Count => count,
+        Role::Compare => timer.cval,
+    }
+}
 
 impl Configured {
     /// The register that an id names; `entry` is its index in the request.
@@ -32,22 +43,27 @@ impl Configured {
     pub(super) fn register(&self, vcpu: usize, register: Register, host: u64) -> u64 {
         let timeline = register.timeline();
         let timer = self.vcpus[vcpu].timers[timeline.index()];
-        let count = self.vcpu_count(vcpu, timeline, host);
-        match register.role() {
-            Role::Control => timer.control(count),
-            Role::Count => count,
-            Role::Compare => timer.cval,
-        }
+        read(
+            register.role(),
+            timer,
+            self.vcpu_count(vcpu, timeline, host),
+        )
     }
 
     /// All registers of a vCPU.
     pub(super) fn vcpu(&self, vcpu: usize, host: u64) -> wire::Vcpu {
+        let timers = &self.vcpus[vcpu].timers;
+        let counts = Timeline::ALL.map(|timeline| self.vcpu_count(vcpu, timeline, host));
         let mut values = wire::Vcpu {
             vcpu: (vcpu as u32).into(),
             ..Default::default()
         };
         for &(register, _) in self.abi.registers() {
-            values.set(register, self.register(vcpu, register, host));
+            let index = register.timeline().index();
+            values.set(
+                register,
+                read(register.role(), timers[index], counts[index]),
+            );
         }
         values
     }
