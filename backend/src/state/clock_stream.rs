@@ -5,8 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use super::envelope::DecodeError;
 use super::envelope::StreamFormat;
-pub use super::envelope::{DecodeError, MAX_STREAM};
 use vhost_user_timer_model::rtc::{AlarmState, ClockKind, Saved, SavedClock};
 
 const FORMAT: StreamFormat = StreamFormat {

@@ -11,9 +11,7 @@
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-
-// The largest VM needs a twentieth of it.
-pub use vhost_user_timer_protocol::MAX_STREAM;
+use vhost_user_timer_protocol::MAX_STREAM;
 
 const CRC: std::ops::Range<usize> = 8..12;
 

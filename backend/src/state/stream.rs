@@ -6,8 +6,8 @@
 use serde::{Deserialize, Serialize};
 use vhost_user_timer_protocol::Abi;
 
+pub use super::envelope::DecodeError;
 use super::envelope::StreamFormat;
-pub use super::envelope::{DecodeError, MAX_STREAM};
 use vhost_user_timer_model::vm::{Saved, SavedTimer};
 
 const FORMAT: StreamFormat = StreamFormat {
@@ -93,6 +93,7 @@ pub fn decode(bytes: &[u8]) -> Result<Saved, DecodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vhost_user_timer_protocol::MAX_STREAM;
 
     fn saved(vcpus: u64) -> Saved {
         Saved {
