@@ -66,11 +66,13 @@ fn event_idx_is_negotiable() {
         let mut client = rig.client().event_idx(event_idx).connect();
         client.configure(1);
         client.post_event_buffer();
+        assert_eq!(client.event().what().2, phase::PAUSED);
         for _ in 0..300 {
             client.info();
         }
+        client.post_event_buffer();
         client.resume();
-        assert_eq!(client.event().what().2, phase::PAUSED);
+        assert_eq!(client.event().what().2, phase::RUNNING);
     }
 }
 
