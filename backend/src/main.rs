@@ -43,6 +43,7 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         request_queues: args.request_queues,
         frequency: args.counter_frequency.unwrap_or(counter.native_frequency()),
         frequency_fixed: args.counter_frequency.is_some(),
+        source: counter.source().into(),
     };
     let device = Arc::new(TimerDevice::new(
         profile,

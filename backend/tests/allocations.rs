@@ -7,7 +7,7 @@ use counting::{Cost, NOTHING, cost_of};
 use vhost_user_timer_kit::reference::Ask;
 use vhost_user_timer_model::vm::{Effects, Handled, Incoming, Now, Profile, Token, Vm};
 use vhost_user_timer_protocol::wire;
-use vhost_user_timer_protocol::{MAX_MESSAGE, Op, Phase, Register, VM_WIDE};
+use vhost_user_timer_protocol::{CounterSource, MAX_MESSAGE, Op, Phase, Register, VM_WIDE};
 use zerocopy::FromBytes;
 
 fn get_all(vcpu: u32) -> Vec<u8> {
@@ -28,6 +28,7 @@ impl Bench {
             request_queues: 1,
             frequency: 1_000_000_000,
             frequency_fixed: false,
+            source: CounterSource::NotTold,
         };
         let mut bench = Bench {
             vm: Vm::new(profile),

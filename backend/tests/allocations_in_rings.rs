@@ -25,6 +25,7 @@ use vhost_user_timer_kit::contract::{
 };
 use vhost_user_timer_kit::raw_driver::{Driver, Setup};
 use vhost_user_timer_model::vm::Profile;
+use vhost_user_timer_protocol::CounterSource;
 
 const ROUNDS: u32 = 1_000;
 const VCPUS: u32 = 4;
@@ -47,6 +48,7 @@ impl Backend {
             request_queues: 2,
             frequency: counter.native_frequency(),
             frequency_fixed: false,
+            source: CounterSource::NotTold,
         };
         let timer = Arc::new(TimerDevice::new(profile, counter, state_file).unwrap());
         let clock =

@@ -9,7 +9,7 @@ use std::sync::Once;
 
 use vhost_user_timer::state::stream::{decode, encode};
 use vhost_user_timer_model::vm::{Effects, Now, Profile, Saved, SavedTimer, Vm};
-use vhost_user_timer_protocol::{Abi, Phase};
+use vhost_user_timer_protocol::{Abi, CounterSource, Phase};
 
 /// The folder of this crate's Cargo.toml. It is looked up when the test runs, so that the program
 /// can run elsewhere than it was built.
@@ -82,6 +82,7 @@ fn every_golden_file_of_any_version_makes_a_vm() {
         request_queues: 1,
         frequency: 1_000_000_000,
         frequency_fixed: false,
+        source: CounterSource::NotTold,
     };
     let mut files = 0;
     for entry in std::fs::read_dir(folder()).unwrap() {

@@ -8,7 +8,7 @@
 //! - which registers are there? [`register`], by timeline and role, and [`abi`], a table an ABI;
 //! - how do bytes become a request? [`request`]: a peer may send anything; parsing never panics
 //!   and never allocates;
-//! - [`phase`], [`status`], [`timeline`]: the other values on the wire;
+//! - [`phase`], [`status`], [`timeline`], [`source`]: the other values on the wire;
 //! - [`counter`]: how the host counter follows from a clock.
 //!
 //! The crate is `no_std` and does no I/O. A VMM links the library `vhost-user-timer-frontend`.
@@ -27,6 +27,7 @@ pub mod payload;
 pub mod phase;
 pub mod register;
 pub mod request;
+pub mod source;
 pub mod status;
 pub mod timeline;
 pub mod wire;
@@ -37,6 +38,7 @@ pub use op::Op;
 pub use phase::{Phase, Phases};
 pub use register::{Register, Role};
 pub use request::Request;
+pub use source::CounterSource;
 pub use status::Status;
 pub use timeline::Timeline;
 

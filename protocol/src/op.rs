@@ -13,11 +13,12 @@ use crate::Status;
 use crate::payload::{Payload, Shape};
 use crate::phase::{Phase, Phases};
 use crate::wire::{
-    ConfigureVm, CounterAnchor, CounterOffset, Info, Pause, RegValue, RestoreBegin,
-    RestoreDoneResult, Run, SetRegsResult, TimePage, Vcpu, VcpuRange, Vm,
+    ConfigureVm, ConfirmRun, CounterAnchor, CounterOffset, Info, Pause, RegValue, RestoreBegin,
+    RestoreDoneResult, Run, SetRegsDone, SetRegsResult, TimePage, Vcpu, VcpuRange, Vm,
+    request_flags,
 };
 
-use Phase::{Paused, Restoring, Running};
+use Phase::{Armed, Paused, Restoring, Running};
 
 /// Whether an operation is about one vCPU or about the VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,7 +68,11 @@ pub struct Row {
     pub body: Shape,
     /// How long the answer's body can be.
     pub answer: Shape,
-    /// The phases in which the operation is accepted. CONFIGURE_VM and SET_REGS check more.
+    /// How long the answer's body can be if the request has the flag
+    /// [`DONE`](request_flags::DONE).
+    pub answer_done: Shape,
+    /// The phases in which the operation is accepted. Some operations check more: SPEC.md says
+    /// which.
     pub phases: Phases,
     /// The header flags that the operation takes.
     pub flags: u16,
@@ -83,18 +88,38 @@ pub trait Operation {
     type Body: Payload + IntoBytes + Immutable + ?Sized;
     /// The answer's body.
     type Answer: Payload + ?Sized;
+    /// The answer's body if the request has the flag [`DONE`](request_flags::DONE); the same as
+    /// [`Answer`](Self::Answer) where the operation does not take the flag.
+    type AnswerDone: Payload + ?Sized;
 }
 
-/// No header flag.
-const NONE: u16 = 0;
+impl Row {
+    /// How long the body of the answer can be, to a request with these header flags.
+    pub const fn answer_to(&self, flags: u16) -> Shape {
+        match flags & request_flags::DONE {
+            0 => self.answer,
+            _ => self.answer_done,
+        }
+    }
+}
 
-/// The type in the parentheses, or none.
-macro_rules! or_unit {
-    () => {
-        ()
+/// The second type, or the first where there is none.
+macro_rules! or {
+    ($or:ty,) => {
+        $or
     };
-    ($body:ty) => {
-        $body
+    ($or:ty, $ty:ty) => {
+        $ty
+    };
+}
+
+/// The header flags of an operation: DONE, where an answer's type for it is given.
+macro_rules! flags {
+    () => {
+        0
+    };
+    ($done:ty) => {
+        request_flags::DONE
     };
 }
 
@@ -102,7 +127,7 @@ macro_rules! operations {
     ($(
         $(#[$doc:meta])*
         $name:ident $(($body:ty))? = $code:literal, $text:literal,
-        $scope:ident, $answer:ty, $phases:expr, $flags:expr, $effect:ident;
+        $scope:ident, $answer:ty $(| $done:ty)?, $phases:expr, $effect:ident;
     )*) => {
         /// What a request asks for.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -125,12 +150,14 @@ macro_rules! operations {
                 scope: Scope::$scope,
                 body: <Self::Body as Payload>::SHAPE,
                 answer: <Self::Answer as Payload>::SHAPE,
+                answer_done: <Self::AnswerDone as Payload>::SHAPE,
                 phases: $phases,
-                flags: $flags,
+                flags: flags!($($done)?),
                 effect: Effect::$effect,
             };
-            type Body = or_unit!($($body)?);
+            type Body = or!((), $($body)?);
             type Answer = $answer;
+            type AnswerDone = or!($answer, $($done)?);
         })*
 
         impl Op {
@@ -199,56 +226,60 @@ where
     }
 }
 
-// Name (body) = code, name in SPEC.md, scope, answer, phases, header flags, effect.
+// Name (body) = code, name in SPEC.md, scope, answer | answer to a request with DONE where the
+// operation takes that flag, phases, effect.
 operations! {
     /// The VM in brief.
     GetInfo = 0x0001, "GET_INFO",
-        Vm, Info, Phases::ANY, NONE, Reads;
+        Vm, Info, Phases::ANY, Reads;
     /// Fixes the VM's vCPUs, ABI and counter frequency: NEW → PAUSED.
     ConfigureVm(ConfigureVm) = 0x0002, "CONFIGURE_VM",
-        Vm, (), Phases::ANY, NONE, Changes;
+        Vm, (), Phases::ANY, Changes;
     /// The ids of the vCPU's timer registers.
     GetRegList = 0x0010, "GET_REG_LIST",
-        Vcpu, [U64], Phases::NOT_NEW, NONE, Reads;
+        Vcpu, [U64], Phases::NOT_NEW, Reads;
     /// Reads registers of one vCPU, all at one instant.
     GetRegs([U64]) = 0x0011, "GET_REGS",
-        Vcpu, [RegValue], Phases::NOT_NEW, NONE, Reads;
+        Vcpu, [RegValue], Phases::NOT_NEW, Reads;
     /// Writes registers of one vCPU, all together.
     SetRegs([RegValue]) = 0x0012, "SET_REGS",
-        Vcpu, SetRegsResult, Phases::NOT_NEW, NONE, Changes;
+        Vcpu, SetRegsResult | SetRegsDone, Phases::NOT_NEW, Changes;
     /// The whole VM at one instant.
     GetVm(VcpuRange) = 0x0020, "GET_VM",
-        Vm, (Vm, [Vcpu]), Phases::NOT_NEW, NONE, Reads;
+        Vm, (Vm, [Vcpu]), Phases::NOT_NEW, Reads;
     /// Stages the registers of many vCPUs in an open restore.
     SetVm([Vcpu]) = 0x0021, "SET_VM",
-        Vm, (), Phases::of(&[Restoring]), NONE, Changes;
+        Vm, () | RestoreDoneResult, Phases::of(&[Restoring, Armed]), Changes;
     /// Sets and pins the VM's counter offset (as KVM_ARM_SET_COUNTER_OFFSET).
     SetCounterOffset(CounterOffset) = 0x0022, "SET_COUNTER_OFFSET",
-        Vm, (), Phases::of(&[Paused, Restoring]), NONE, Changes;
+        Vm, (), Phases::of(&[Paused, Restoring]), Changes;
     /// Says what the VMM's host counter reads.
     SetCounterAnchor(CounterAnchor) = 0x0023, "SET_COUNTER_ANCHOR",
-        Vm, (), Phases::of(&[Paused]), NONE, Changes;
-    /// Stops the VM's time: RUNNING → PAUSED.
+        Vm, (), Phases::of(&[Paused]), Changes;
+    /// Stops the VM's time: RUNNING or ARMED → PAUSED.
     Pause(Pause) = 0x0030, "PAUSE",
-        Vm, Run, Phases::of(&[Paused, Running]), NONE, Freezes;
-    /// Lets the VM's time go on: PAUSED → RUNNING.
+        Vm, Run, Phases::of(&[Paused, Running, Armed]), Freezes;
+    /// Lets the VM's time go on: PAUSED → RUNNING, or ARMED in a VM that confirms.
     Resume = 0x0031, "RESUME",
-        Vm, Run, Phases::of(&[Paused, Running]), NONE, Changes;
+        Vm, Run, Phases::of(&[Paused, Running, Armed]), Changes;
     /// Opens a restore, and with it a new epoch: → RESTORING.
     RestoreBegin(RestoreBegin) = 0x0040, "RESTORE_BEGIN",
-        Vm, (), Phases::of(&[Paused, Restoring]), NONE, Freezes;
+        Vm, (), Phases::of(&[Paused, Restoring, Armed]), Freezes;
     /// Says that one vCPU has all its timer registers.
     RestoreDone = 0x0041, "RESTORE_DONE",
-        Vcpu, RestoreDoneResult, Phases::of(&[Restoring]), NONE, Changes;
+        Vcpu, RestoreDoneResult, Phases::of(&[Restoring, Armed]), Changes;
     /// Answered when, and only when, the vCPU may run.
     WaitRun = 0x0042, "WAIT_RUN",
-        Vcpu, Run, Phases::NOT_NEW, NONE, Reads;
-    /// Gives an open restore up: RESTORING → PAUSED.
+        Vcpu, Run, Phases::NOT_NEW, Reads;
+    /// Gives a restore up: RESTORING or ARMED → PAUSED.
     RestoreAbort = 0x0043, "RESTORE_ABORT",
-        Vm, (), Phases::of(&[Restoring]), NONE, Changes;
+        Vm, (), Phases::of(&[Restoring, Armed]), Changes;
+    /// Confirms that the VM's offsets are where the guest's counter is made: ARMED → RUNNING.
+    ConfirmRun(ConfirmRun) = 0x0044, "CONFIRM_RUN",
+        Vm, Run, Phases::of(&[Armed, Running]), Changes;
     /// Shares a page through which the count is read without a request.
     SetTimePage(TimePage) = 0x0050, "SET_TIME_PAGE",
-        Vm, (), Phases::ANY, NONE, Connection;
+        Vm, (), Phases::ANY, Connection;
 }
 
 impl Op {
@@ -279,7 +310,7 @@ mod tests {
         for code in 0..=u16::MAX {
             assert_eq!(Op::from(code).code(), code);
         }
-        assert_eq!(Op::ALL.len(), 16);
+        assert_eq!(Op::ALL.len(), 17);
         assert!(Op::ALL.iter().all(|op| Op::from(op.code()) == *op));
         assert_eq!(Op::from(0x0003), Op::Unknown(0x0003));
     }

@@ -11,11 +11,20 @@ pub enum Phase {
     Running,
     /// A restore is open; no vCPU may run until every one of them is done.
     Restoring,
+    /// Both clocks count and their offsets are decided. No vCPU may run until the VMM has confirmed
+    /// that these offsets are where its guest's counter is made (CONFIRM_RUN).
+    Armed,
 }
 
 impl Phase {
     /// Every phase of this version, in code order.
-    pub const ALL: [Phase; 4] = [Phase::New, Phase::Paused, Phase::Running, Phase::Restoring];
+    pub const ALL: [Phase; 5] = [
+        Phase::New,
+        Phase::Paused,
+        Phase::Running,
+        Phase::Restoring,
+        Phase::Armed,
+    ];
 
     /// The value on the wire.
     pub const fn code(self) -> u32 {
@@ -29,6 +38,7 @@ impl Phase {
             1 => Some(Phase::Paused),
             2 => Some(Phase::Running),
             3 => Some(Phase::Restoring),
+            4 => Some(Phase::Armed),
             _ => None,
         }
     }
@@ -41,6 +51,7 @@ impl core::fmt::Display for Phase {
             Phase::Paused => "PAUSED",
             Phase::Running => "RUNNING",
             Phase::Restoring => "RESTORING",
+            Phase::Armed => "ARMED",
         })
     }
 }
@@ -82,16 +93,16 @@ mod tests {
             assert_eq!(phase.code(), code);
             assert_eq!(Phase::from_code(code), Some(phase));
         }
-        assert_eq!(Phase::from_code(4), None);
+        assert_eq!(Phase::from_code(5), None);
     }
 
     #[test]
     fn a_set_contains_the_phases_it_was_made_of_and_no_other() {
         let set = Phases::of(&[Phase::Paused, Phase::Restoring]);
         let contained = Phase::ALL.map(|phase| set.contains(phase));
-        assert_eq!(contained, [false, true, false, true]);
+        assert_eq!(contained, [false, true, false, true, false]);
         assert!(Phase::ALL.iter().all(|phase| Phases::ANY.contains(*phase)));
         let configured = Phase::ALL.map(|phase| Phases::NOT_NEW.contains(phase));
-        assert_eq!(configured, [false, true, true, true]);
+        assert_eq!(configured, [false, true, true, true, true]);
     }
 }

@@ -143,8 +143,9 @@ mod tests {
     #[test]
     fn reserved_fields_and_unknown_flags_are_refused() {
         // Every byte of a body whose being non-zero must be refused.
-        let reserved: [(Op, &[usize], u8); 5] = [
-            (Op::ConfigureVm, &[5, 6, 7], 1),
+        let reserved: [(Op, &[usize], u8); 6] = [
+            (Op::ConfigureVm, &[5], 4),
+            (Op::ConfigureVm, &[6, 7], 1),
             (Op::SetCounterOffset, &[8, 9, 10, 11, 12, 13, 14, 15], 1),
             (Op::Pause, &[1, 2, 3, 4, 5, 6, 7], 1),
             (Op::Pause, &[0], 2),

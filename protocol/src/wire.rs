@@ -52,7 +52,7 @@ wire! {
     RequestHeader, 16 {
         /// [`Op`](crate::Op) code.
         0 op: U16,
-        /// Zero.
+        /// [`request_flags`], of those that the operation takes.
         2 flags: U16,
         /// vCPU index, or [`VM_WIDE`](crate::VM_WIDE).
         4 vcpu: U32,
@@ -94,20 +94,22 @@ wire! {
         52 request_queues: U16,
         /// [`Abi`](crate::Abi).
         54 abi: u8,
-        /// [`info_flags`].
+        /// [`info_flags`], and the [`CounterSource`](crate::CounterSource).
         55 flags: u8,
         /// The host counter; 0 in config space.
         56 host_count: U64,
     }
 
     /// CONFIGURE_VM's body.
-    ConfigureVm, 16, reserved(it => it.reserved == [0; 3]) {
+    ConfigureVm, 16, reserved(it => it.flags & !configure_flags::ALL == 0 && it.reserved == [0; 2]) {
         /// How many vCPUs.
         0 vcpus: U32,
         /// [`Abi`](crate::Abi).
         4 abi: u8,
+        /// [`configure_flags`].
+        5 flags: u8,
         /// Zero.
-        5 reserved: [u8; 3],
+        6 reserved: [u8; 2],
         /// Counter frequency in Hz, or 0 for the backend's.
         8 frequency: U64,
     }
@@ -124,8 +126,19 @@ wire! {
     SetRegsResult, 8 {
         /// Lines that stand high: [`LINE_VIRTUAL`] and [`LINE_PHYSICAL`].
         0 lines: U32,
-        /// Count writes that were ignored since the offset is pinned.
+        /// Count writes that were ignored, because the offset is pinned or because the physical
+        /// count follows the virtual one.
         4 ignored: U32,
+    }
+
+    /// SET_REGS's answer to a request with [`request_flags::DONE`].
+    SetRegsDone, 12 {
+        /// As in [`SetRegsResult`].
+        0 lines: U32,
+        /// As in [`SetRegsResult`].
+        4 ignored: U32,
+        /// vCPUs still missing.
+        8 remaining: U32,
     }
 
     /// GET_VM's body: which vCPUs.
@@ -186,7 +199,8 @@ wire! {
         4 reserved: U32,
     }
 
-    /// Both counts and offsets, all of one instant: what PAUSE, RESUME and WAIT_RUN answer.
+    /// Both counts and offsets, all of one instant: what PAUSE, RESUME, WAIT_RUN and
+    /// CONFIRM_RUN answer.
     Run, 40 {
         /// Host count − virtual count.
         0 cntvoff: U64,
@@ -212,12 +226,20 @@ wire! {
         16 timeout_ns: U64,
     }
 
-    /// RESTORE_DONE's answer.
+    /// RESTORE_DONE's answer, and SET_VM's to a request with [`request_flags::DONE`].
     RestoreDoneResult, 8 {
         /// vCPUs still missing.
         0 remaining: U32,
         /// Zero.
         4 reserved: U32,
+    }
+
+    /// CONFIRM_RUN's body: the offsets that the VMM has put where the guest's counter is made.
+    ConfirmRun, 16 {
+        /// Host count − virtual count.
+        0 cntvoff: U64,
+        /// Host count − physical count.
+        8 cntpoff: U64,
     }
 
     /// SET_TIME_PAGE's body.
@@ -277,7 +299,23 @@ pub mod page_flags {
     pub const PHYS_FROZEN: u32 = 1 << 1;
 }
 
-/// Bits of [`Info::flags`].
+/// Bits of [`RequestHeader::flags`].
+pub mod request_flags {
+    /// RESTORE_DONE for the vCPU, or for every vCPU named, at the same instant.
+    pub const DONE: u16 = 1 << 0;
+}
+
+/// Bits of [`ConfigureVm::flags`].
+pub mod configure_flags {
+    /// The VM becomes ARMED before it runs, and RUNNING by CONFIRM_RUN.
+    pub const CONFIRM: u8 = 1 << 0;
+    /// The physical count has the virtual count's offset.
+    pub const ONE_OFFSET: u8 = 1 << 1;
+    /// Every flag of this version.
+    pub const ALL: u8 = CONFIRM | ONE_OFFSET;
+}
+
+/// Bits of [`Info::flags`]. Bits 5 to 7 are a [`CounterSource`](crate::CounterSource).
 pub mod info_flags {
     /// SET_COUNTER_OFFSET fixed the offset; count writes are ignored.
     pub const OFFSET_PINNED: u8 = 1 << 0;
@@ -285,11 +323,16 @@ pub mod info_flags {
     pub const ANCHORED: u8 = 1 << 1;
     /// The physical count is the VM's own, not the host counter's.
     pub const PHYS_VIRTUALISED: u8 = 1 << 2;
+    /// The VM was configured with [`configure_flags::CONFIRM`](super::configure_flags::CONFIRM).
+    pub const CONFIRM: u8 = 1 << 3;
+    /// The VM was configured with
+    /// [`configure_flags::ONE_OFFSET`](super::configure_flags::ONE_OFFSET).
+    pub const ONE_OFFSET: u8 = 1 << 4;
 }
 
 /// Bits of [`RestoreBegin::flags`].
 pub mod restore_flags {
-    /// The last RESTORE_DONE leads to RUNNING, not PAUSED.
+    /// The last RESTORE_DONE leads to RUNNING (ARMED in a VM that confirms), not PAUSED.
     pub const AUTORUN: u32 = 1 << 0;
     /// Unequal counts refuse the last RESTORE_DONE.
     pub const STRICT: u32 = 1 << 1;

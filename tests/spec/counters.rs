@@ -1,7 +1,9 @@
 //! SPEC.md, "Counters" and `info`: two clocks, each counting or frozen.
 
 use rustix::time::{ClockId, clock_gettime};
-use vhost_user_timer_kit::contract::{CNT, Client, Info, PCNT, Run, op, phase, restore};
+use vhost_user_timer_kit::contract::{
+    CNT, Client, Info, PCNT, Run, info_source, op, phase, restore,
+};
 use vhost_user_timer_kit::raw_driver::Rig;
 
 use crate::world::{Clock, HZ, PHASES, Vm, World, one_of_each};
@@ -284,6 +286,7 @@ fn info_says_what_the_vm_is(on: World) {
             request_queues: 4,
             abi: 0,
             flags: 0,
+            source: info_source::MONOTONIC,
             host_count: info.host_count,
         };
         assert_eq!(info, expected);

@@ -279,7 +279,7 @@ fn a_request_cut_inside_its_header_is_eproto_and_an_empty_one_too(on: World) {
 fn an_unknown_operation_is_eopnotsupp_whatever_else_is_wrong(on: World) {
     for wanted in PHASES {
         let mut vm = on.in_phase(wanted, 2);
-        for op in [0, 3, 0x13, 0x24, 0x32, 0x44, 0x51, 0xff, 0x100, 0xffff] {
+        for op in [0, 3, 0x13, 0x24, 0x32, 0x45, 0x51, 0xff, 0x100, 0xffff] {
             for (vcpu, epoch, len) in [
                 (VM, 0, 0),
                 (0, 0, 1),

@@ -16,7 +16,7 @@ mod tsc;
 pub use order::{stores_before_reading, zero_after};
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
-use vhost_user_timer_protocol::counter;
+use vhost_user_timer_protocol::{CounterSource, counter};
 
 /// Why a source of the host counter cannot be used on this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -120,6 +120,18 @@ sources! {
     Tsc = tsc::Tsc;
     /// CNTVCT_EL0 (AArch64).
     Cntvct = cntvct::Cntvct;
+}
+
+/// As GET_INFO gives it.
+impl From<Source> for CounterSource {
+    fn from(source: Source) -> Self {
+        match source {
+            Source::Monotonic => CounterSource::Monotonic,
+            Source::Boottime => CounterSource::Boottime,
+            Source::Tsc => CounterSource::Tsc,
+            Source::Cntvct => CounterSource::Cntvct,
+        }
+    }
 }
 
 impl std::fmt::Display for Source {
@@ -325,6 +337,13 @@ mod tests {
             codes,
             [("monotonic", 1), ("boottime", 2), ("tsc", 3), ("cntvct", 4)]
         );
+    }
+
+    #[test]
+    fn each_source_is_given_by_info_under_its_own_name() {
+        for &source in Source::ALL {
+            assert_eq!(CounterSource::from(source).to_string(), source.name());
+        }
     }
 
     #[test]

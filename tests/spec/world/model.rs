@@ -7,6 +7,7 @@ use vhost_user_timer_kit::raw_driver::{Layout, POISON, Used};
 use vhost_user_timer_model::vm::{
     Effects, Handled, Incoming, Notice, Now, PageOrder, Profile, Token, Vm,
 };
+use vhost_user_timer_protocol::CounterSource;
 use zerocopy::IntoBytes;
 
 use super::{Device, HZ, Options, REQUEST_QUEUES};
@@ -60,6 +61,7 @@ impl Model {
             request_queues: REQUEST_QUEUES,
             frequency: options.frequency.unwrap_or(HZ),
             frequency_fixed: options.frequency.is_some(),
+            source: CounterSource::Monotonic,
         };
         let queues = usize::from(REQUEST_QUEUES) + 1;
         Model {

@@ -11,7 +11,7 @@ use vhost_user_timer_model::rtc::{
     wire as rtc,
 };
 use vhost_user_timer_model::vm::{Effects, Handled, Incoming, Now, Profile, Token, Vm};
-use vhost_user_timer_protocol::{MAX_MESSAGE, Register, Role, wire};
+use vhost_user_timer_protocol::{CounterSource, MAX_MESSAGE, Register, Role, wire};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Number of vCPUs.
@@ -41,6 +41,7 @@ impl Bench {
             request_queues: 1,
             frequency: 1_000_000_000,
             frequency_fixed: false,
+            source: CounterSource::NotTold,
         };
         let mut bench = Bench {
             vm: Vm::new(profile),

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use vhost_user_timer_protocol::counter::Anchor;
 use vhost_user_timer_protocol::wire::{self, info_flags};
-use vhost_user_timer_protocol::{Phase, Status, Timeline, VERSION};
+use vhost_user_timer_protocol::{CounterSource, Phase, Status, Timeline, VERSION};
 use zerocopy::IntoBytes;
 
 use super::call::{Answer, Effects, HEADER, Handled, Incoming, Notice, Refusal, Released, Token};
@@ -48,6 +48,8 @@ pub struct Profile {
     pub frequency: u64,
     /// Only that frequency is accepted.
     pub frequency_fixed: bool,
+    /// What the host counter counts by, unless the VM has an anchor.
+    pub source: CounterSource,
 }
 
 impl Profile {
@@ -109,6 +111,14 @@ impl Vm {
             .and_then(|configured| configured.anchor)
     }
 
+    /// What the host counter counts by. An anchor is of CLOCK_MONOTONIC.
+    fn counter_source(&self) -> CounterSource {
+        match self.anchor() {
+            Some(_) => CounterSource::Monotonic,
+            None => self.profile.source,
+        }
+    }
+
     /// What the guest reads of its virtual counter.
     pub fn guest_counter(&self, now: Now) -> GuestCounter {
         match &self.configured {
@@ -150,6 +160,7 @@ impl Vm {
             max_vcpus: self.profile.max_vcpus.into(),
             request_queues: self.profile.request_queues.into(),
             host_count: now.host.into(),
+            flags: self.counter_source().info_flags(),
             ..Default::default()
         };
         if let Some(configured) = &self.configured {

@@ -26,6 +26,12 @@ impl Vm {
         effects: &mut Effects,
     ) -> Result<Handled, Refusal> {
         let row = request.row();
+        // What DONE and the flags of CONFIGURE_VM ask for is refused until the model does it.
+        if request.flags != 0
+            || matches!(request.body, Body::ConfigureVm(configure) if configure.flags != 0)
+        {
+            return Err(Status::Invalid.into());
+        }
         if row.scope == Scope::Vcpu
             && let Some(configured) = &self.configured
             && request.vcpu >= configured.vcpus()
@@ -74,6 +80,7 @@ impl Vm {
                 self.configured_mut()?.abort_restore();
                 self.release_all(Status::Canceled, None, effects);
             }
+            Body::ConfirmRun(confirm) => self.confirm_run(now, confirm, answer)?,
             Body::GetRegList => self.get_reg_list(answer)?,
             Body::GetRegs(ids) => self.get_regs(now, vcpu, ids, answer)?,
             Body::SetRegs(entries) => self.set_regs(now, vcpu, entries, answer)?,
@@ -121,6 +128,19 @@ impl Vm {
         }
         self.configured = Some(Configured::new(vcpus, abi, frequency));
         Ok(())
+    }
+
+    fn confirm_run(
+        &mut self,
+        now: Now,
+        confirm: &wire::ConfirmRun,
+        answer: &mut Answer<'_>,
+    ) -> Result<(), Refusal> {
+        let run = self.configured_mut()?.run(now.host);
+        if (confirm.cntvoff, confirm.cntpoff) != (run.cntvoff, run.cntpoff) {
+            return Err(Status::Invalid.into());
+        }
+        answer.give(&run)
     }
 
     fn get_reg_list(&mut self, answer: &mut Answer<'_>) -> Result<(), Refusal> {

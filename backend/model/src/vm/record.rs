@@ -245,6 +245,9 @@ impl Vm {
         if phase == Phase::New {
             return Ok(vm);
         }
+        if phase == Phase::Armed {
+            return Err(BadRecord("phase"));
+        }
         let mut configured = record.current.configured(max, current)?;
         if phase == Phase::Restoring {
             let before = record.before.configured(max, |index| {

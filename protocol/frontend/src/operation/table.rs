@@ -26,7 +26,8 @@ impl Operation<'static, ()> {
         let body = wire::ConfigureVm {
             vcpus: vcpus.into(),
             abi: abi.code(),
-            reserved: [0; 3],
+            flags: 0,
+            reserved: [0; 2],
             frequency: frequency.map_or(0, NonZeroU64::get).into(),
         };
         Operation::of::<table::ConfigureVm>(VM_WIDE, &body)

@@ -86,7 +86,8 @@ impl Ask {
         let body = wire::ConfigureVm {
             vcpus: vcpus.into(),
             abi,
-            reserved: [0; 3],
+            flags: 0,
+            reserved: [0; 2],
             frequency: frequency.into(),
         };
         Ask::of_vm(Op::ConfigureVm, &body)
@@ -212,6 +213,15 @@ impl Ask {
         Ask::of_vm(Op::RestoreAbort, &[0u8; 0])
     }
 
+    /// CONFIRM_RUN.
+    pub fn confirm(cntvoff: u64, cntpoff: u64) -> Self {
+        let body = wire::ConfirmRun {
+            cntvoff: cntvoff.into(),
+            cntpoff: cntpoff.into(),
+        };
+        Ask::of_vm(Op::ConfirmRun, &body)
+    }
+
     /// SET_TIME_PAGE.
     pub fn time_page(address: u64, length: u64) -> Self {
         let body = wire::TimePage {
@@ -233,7 +243,7 @@ impl Ask {
                 let vcpus = range.map_or(0, |range| range.count.get() as usize);
                 size_of::<wire::Vm>() + vcpus * size_of::<wire::Vcpu>()
             }
-            Op::Pause | Op::Resume | Op::WaitRun => size_of::<wire::Run>(),
+            Op::Pause | Op::Resume | Op::WaitRun | Op::ConfirmRun => size_of::<wire::Run>(),
             Op::RestoreDone => size_of::<wire::RestoreDoneResult>(),
             _ => 0,
         }
@@ -259,6 +269,7 @@ impl Ask {
             Ask::restore_done(0),
             Ask::wait_run(0),
             Ask::abort(),
+            Ask::confirm(5, 6),
             Ask::time_page(0x1000, 64),
         ]
     }

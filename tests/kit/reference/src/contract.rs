@@ -20,11 +20,12 @@ pub mod op {
     pub const RESTORE_DONE: u16 = 0x0041;
     pub const WAIT_RUN: u16 = 0x0042;
     pub const RESTORE_ABORT: u16 = 0x0043;
+    pub const CONFIRM_RUN: u16 = 0x0044;
     pub const SET_TIME_PAGE: u16 = 0x0050;
 
     /// Every operation: its code, whether it names one vCPU, and a body length in bytes that it
     /// accepts.
-    pub const ALL: [(u16, bool, usize); 16] = [
+    pub const ALL: [(u16, bool, usize); 17] = [
         (GET_INFO, false, 0),
         (CONFIGURE_VM, false, 16),
         (GET_REG_LIST, true, 0),
@@ -40,6 +41,7 @@ pub mod op {
         (RESTORE_DONE, true, 0),
         (WAIT_RUN, true, 0),
         (RESTORE_ABORT, false, 0),
+        (CONFIRM_RUN, false, 16),
         (SET_TIME_PAGE, false, 16),
     ];
 }
@@ -66,6 +68,7 @@ pub mod phase {
     pub const PAUSED: u32 = 1;
     pub const RUNNING: u32 = 2;
     pub const RESTORING: u32 = 3;
+    pub const ARMED: u32 = 4;
 }
 
 /// Flags of RESTORE_BEGIN.
@@ -115,6 +118,17 @@ pub mod info_flag {
     pub const OFFSET_PINNED: u8 = 1;
     pub const ANCHORED: u8 = 2;
     pub const PHYS_VIRTUALISED: u8 = 4;
+    pub const CONFIRM: u8 = 8;
+    pub const ONE_OFFSET: u8 = 16;
+}
+
+/// What the host counter counts by, in `info`.
+pub mod info_source {
+    pub const NOT_TOLD: u8 = 0;
+    pub const MONOTONIC: u8 = 1;
+    pub const BOOTTIME: u8 = 2;
+    pub const TSC: u8 = 3;
+    pub const CNTVCT: u8 = 4;
 }
 
 /// The little-endian 64-bit word at offset `at`.
@@ -262,7 +276,10 @@ pub struct Info {
     pub max_vcpus: u32,
     pub request_queues: u16,
     pub abi: u8,
+    /// Bits 0 to 4 of the byte at 55.
     pub flags: u8,
+    /// Bits 5 to 7 of the byte at 55.
+    pub source: u8,
     pub host_count: u64,
 }
 
@@ -286,7 +303,8 @@ impl Info {
             max_vcpus: u32_at(bytes, 48),
             request_queues: u16_at(bytes, 52),
             abi: bytes[54],
-            flags: bytes[55],
+            flags: bytes[55] & 0x1f,
+            source: bytes[55] >> 5,
             host_count: u64_at(bytes, 56),
         }
     }

@@ -104,6 +104,7 @@ impl State {
             request_queues,
             frequency: HOST_FREQUENCY,
             frequency_fixed: false,
+            source: crate::contract::info_source::MONOTONIC,
         };
         let vm = Reference::new(profile, 0, 0);
         State {

@@ -6,8 +6,8 @@ use std::hash::Hash;
 use vhost_user_timer_model::vm::{
     Changed, Effects, Handled, Incoming, Now, Profile, Released, Token, VcpuRecord, Vm, VmRecord,
 };
-use vhost_user_timer_protocol::Status;
 use vhost_user_timer_protocol::wire::{Event, ResponseHeader, Run};
+use vhost_user_timer_protocol::{CounterSource, Status};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// A tick of the host counter is a nanosecond.
@@ -66,6 +66,7 @@ pub fn profile(vcpus: u32) -> Profile {
         request_queues: 1,
         frequency: FREQUENCY,
         frequency_fixed: true,
+        source: CounterSource::NotTold,
     }
 }
 

@@ -12,7 +12,7 @@ fn the_guests_counter_is_known_while_it_runs_and_only_then() {
         rig.pass(5);
         let expected = match phase {
             Phase::New => GuestCounter::Unconfigured,
-            Phase::Paused | Phase::Restoring => GuestCounter::Stopped,
+            Phase::Paused | Phase::Restoring | Phase::Armed => GuestCounter::Stopped,
             Phase::Running => GuestCounter::Running(rig.virt()),
         };
         assert_eq!(rig.vm.guest_counter(rig.now), expected);

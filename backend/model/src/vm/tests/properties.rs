@@ -36,6 +36,7 @@ fn naive(host: u64) -> Reference {
         request_queues: PROFILE.request_queues,
         frequency: PROFILE.frequency,
         frequency_fixed: PROFILE.frequency_fixed,
+        source: PROFILE.source.code(),
     };
     Reference::new(profile, host, START_REALTIME)
 }

@@ -1,7 +1,7 @@
 //! One VM, a host counter turned by hand, typed requests.
 
 use vhost_user_timer_protocol::wire;
-use vhost_user_timer_protocol::{Phase, Register, Status};
+use vhost_user_timer_protocol::{CounterSource, Phase, Register, Status};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use crate::vm::{Effects, Handled, Incoming, Notice, Now, Profile, Released, Timeline, Token, Vm};
@@ -21,6 +21,7 @@ pub(super) const PROFILE: Profile = Profile {
     request_queues: 2,
     frequency: HZ,
     frequency_fixed: false,
+    source: CounterSource::Cntvct,
 };
 
 pub(super) const PHASES: [Phase; 4] = [Phase::New, Phase::Paused, Phase::Running, Phase::Restoring];
@@ -123,6 +124,7 @@ impl Rig {
             Phase::Paused => Rig::paused(vcpus),
             Phase::Running => Rig::running(vcpus),
             Phase::Restoring => Rig::restoring(vcpus, 0),
+            Phase::Armed => unreachable!("no VM confirms yet"),
         }
     }
 

@@ -1,7 +1,7 @@
 use std::sync::atomic::AtomicBool;
 
 use super::*;
-use vhost_user_timer_protocol::{Op, VM_WIDE};
+use vhost_user_timer_protocol::{CounterSource, Op, VM_WIDE};
 use vm_memory::GuestMemoryAtomic;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -21,6 +21,7 @@ fn vm() -> Vm {
         request_queues: 1,
         frequency: 1_000,
         frequency_fixed: false,
+        source: CounterSource::NotTold,
     })
 }
 

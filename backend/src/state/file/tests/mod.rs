@@ -10,7 +10,7 @@ use vhost_user_timer_counter::CounterId;
 use vhost_user_timer_model::rtc::RtcRecord;
 use vhost_user_timer_model::vm::{Effects, Incoming, Now, Profile, Token, Vm};
 use vhost_user_timer_protocol::wire::{self, RequestHeader};
-use vhost_user_timer_protocol::{Abi, Op, Phase, Register, VM_WIDE};
+use vhost_user_timer_protocol::{Abi, CounterSource, Op, Phase, Register, VM_WIDE};
 use zerocopy::FromBytes;
 
 use super::layout::VOID;
@@ -34,6 +34,7 @@ const PROFILE: Profile = Profile {
     request_queues: 1,
     frequency: 1_000_000_000,
     frequency_fixed: false,
+    source: CounterSource::NotTold,
 };
 
 /// A VM whose every change goes into a state file.

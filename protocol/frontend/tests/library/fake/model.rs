@@ -51,6 +51,7 @@ fn reference(vcpus: u32, phase: Phase, epoch: u64, done: &[u32], flags: u32) -> 
         request_queues: info().request_queues.get(),
         frequency: info().frequency.get(),
         frequency_fixed: false,
+        source: 0,
     };
     let mut vm = Reference::new(profile, 0, 0);
     let mut grant = |ask: Ask| {

@@ -32,6 +32,8 @@ pub struct Profile {
     pub frequency: u64,
     /// Whether a VM may have no other frequency.
     pub frequency_fixed: bool,
+    /// What the host counter counts by, as `info` gives it.
+    pub source: u8,
 }
 
 /// Where the answer of a WAIT_RUN belongs.

@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use super::{Clock, PHYSICAL, Reference, Refusal, Vcpu, Waiter};
 use crate::contract::phase::{NEW, PAUSED, RESTORING, RUNNING};
-use crate::contract::{self, VM, info_flag, op, restore, status, u16_at, u32_at, u64_at, words};
+use crate::contract::{
+    self, VM, info_flag, info_source, op, restore, status, u16_at, u32_at, u64_at, words,
+};
 
 /// The bytes of a header, of requests and of answers.
 const HEADER: usize = 16;
@@ -146,6 +148,7 @@ impl Reference {
             op::SET_COUNTER_OFFSET | op::RESTORE_BEGIN => &[PAUSED, RESTORING],
             op::SET_COUNTER_ANCHOR => &[PAUSED],
             op::PAUSE | op::RESUME => &[PAUSED, RUNNING],
+            op::CONFIRM_RUN => &[RUNNING],
             _ => &[RESTORING],
         })?;
         let mut answer = Vec::new();
@@ -188,6 +191,12 @@ impl Reference {
             }
             op::WAIT_RUN => answer = self.run(),
             op::RESTORE_ABORT => self.restore_abort(),
+            op::CONFIRM_RUN => {
+                answer = self.run();
+                if answer[..16] != *body {
+                    return Err((status::EINVAL, 0));
+                }
+            }
             _ => {
                 // Where the memory is, only the device around the VM knows.
                 let (address, length) = (u64_at(body, 0), u64_at(body, 8));
@@ -211,6 +220,10 @@ impl Reference {
         let flags = flag(self.pinned, info_flag::OFFSET_PINNED)
             | flag(self.anchor.is_some(), info_flag::ANCHORED)
             | flag(self.physical_is_own, info_flag::PHYS_VIRTUALISED);
+        let source = match self.anchor {
+            Some(_) => info_source::MONOTONIC,
+            None => self.profile.source,
+        };
         let version = 1;
         words(&[
             version | u64::from(self.phase) << 32,
@@ -222,7 +235,7 @@ impl Reference {
             u64::from(self.profile.max_vcpus)
                 | u64::from(self.profile.request_queues) << 32
                 | (self.abi as u64) << 48
-                | u64::from(flags) << 56,
+                | u64::from(flags | source << 5) << 56,
             self.host,
         ])
     }

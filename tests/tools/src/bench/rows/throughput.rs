@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use vhost_user_timer_kit::reference::Ask;
 use vhost_user_timer_model::vm::{Effects, Incoming, Now, Profile, Token, Vm};
-use vhost_user_timer_protocol::{MAX_MESSAGE, Register, wire};
+use vhost_user_timer_protocol::{CounterSource, MAX_MESSAGE, Register, wire};
 
 use super::Bench;
 use crate::bench::driver::{Driver, SLOTS};
@@ -98,6 +98,7 @@ fn straight(time: Duration) -> f64 {
         request_queues: 1,
         frequency: 1_000_000_000,
         frequency_fixed: false,
+        source: CounterSource::NotTold,
     };
     let mut vm = Vm::new(profile);
     let mut effects = Effects::default();
