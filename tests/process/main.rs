@@ -1,10 +1,11 @@
-//! The process and the library together: launching, the gate, restores, the examples, the time
-//! page.
+//! The process and the library together: launching, spawning, the gate, restores, the examples, the
+//! time page.
 
 mod examples;
 mod gate;
 mod launch;
 mod polling;
 mod restore_object;
+mod spawned;
 mod stragglers;
 mod time_page_library;

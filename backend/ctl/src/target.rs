@@ -38,6 +38,7 @@ impl Target {
             .request_queues(1)
             .queue_size(4)
             .event_buffers(2)
+            .wait_for_listener(false)
             .timeout(self.timeout());
         match Frontend::connect(&self.socket_path, options) {
             // The connection is in the listening socket's backlog: another frontend is served.

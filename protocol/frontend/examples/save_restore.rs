@@ -24,17 +24,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let source = args.next().ok_or("usage: save_restore SOCKET [SOCKET]")?;
     let destination = args.next();
 
-    let frontend = Frontend::connect(source.as_str(), Options::default())?;
+    let options = Options::default().timeout(SECOND);
+    let frontend = Frontend::connect(source.as_str(), options.clone())?;
     let bytes = save(&frontend)?;
     println!("saved {} bytes from {source}", bytes.len());
 
     match destination {
         Some(path) => {
             frontend.close()?;
-            restore(
-                &Frontend::connect(path.as_str(), Options::default())?,
-                &bytes,
-            )
+            restore(&Frontend::connect(path.as_str(), options)?, &bytes)
         }
         None => restore(&frontend, &bytes),
     }

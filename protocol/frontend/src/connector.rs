@@ -3,9 +3,15 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::connection::connect;
-use crate::{Deadline, Error};
+use crate::{Deadline, Error, Options, ShutdownHandle};
+
+/// The pause before the second attempt to connect to a path, and the longest pause. They double.
+/// No event says when a socket is listened to, so this is asked again and again.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// Where a frontend gets its connection from, and the next one after an outage: a path, a socket
 /// that is connected already, or a function.
@@ -52,16 +58,48 @@ impl Connector {
     /// The first connection, and where the others come from.
     pub(crate) fn connect(
         self,
+        options: &Options,
+        shutdown: &ShutdownHandle,
         deadline: Deadline,
     ) -> Result<(UnixStream, Option<Reconnector>), Error> {
         match self.0 {
             Kind::Stream(socket) => Ok((socket, None)),
-            Kind::Again(again) => Ok((again.connect(deadline)?, Some(again))),
+            Kind::Again(again) => {
+                let socket = match options.wait_for_listener {
+                    true => again.connect_when_listening(shutdown, deadline)?,
+                    false => again.connect(deadline)?,
+                };
+                Ok((socket, Some(again)))
+            }
         }
     }
 }
 
 impl Reconnector {
+    /// Connects to a backend that may have been launched just now: as long as its socket does not
+    /// exist, or nobody listens at it, it is tried again, until the deadline.
+    fn connect_when_listening(
+        &self,
+        shutdown: &ShutdownHandle,
+        deadline: Deadline,
+    ) -> Result<UnixStream, Error> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let error = match self.connect(deadline) {
+                Err(error) if is_too_early(&error) && !deadline.has_passed() => error,
+                connected => return connected,
+            };
+            shutdown.wait(deadline.or(pause))?;
+            if shutdown.was_used() {
+                return Err(Error::ShutDown);
+            }
+            if deadline.has_passed() {
+                return Err(error);
+            }
+            pause = (2 * pause).min(LONGEST_PAUSE);
+        }
+    }
+
     pub(crate) fn connect(&self, deadline: Deadline) -> Result<UnixStream, Error> {
         match self {
             Reconnector::Path(path) => connect(path, deadline),
@@ -69,6 +107,15 @@ impl Reconnector {
                 connect().map_err(crate::sys::io("connect to the backend"))
             }
         }
+    }
+}
+
+/// Whether this is what a path is like before its backend listens at it.
+fn is_too_early(error: &Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, NotFound};
+    match error {
+        Error::Connect { source, .. } => matches!(source.kind(), NotFound | ConnectionRefused),
+        _ => false,
     }
 }
 

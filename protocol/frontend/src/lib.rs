@@ -184,6 +184,7 @@ mod restore;
 mod ring;
 mod saved;
 mod session;
+mod spawn;
 mod sys;
 mod time_page;
 mod wait;
@@ -205,6 +206,7 @@ pub use queue::{RequestQueue, Ticket};
 pub use regs::{MAX_REGS, RegIds, RegValue, RegValues};
 pub use restore::{Restore, RestoreFailure, RestoreOptions, VcpuRestore};
 pub use saved::{SavedVcpu, SavedVm, SavedVmError};
+pub use spawn::{Backend, SpawnOptions};
 pub use time_page::{Counts, GuestClock, HostClock, Offsets, PageTime, TimePage};
 pub use wait::{Deadline, ShutdownHandle};
 
@@ -235,12 +237,16 @@ pub struct Frontend {
 
 impl Frontend {
     /// Connects to a backend: by the path that it listens at, over a socket that is connected
-    /// already, or by a function ([`Connector`]).
+    /// already, or by a function ([`Connector`]). [`Backend::spawn`] launches one and connects to
+    /// it.
+    ///
+    /// At a path it waits for a backend that was launched just now, as long as
+    /// [`Options::timeout`] allows: its socket may not exist yet, or nobody may listen there.
     ///
     /// # Errors
     ///
-    /// [`Error::Connect`] where nobody listens at the path; [`Error::InvalidArgument`] for options
-    /// out of range; [`Error::TimedOut`], [`Error::ShutDown`], [`Error::Disconnected`] and
+    /// [`Error::Connect`] where nobody listens at the path in time; [`Error::InvalidArgument`] for
+    /// options out of range; [`Error::TimedOut`], [`Error::ShutDown`], [`Error::Disconnected`] and
     /// [`Error::Control`] for a handshake that fails; [`Error::MissingFeature`] and
     /// [`Error::Version`] for a backend that this library cannot work with; [`Error::Io`] where
     /// the function fails, or this process lacks resources.
@@ -255,7 +261,7 @@ impl Frontend {
             None => ShutdownHandle::new()?,
         };
         let deadline = Deadline::from(options.timeout);
-        let (socket, reconnector) = connector.connect(deadline)?;
+        let (socket, reconnector) = connector.connect(&options, &shutdown, deadline)?;
 
         let connection = Connection::new(socket, shutdown.clone())?;
         let negotiated = connection.negotiate(None, deadline)?;

@@ -19,6 +19,10 @@ pub struct Options {
     pub event_buffers: u16,
     /// How long connecting, the handshake, and any later control message may take.
     pub timeout: Duration,
+    /// Whether connecting to a path waits, up to [`timeout`](Self::timeout), for a backend that
+    /// does not listen there yet, as one that was launched just now. Without this, it fails at
+    /// once.
+    pub wait_for_listener: bool,
     /// Whether and how to reconnect after the connection is lost. It takes a backend with a config
     /// space.
     pub reconnect: Option<Reconnect>,
@@ -121,13 +125,15 @@ impl Reconnect {
 }
 
 impl Default for Options {
-    /// 256 descriptors, all queues, 256 event buffers, 10 s, no reconnecting.
+    /// 256 descriptors, all queues, 256 event buffers, 10 s, waiting for a listener, no
+    /// reconnecting.
     fn default() -> Self {
         Options {
             queue_size: 256,
             request_queues: None,
             event_buffers: 256,
             timeout: Duration::from_secs(10),
+            wait_for_listener: true,
             reconnect: None,
             shutdown: None,
         }
@@ -160,6 +166,13 @@ impl Options {
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// Sets [`wait_for_listener`](Self::wait_for_listener).
+    #[must_use]
+    pub fn wait_for_listener(mut self, wait: bool) -> Self {
+        self.wait_for_listener = wait;
         self
     }
 

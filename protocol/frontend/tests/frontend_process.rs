@@ -59,11 +59,12 @@ impl Drop for Backend {
     }
 }
 
-/// The backend needs a moment to listen, and to listen again.
 fn connect(path: &Path) -> Frontend {
     connect_with(path, Options::default())
 }
 
+/// The backend needs a moment to listen; one that listens again may close the backlog of the
+/// listener before.
 fn connect_with(path: &Path, options: Options) -> Frontend {
     let deadline: Deadline = LONG.into();
     loop {

@@ -82,6 +82,13 @@ pub enum InvalidArgument {
          give the frontend a path, or a function that connects"
     )]
     ReconnectStream,
+    /// [`Options::reconnect`](crate::Options::reconnect) with a backend that is spawned without a
+    /// state file.
+    #[error(
+        "cannot reconnect to a backend without a state file, whose VM ends with it: \
+         give the backend a state file"
+    )]
+    ReconnectWithoutState,
     /// A request for more than [`MAX_REGS`] registers.
     #[error("{0} registers in one request: must be at most {MAX_REGS}")]
     Registers(usize),

@@ -6,6 +6,7 @@ mod refusal;
 
 use std::io;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 
 use vhost_user_timer_protocol::{Status, VERSION};
 
@@ -29,6 +30,26 @@ pub enum Error {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// The backend program could not be started.
+    #[error("cannot start the backend program {}", program.display())]
+    Spawn {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The backend program ended before it served this frontend. It writes to stderr why: of this
+    /// process, unless [`SpawnOptions::prepare`](crate::SpawnOptions::prepare) sets another.
+    #[error(
+        "the backend program {} ended before it served, with {status}: its stderr says why",
+        program.display()
+    )]
+    BackendEnded {
+        /// The program.
+        program: PathBuf,
+        /// How it ended.
+        status: ExitStatus,
     },
     /// A system call of this process failed.
     #[error("cannot {what}")]
@@ -146,6 +167,8 @@ impl Error {
             | Error::Protocol { .. } => true,
             Error::MissingFeature(feature) => !feature.is_optional(),
             Error::Connect { .. }
+            | Error::Spawn { .. }
+            | Error::BackendEnded { .. }
             | Error::Io { .. }
             | Error::Control { .. }
             | Error::Config(_)

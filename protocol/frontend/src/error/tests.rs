@@ -21,6 +21,14 @@ fn that_leave_the_queue() -> Vec<Error> {
             path: PathBuf::from("/run/timer.sock"),
             source: source(),
         },
+        Error::Spawn {
+            program: PathBuf::from("vhost-user-timer"),
+            source: source(),
+        },
+        Error::BackendEnded {
+            program: PathBuf::from("vhost-user-timer"),
+            status: ExitStatus::default(),
+        },
         Error::Io {
             what: "poll",
             source: source(),

@@ -8,8 +8,10 @@ use crate::fake::info;
 use crate::fake::ok;
 use crate::fake::socket_path;
 use crate::operations::echo_pair;
+use std::io::ErrorKind;
 use std::os::unix::net::UnixListener;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 use vhost::vhost_user::VhostUserProtocolFeatures;
@@ -65,8 +67,57 @@ fn connecting_to_a_listener_that_does_not_accept_ends_in_time() {
         "{error}"
     );
 
-    let error = Frontend::connect(&path, options).unwrap_err();
+    let error = Frontend::connect(&path, options.wait_for_listener(false)).unwrap_err();
     assert!(matches!(error, Error::Connect { .. }), "{error}");
+}
+
+#[test]
+fn connecting_waits_for_a_listener_until_its_time_out_and_then_says_what_is_missing() {
+    let timeout = Duration::from_millis(50);
+    let path = socket_path();
+    // Nothing is there; then a socket at which nobody listens any more.
+    for missing in [ErrorKind::NotFound, ErrorKind::ConnectionRefused] {
+        if missing == ErrorKind::ConnectionRefused {
+            drop(UnixListener::bind(&path).unwrap());
+        }
+        let began = Instant::now();
+        let error = Frontend::connect(&path, Options::default().timeout(timeout)).unwrap_err();
+        assert!(began.elapsed() >= timeout, "{missing}");
+        match error {
+            Error::Connect { source, .. } => assert_eq!(source.kind(), missing),
+            error => panic!("{missing}: {error}"),
+        }
+    }
+    let _ = std::fs::remove_file(&path);
+}
+
+#[test]
+fn a_backend_that_listens_later_is_connected_to() {
+    let path = socket_path();
+    let stale = UnixListener::bind(&path).unwrap();
+    drop(stale);
+    std::thread::scope(|scope| {
+        let connecting = scope.spawn(|| Frontend::connect(&path, Options::default().timeout(LONG)));
+        std::fs::remove_file(&path).unwrap();
+        let _serving = fake::serve(Arc::new(Fake::new(|request| Some(echo(request)))), &path);
+        let frontend = connecting.join().unwrap().unwrap();
+        assert_eq!(frontend.config().unwrap().phase, Phase::Paused);
+    });
+    let _ = std::fs::remove_file(&path);
+}
+
+#[test]
+fn the_shutdown_handle_ends_the_wait_for_a_listener() {
+    let shutdown = ShutdownHandle::new().unwrap();
+    let options = Options::default().timeout(LONG).shutdown(shutdown.clone());
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let connecting = scope.spawn(|| Frontend::connect(socket_path(), options));
+        shutdown.shut_down();
+        let error = connecting.join().unwrap().unwrap_err();
+        assert!(matches!(error, Error::ShutDown), "{error}");
+    });
+    assert!(began.elapsed() < LONG);
 }
 
 /// Connects without waiting for the backlog.
