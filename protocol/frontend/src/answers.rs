@@ -3,7 +3,7 @@
 use crate::error::ContentFault;
 use crate::{Error, SavedVcpu};
 use vhost_user_timer_protocol::wire::{self, info_flags};
-use vhost_user_timer_protocol::{Abi, Phase, VERSION};
+use vhost_user_timer_protocol::{Abi, CounterSource, Phase, VERSION};
 
 /// The VM, as GET_INFO and the device's config space tell it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,12 @@ pub struct Info {
     pub anchored: bool,
     /// The physical count is the VM's own, not the host counter's.
     pub phys_virtualised: bool,
+    /// The VM was configured with CONFIRM: its vCPUs run only after CONFIRM_RUN.
+    pub confirm: bool,
+    /// The VM was configured with ONE_OFFSET: both counts have one offset.
+    pub one_offset: bool,
+    /// What the host counter counts by.
+    pub source: CounterSource,
     /// The host counter; 0 in config space.
     pub host_count: u64,
 }
@@ -58,6 +64,9 @@ impl Info {
             offset_pinned: flag(info_flags::OFFSET_PINNED),
             anchored: flag(info_flags::ANCHORED),
             phys_virtualised: flag(info_flags::PHYS_VIRTUALISED),
+            confirm: flag(info_flags::CONFIRM),
+            one_offset: flag(info_flags::ONE_OFFSET),
+            source: CounterSource::from_info_flags(info.flags),
             host_count: info.host_count.get(),
         })
     }

@@ -212,7 +212,7 @@ pub use wait::{Deadline, ShutdownHandle};
 
 pub use vhost_user_timer_counter::HostCounter;
 pub use vhost_user_timer_protocol::counter::Anchor;
-pub use vhost_user_timer_protocol::{Abi, IndexRanges, Op, Phase, Register, Status};
+pub use vhost_user_timer_protocol::{Abi, CounterSource, IndexRanges, Op, Phase, Register, Status};
 
 use connection::{Connection, VringSetup};
 use events::{EventLayout, EventQueue};
