@@ -6,6 +6,7 @@
 //! of the model are measured here too, although they need no second process; `benches/model.rs`
 //! compares them with their own earlier runs.
 
+mod crew;
 mod driver;
 mod floor;
 mod place;

@@ -1,18 +1,23 @@
 //! Row 5: how far apart the vCPUs are released.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Barrier, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use rustix::thread::futex;
 use vhost_user_timer_frontend::{Error, Options, RequestQueue, RestoreOptions};
 
 use super::{Bench, LIMIT, configured, other};
+use crate::bench::crew::Crew;
 use crate::bench::stats::Pair;
 
 /// By then all vCPU threads sleep.
 const ASLEEP: Duration = Duration::from_millis(5);
+
+/// The vCPUs wait for a restore.
+const RESTORE: usize = 0;
+/// The vCPUs wait on a futex.
+const FUTEX: usize = 1;
 
 /// How a vCPU waits.
 type Wait = fn(&RequestQueue, u32) -> Result<(), Error>;
@@ -26,115 +31,40 @@ fn by_page(queue: &RequestQueue, vcpu: u32) -> Result<(), Error> {
     queue.wait_run_by_page(vcpu, LIMIT).map(drop)
 }
 
-/// The vCPU threads. They live through all rounds, because starting and ending threads is not
-/// what is measured.
-struct Crew<'a> {
-    queue: &'a RequestQueue,
-    wait: Wait,
-    start: Barrier,
-    end: Barrier,
-    over: AtomicBool,
-    /// In this round they wait on the futex instead of a restore.
-    bare: AtomicBool,
-    futex: AtomicU32,
-    epoch: Instant,
-    /// By vCPU, when it was released, ns.
-    released: Vec<AtomicU64>,
-    failure: Mutex<Option<Error>>,
+/// Makes all threads of a crew wait, and releases them. Returns the time from first to last, ns.
+fn apart(crew: &Crew<'_>, job: usize, release: impl FnOnce() -> io::Result<()>) -> io::Result<f64> {
+    // If the release fails, they return at their time-out.
+    let done = crew.round(job, || {
+        std::thread::sleep(ASLEEP);
+        release()
+    })?;
+    Ok(done.last - done.first)
 }
 
-impl<'a> Crew<'a> {
-    fn new(queue: &'a RequestQueue, wait: Wait, threads: u32) -> Self {
-        let all = threads as usize + 1;
-        Crew {
-            queue,
-            wait,
-            start: Barrier::new(all),
-            end: Barrier::new(all),
-            over: AtomicBool::new(false),
-            bare: AtomicBool::new(false),
-            futex: AtomicU32::new(0),
-            epoch: Instant::now(),
-            released: (0..threads).map(|_| AtomicU64::new(0)).collect(),
-            failure: Mutex::new(None),
-        }
+/// Releases a crew by a restore, which ends when the last vCPU is done.
+fn by_restore(crew: &Crew<'_>, queue: &RequestQueue) -> io::Result<f64> {
+    let options = RestoreOptions::default().autorun(true);
+    queue.restore_begin(options, LIMIT).map_err(other)?;
+    let saved = queue.get_vm(0, crew.threads(), LIMIT).map_err(other)?;
+    queue.set_vm(&saved.vcpus, LIMIT).map_err(other)?;
+    for vcpu in 1..crew.threads() {
+        queue.restore_done(vcpu, LIMIT).map_err(other)?;
     }
+    let apart = apart(crew, RESTORE, || {
+        queue.restore_done(0, LIMIT).map(drop).map_err(other)
+    })?;
+    queue.pause(LIMIT).map_err(other)?;
+    Ok(apart)
+}
 
-    fn live(&self, vcpu: u32) {
-        loop {
-            self.start.wait();
-            if self.over.load(Ordering::Acquire) {
-                return;
-            }
-            if self.bare.load(Ordering::Acquire) {
-                while self.futex.load(Ordering::Acquire) == 0 {
-                    let _ = futex::wait(&self.futex, futex::Flags::PRIVATE, 0, None);
-                }
-            } else if let Err(error) = (self.wait)(self.queue, vcpu) {
-                let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-                *failure = Some(error);
-            }
-            let now = self.epoch.elapsed().as_nanos() as u64;
-            self.released[vcpu as usize].store(now, Ordering::Release);
-            self.end.wait();
-        }
-    }
-
-    /// Makes all of them wait, and releases them. Returns the time from first to last, ns.
-    fn round(&self, bare: bool, release: impl FnOnce() -> io::Result<()>) -> io::Result<f64> {
-        self.bare.store(bare, Ordering::Release);
-        self.futex.store(0, Ordering::Release);
-        self.start.wait();
-        std::thread::sleep(ASLEEP);
-        // If that fails, they return at their time-out.
-        let released = release();
-        self.end.wait();
-        released?;
-        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(error) = failure.take() {
-            return Err(other(error));
-        }
-        let times = || self.released.iter().map(|at| at.load(Ordering::Acquire));
-        let (first, last) = (times().min(), times().max());
-        Ok(last.unwrap_or(0).saturating_sub(first.unwrap_or(0)) as f64)
-    }
-
-    /// Releases them by a restore, which ends when the last vCPU is done.
-    fn by_restore(&self) -> io::Result<f64> {
-        let (queue, threads) = (self.queue, self.released.len() as u32);
-        let options = RestoreOptions::default().autorun(true);
-        queue.restore_begin(options, LIMIT).map_err(other)?;
-        let rows = queue.get_vm(0, threads, LIMIT).map_err(other)?.vcpus;
-        queue.set_vm(&rows, LIMIT).map_err(other)?;
-        for vcpu in 1..threads {
-            queue.restore_done(vcpu, LIMIT).map_err(other)?;
-        }
-        let apart = self.round(false, || {
-            queue.restore_done(0, LIMIT).map(drop).map_err(other)
-        })?;
-        queue.pause(LIMIT).map_err(other)?;
-        Ok(apart)
-    }
-
-    /// Releases them by one futex.
-    fn by_futex(&self) -> io::Result<f64> {
-        self.round(true, || {
-            self.futex.store(1, Ordering::Release);
-            futex::wake(&self.futex, futex::Flags::PRIVATE, i32::MAX as u32)?;
-            Ok(())
-        })
-    }
-
-    fn rounds(&self, count: usize) -> io::Result<Pair> {
-        self.by_restore()?;
-        self.by_futex()?;
-        let mut pair = Pair::default();
-        for _ in 0..count {
-            let ours = self.by_restore()?;
-            pair.add(vec![ours], vec![self.by_futex()?]);
-        }
-        Ok(pair)
-    }
+/// Releases a crew by one futex.
+fn by_futex(crew: &Crew<'_>, word: &AtomicU32) -> io::Result<f64> {
+    word.store(0, Ordering::Release);
+    apart(crew, FUTEX, || {
+        word.store(1, Ordering::Release);
+        futex::wake(word, futex::Flags::PRIVATE, i32::MAX as u32)?;
+        Ok(())
+    })
 }
 
 /// See the module.
@@ -149,16 +79,26 @@ pub(super) fn skew(bench: &mut Bench) -> io::Result<()> {
                 let page = frontend.time_page();
                 page.start(queue, LIMIT).map_err(other)?;
             }
-            let crew = Crew::new(queue, wait, threads);
-            let pair = std::thread::scope(|scope| {
-                for vcpu in 0..threads {
-                    let crew = &crew;
-                    scope.spawn(move || crew.live(vcpu));
+            let word = AtomicU32::new(0);
+            let work = |job, vcpu| {
+                if job == RESTORE {
+                    return wait(queue, vcpu);
                 }
-                let pair = crew.rounds(bench.count(300, 30));
-                crew.over.store(true, Ordering::Release);
-                crew.start.wait();
-                pair
+                while word.load(Ordering::Acquire) == 0 {
+                    let _ = futex::wait(&word, futex::Flags::PRIVATE, 0, None);
+                }
+                Ok(())
+            };
+            let rounds = bench.count(300, 30);
+            let pair = Crew::run(threads, &work, |crew| {
+                by_restore(crew, queue)?;
+                by_futex(crew, &word)?;
+                let mut pair = Pair::default();
+                for _ in 0..rounds {
+                    let ours = by_restore(crew, queue)?;
+                    pair.add(vec![ours], vec![by_futex(crew, &word)?]);
+                }
+                Ok(pair)
             })?;
             let name = format!("5 gate skew, {threads} threads, by {way}");
             let reach = [Some("ratio ≤ 1.2"), None];

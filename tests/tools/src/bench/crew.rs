@@ -1,0 +1,124 @@
+//! Threads that stand for vCPUs. They live through all rounds of a row, because starting and ending
+//! threads is not what is measured.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Barrier, Mutex, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use vhost_user_timer_frontend::Error;
+
+/// What a vCPU's thread does in a round: which job, and its vCPU.
+type Work<'a> = &'a (dyn Fn(usize, u32) -> Result<(), Error> + Sync);
+
+/// A thread's stack. Nothing on it is large, and there may be thousands of them.
+const STACK: usize = 128 * 1024;
+
+/// See the module.
+pub(super) struct Crew<'a> {
+    work: Work<'a>,
+    start: Barrier,
+    end: Barrier,
+    over: AtomicBool,
+    job: AtomicUsize,
+    epoch: Instant,
+    /// By vCPU, when its work of this round was done, ns.
+    done: Vec<AtomicU64>,
+    failure: Mutex<Option<Error>>,
+}
+
+/// When the threads were done, in ns since they started.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Done {
+    pub(super) first: f64,
+    pub(super) last: f64,
+}
+
+impl<'a> Crew<'a> {
+    /// Starts this many threads, which do `work` in each round, and calls `rounds`.
+    ///
+    /// # Errors
+    ///
+    /// Those of `rounds`, and of starting threads.
+    pub(super) fn run<T>(
+        threads: u32,
+        work: Work<'a>,
+        rounds: impl FnOnce(&Crew<'a>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let all = threads as usize + 1;
+        let crew = Crew {
+            work,
+            start: Barrier::new(all),
+            end: Barrier::new(all),
+            over: AtomicBool::new(false),
+            job: AtomicUsize::new(0),
+            epoch: Instant::now(),
+            done: (0..threads).map(|_| AtomicU64::new(0)).collect(),
+            failure: Mutex::new(None),
+        };
+        thread::scope(|scope| {
+            for vcpu in 0..threads {
+                let crew = &crew;
+                thread::Builder::new()
+                    .stack_size(STACK)
+                    .spawn_scoped(scope, move || crew.live(vcpu))
+                    .expect("a thread can be started");
+            }
+            let result = rounds(&crew);
+            crew.over.store(true, Ordering::Release);
+            crew.start.wait();
+            result
+        })
+    }
+
+    /// How many threads there are.
+    pub(super) fn threads(&self) -> u32 {
+        self.done.len() as u32
+    }
+
+    fn live(&self, vcpu: u32) {
+        loop {
+            self.start.wait();
+            if self.over.load(Ordering::Acquire) {
+                return;
+            }
+            if let Err(error) = (self.work)(self.job.load(Ordering::Acquire), vcpu) {
+                let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+                *failure = Some(error);
+            }
+            let now = self.epoch.elapsed().as_nanos() as u64;
+            self.done[vcpu as usize].store(now, Ordering::Release);
+            self.end.wait();
+        }
+    }
+
+    /// Has all of them do a job, does something `meanwhile`, and waits until they are done.
+    ///
+    /// # Errors
+    ///
+    /// Those of `meanwhile`, and then a thread's. The threads must not need what `meanwhile` failed
+    /// to do for longer than a time-out.
+    pub(super) fn round(
+        &self,
+        job: usize,
+        meanwhile: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<Done> {
+        self.job.store(job, Ordering::Release);
+        let began = self.epoch.elapsed().as_nanos() as u64;
+        self.start.wait();
+        let meanwhile = meanwhile();
+        self.end.wait();
+        meanwhile?;
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = failure.take() {
+            return Err(io::Error::other(error));
+        }
+        let times = || self.done.iter().map(|at| at.load(Ordering::Acquire));
+        let since = |at: Option<u64>| at.unwrap_or(began).saturating_sub(began) as f64;
+        Ok(Done {
+            first: since(times().min()),
+            last: since(times().max()),
+        })
+    }
+}
