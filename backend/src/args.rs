@@ -6,10 +6,9 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgGroup, Parser};
 use log::LevelFilter;
-use vhost_user_timer_counter::Source;
 use vhost_user_timer_protocol::{MAX_REQUEST_QUEUES, MAX_VCPUS};
 
-use crate::device::UtcKind;
+use crate::device::{SourceChoice, UtcKind};
 use vhost_user_timer_model::vm::MAX_FREQUENCY;
 
 /// Keeps a VM's time: owns its counter offset, serves its vCPUs' timer registers over vhost-user,
@@ -72,10 +71,12 @@ pub struct Args {
     #[arg(long, value_name = "HZ", value_parser = clap::value_parser!(u64).range(1..=MAX_FREQUENCY))]
     pub counter_frequency: Option<u64>,
 
-    /// Derive the host counter from this source
+    /// Derive the host counter from this source. A VMM that puts the VM's offset into KVM needs
+    /// cntvct. auto: with a state file, the source of the VM in it; otherwise cntvct on AArch64, as
+    /// the guest's counter is an offset of it, and monotonic elsewhere
     #[arg(long, value_name = "SOURCE", value_parser = source_parser(),
-          default_value_t = Source::Monotonic)]
-    pub counter_source: Source,
+          default_value_t = SourceChoice::Auto)]
+    pub counter_source: SourceChoice,
 
     /// Keep the VM in this file, so that it survives a crash of this process: a process started
     /// again with the file resumes the VM. Created with mode 0600; best on a tmpfs
@@ -94,13 +95,9 @@ pub struct Args {
 }
 
 /// The counter sources by name.
-fn source_parser() -> impl TypedValueParser<Value = Source> {
-    let names = PossibleValuesParser::new(Source::ALL.iter().map(|source| source.name()));
-    names.try_map(|name| {
-        let mut all = Source::ALL.iter().copied();
-        all.find(|source| source.name() == name)
-            .ok_or("unknown source")
-    })
+fn source_parser() -> impl TypedValueParser<Value = SourceChoice> {
+    PossibleValuesParser::new(SourceChoice::names())
+        .try_map(|name| SourceChoice::from_name(&name).ok_or("unknown source"))
 }
 
 /// A number of ticks, decimal or, after 0x, hexadecimal.
@@ -112,10 +109,11 @@ fn ticks(text: &str) -> Result<u64, ParseIntError> {
 }
 
 /// What `--print-capabilities` prints (QEMU, docs/interop/vhost-user.rst, "Backend program
-/// conventions"). That document has no type for a timer; this program uses its own.
+/// conventions"). That document has no type for a timer; this program uses its own, and a feature
+/// for each option or part of the protocol that a launcher could miss in an earlier version.
 pub const CAPABILITIES: &str = r#"{
   "type": "timer",
-  "features": []
+  "features": ["counter-source-auto"]
 }"#;
 
 #[cfg(test)]
@@ -147,6 +145,22 @@ mod tests {
         );
         assert!(parse(&["--rtc-socket-path=/x"]).is_ok());
         assert!(parse(&["--rtc-fd=4", "--socket-path=/x"]).is_ok());
+    }
+
+    #[test]
+    fn the_counter_source_is_auto_or_the_one_that_is_named() {
+        let source = |args: &[&str]| {
+            let args = [&["--fd=3"], args].concat();
+            parse(&args).unwrap().counter_source
+        };
+        assert_eq!(source(&[]), SourceChoice::Auto);
+        assert_eq!(source(&["--counter-source=auto"]), SourceChoice::Auto);
+        let names: Vec<_> = SourceChoice::names().collect();
+        assert_eq!(names, ["auto", "monotonic", "boottime", "tsc", "cntvct"]);
+        for name in names {
+            let named = source(&["--counter-source", name]);
+            assert_eq!(named.to_string(), name);
+        }
     }
 
     #[test]

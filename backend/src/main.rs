@@ -8,11 +8,9 @@ use std::time::Duration;
 
 use clap::Parser;
 use vhost_user_timer::args::{Args, CAPABILITIES};
-use vhost_user_timer::device::{ClockConfig, ClockDevice, TimerDevice};
+use vhost_user_timer::device::{ClockConfig, ClockDevice, TimerConfig, TimerDevice};
 use vhost_user_timer::server::{self, Endpoint, Socket, SocketError};
 use vhost_user_timer::with_causes;
-use vhost_user_timer_counter::HostCounter;
-use vhost_user_timer_model::vm::Profile;
 
 fn main() -> ExitCode {
     // Ignores whatever else the command line says.
@@ -36,20 +34,13 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
-    let counter = HostCounter::open(args.counter_source)
-        .map_err(|error| format!("{error}; use --counter-source monotonic"))?;
-    let profile = Profile {
+    let device = Arc::new(TimerDevice::new(&TimerConfig {
         max_vcpus: args.max_vcpus,
         request_queues: args.request_queues,
-        frequency: args.counter_frequency.unwrap_or(counter.native_frequency()),
-        frequency_fixed: args.counter_frequency.is_some(),
-        source: counter.source().into(),
-    };
-    let device = Arc::new(TimerDevice::new(
-        profile,
-        counter,
-        args.state_file.as_deref(),
-    )?);
+        frequency: args.counter_frequency,
+        source: args.counter_source,
+        state_file: args.state_file.clone(),
+    })?);
     if args.fd.is_some() && args.fd == args.rtc_fd {
         return Err("--fd and --rtc-fd name the same descriptor; each device needs its own".into());
     }

@@ -16,16 +16,13 @@ use std::time::Duration;
 use counting::{NOTHING, cost_to_others};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
-use vhost_user_timer::device::{ClockConfig, ClockDevice, TimerDevice};
+use vhost_user_timer::device::{ClockConfig, ClockDevice, SourceChoice, TimerConfig, TimerDevice};
 use vhost_user_timer::server::{Endpoint, Socket, serve};
-use vhost_user_timer_counter::{HostCounter, Source};
 use vhost_user_timer_kit::clock_driver::{ClockDriver, MONOTONIC, UTC, host};
 use vhost_user_timer_kit::contract::{
     ARM64, CNT, CTL, CVAL, Client, PCVAL, TIMER_ASSERTED, op, request, status,
 };
 use vhost_user_timer_kit::raw_driver::{Driver, Setup};
-use vhost_user_timer_model::vm::Profile;
-use vhost_user_timer_protocol::CounterSource;
 
 const ROUNDS: u32 = 1_000;
 const VCPUS: u32 = 4;
@@ -42,15 +39,14 @@ struct Backend {
 
 impl Backend {
     fn start(poll_max: Duration, state_file: Option<&Path>) -> Self {
-        let counter = HostCounter::open(Source::Monotonic).unwrap();
-        let profile = Profile {
+        let config = TimerConfig {
             max_vcpus: VCPUS,
             request_queues: 2,
-            frequency: counter.native_frequency(),
-            frequency_fixed: false,
-            source: CounterSource::NotTold,
+            frequency: None,
+            source: SourceChoice::Auto,
+            state_file: state_file.map(Path::to_owned),
         };
-        let timer = Arc::new(TimerDevice::new(profile, counter, state_file).unwrap());
+        let timer = Arc::new(TimerDevice::new(&config).unwrap());
         let clock =
             ClockDevice::new(Arc::clone(&timer), timer.store(), ClockConfig::default()).unwrap();
         let (timer_end, timer_backend) = UnixStream::pair().unwrap();

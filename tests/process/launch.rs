@@ -10,6 +10,7 @@ use std::process::{Command, Output, Stdio};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use vhost::VhostBackend;
+use vhost_user_timer_counter::{HostCounter, Source};
 use vhost_user_timer_kit::backend_process::{BackendProcess, find_program};
 use vhost_user_timer_kit::contract::{Client, VM, op, phase, request, status};
 use vhost_user_timer_kit::raw_driver::{
@@ -66,7 +67,7 @@ fn print_capabilities_is_json_on_stdout_and_other_options_are_ignored() {
         assert_eq!(text(&output.stderr), "");
         let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert!(json["type"].is_string());
-        assert!(json["features"].is_array());
+        assert_eq!(json["features"], serde_json::json!(["counter-source-auto"]));
     }
 }
 
@@ -443,6 +444,24 @@ fn a_counter_source_of_another_architecture_is_1_and_says_what_to_do() {
         "use --counter-source monotonic",
     );
     assert!(!socket.exists());
+}
+
+#[test]
+fn without_a_state_file_the_default_counter_is_what_a_guests_counter_is_an_offset_of() {
+    let rig = Rig::launch(&["--counter-source=auto"]);
+    let mut client = Client::connect(&rig);
+    let counter = HostCounter::open(if cfg!(target_arch = "aarch64") {
+        Source::Cntvct
+    } else {
+        Source::Monotonic
+    });
+    let counter = counter.unwrap();
+    let frequency = counter.native_frequency();
+    let before = counter.read(frequency);
+    let info = client.info();
+    let after = counter.read(frequency);
+    assert_eq!(info.frequency, frequency);
+    assert!((before..=after).contains(&info.host_count));
 }
 
 #[test]

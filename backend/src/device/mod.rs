@@ -11,11 +11,13 @@ mod timer;
 
 use std::io;
 
+use vhost_user_timer_counter::SourceError;
+
 use crate::state::file::StateFileError;
 pub use clock::{ClockConfig, ClockDevice, GuestTime, GuestTimeGuard, UtcKind};
-pub use timer::TimerDevice;
 #[cfg(test)]
 pub(crate) use timer::persist;
+pub use timer::{SourceChoice, TimerConfig, TimerDevice};
 
 /// Why a device cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +25,9 @@ pub enum DeviceError {
     /// The kernel makes no timerfd.
     #[error("creating a timerfd failed")]
     Alarm(#[source] io::Error),
+    /// This host has no such counter.
+    #[error("{0}; use --counter-source monotonic")]
+    Counter(SourceError),
     /// The state file cannot be used.
     #[error(transparent)]
     StateFile(#[from] StateFileError),

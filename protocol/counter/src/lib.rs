@@ -82,6 +82,12 @@ macro_rules! sources {
                 }
             }
 
+            /// The source of a code in state files; `None` for a code of a later version.
+            pub fn from_code(code: u32) -> Option<Self> {
+                let mut all = Source::ALL.iter().copied();
+                all.find(|source| source.code() == code)
+            }
+
             /// The kernel clock that stops when this counter does: the one to set an alarm on.
             pub const fn kernel_clock(self) -> ClockId {
                 match self {
@@ -132,6 +138,17 @@ impl From<Source> for CounterSource {
             Source::Cntvct => CounterSource::Cntvct,
         }
     }
+}
+
+impl Source {
+    /// The source to use where none is named. On AArch64 the guest's counter is an offset of
+    /// CNTVCT_EL0 (Linux, arch/arm64/kvm/arch_timer.c), so only that source gives offsets that
+    /// a hypervisor can take. Elsewhere no source does, and CLOCK_MONOTONIC serves.
+    pub const DEFAULT: Source = if cfg!(target_arch = "aarch64") {
+        Source::Cntvct
+    } else {
+        Source::Monotonic
+    };
 }
 
 impl std::fmt::Display for Source {
@@ -336,6 +353,25 @@ mod tests {
         assert_eq!(
             codes,
             [("monotonic", 1), ("boottime", 2), ("tsc", 3), ("cntvct", 4)]
+        );
+        for source in Source::ALL {
+            assert_eq!(Source::from_code(source.code()), Some(*source));
+        }
+        assert_eq!(Source::from_code(0), None);
+        assert_eq!(Source::from_code(5), None);
+    }
+
+    #[test]
+    fn the_default_source_is_what_a_guests_counter_is_an_offset_of_and_can_be_opened() {
+        let expected = if cfg!(target_arch = "aarch64") {
+            Source::Cntvct
+        } else {
+            Source::Monotonic
+        };
+        assert_eq!(Source::DEFAULT, expected);
+        assert_eq!(
+            HostCounter::open(Source::DEFAULT).unwrap().source(),
+            expected
         );
     }
 

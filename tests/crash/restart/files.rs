@@ -1,5 +1,7 @@
 //! The state file itself: who may use it, and which files are refused.
 
+use rustix::time::{ClockId, clock_gettime};
+
 use super::*;
 
 #[test]
@@ -58,6 +60,36 @@ fn what_a_backend_cannot_go_on_with_is_refused_and_left_as_it_is() {
     std::fs::write(life.file(), "my diary").unwrap();
     let log = life.refused(&[]);
     assert!(log.contains("is not a state file"), "{log}");
+}
+
+#[test]
+fn a_backend_goes_on_by_the_host_counter_of_its_file_unless_another_is_named() {
+    let mut life = Life::new();
+    life.args = vec!["--counter-source=boottime".to_owned()];
+    let served = life.serve();
+    served.configure(1);
+    served.queue().resume(LIMIT).unwrap();
+    let cntvoff = served.info().cntvoff;
+    served.end(End::Killed);
+
+    life.args = vec!["--counter-source=auto".to_owned()];
+    let served = life.serve();
+    let before = ticks(ClockId::Boottime);
+    let info = served.info();
+    let after = ticks(ClockId::Boottime);
+    assert_eq!((info.phase, info.cntvoff), (Phase::Running, cntvoff));
+    assert!((before..=after).contains(&info.host_count));
+    served.end(End::Killed);
+
+    life.args = Vec::new();
+    let log = life.refused(&["--counter-source=monotonic"]);
+    let text = "was written with --counter-source boottime at 1000000000 Hz";
+    assert!(log.contains(text), "{log}");
+}
+
+fn ticks(clock: ClockId) -> u64 {
+    let now = clock_gettime(clock);
+    now.tv_sec as u64 * HOST_FREQUENCY + now.tv_nsec as u64
 }
 
 #[test]

@@ -289,6 +289,7 @@ impl BackendProcess {
         };
         let (stdin, stdout) = (pass("--fd", "0", timer), pass("--rtc-fd", "1", clock));
         let child = command
+            .args(counting_as_tests_do(extra_args))
             .args(extra_args)
             .stdin(stdin)
             .stdout(stdout)
@@ -429,13 +430,26 @@ fn spawn_binding<A: AsRef<OsStr>>(
     for (option, name) in devices.sockets() {
         command.arg(option).arg(directory.join(name));
     }
-    command.args(extra_args);
+    command
+        .args(counting_as_tests_do(extra_args))
+        .args(extra_args);
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let child = command.stderr(Stdio::piped()).spawn();
     child.map_err(|error| {
         let text = format!("Cannot start {}: {error}", program.display());
         io::Error::new(error.kind(), text)
     })
+}
+
+/// The option that has a backend count by CLOCK_MONOTONIC, as [`watch`](crate::watch) does, where
+/// the test names no other source: the default differs between architectures.
+fn counting_as_tests_do<A: AsRef<OsStr>>(extra_args: &[A]) -> Option<&'static str> {
+    const OPTION: &str = "--counter-source";
+    let names_one = extra_args.iter().any(|arg| {
+        let arg = arg.as_ref().as_encoded_bytes();
+        arg.starts_with(OPTION.as_bytes())
+    });
+    (!names_one).then_some("--counter-source=monotonic")
 }
 
 fn with_state_file<A: AsRef<OsStr>>(directory: &Path, extra_args: &[A]) -> Vec<OsString> {

@@ -4,6 +4,7 @@
 //! behind the device's lock is in `state`.
 
 mod alarm;
+mod config;
 mod device;
 mod guest_time;
 mod instant;
@@ -13,16 +14,16 @@ mod requests;
 mod state;
 
 use std::os::fd::{AsRawFd, RawFd};
-use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
-use vhost_user_timer_counter::HostCounter;
 use vhost_user_timer_model::vm::{Profile, Vm};
 
 use crate::device::DeviceError;
 use crate::state::Store;
+use crate::state::file::Opening;
 use crate::sys::lock;
 use alarm::Alarm;
+pub use config::{SourceChoice, TimerConfig};
 use state::TimerState;
 
 /// The VM, its clock and its alarm: what outlives every connection.
@@ -42,16 +43,16 @@ impl TimerDevice {
     ///
     /// # Errors
     ///
-    /// [`DeviceError`] where the system refuses, or the state file cannot be used.
-    pub fn new(
-        mut profile: Profile,
-        mut counter: HostCounter,
-        state_file: Option<&Path>,
-    ) -> Result<Self, DeviceError> {
-        let (store, vm) = match state_file {
+    /// [`DeviceError`] where the system refuses, this host has no such counter, or the state file
+    /// cannot be used.
+    pub fn new(config: &TimerConfig) -> Result<Self, DeviceError> {
+        let opening = config.state_file.as_deref().map(Opening::new).transpose()?;
+        let counter = config.counter(opening.as_ref())?;
+        let profile = config.profile(counter);
+        let (store, vm) = match opening {
             None => (None, Vm::new(profile)),
-            Some(path) => {
-                let (store, vm) = persist::open(path, &mut profile, &mut counter)?;
+            Some(opening) => {
+                let (store, vm) = persist::resume(opening, profile, counter)?;
                 (Some(Arc::new(store)), vm)
             }
         };

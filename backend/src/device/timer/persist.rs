@@ -1,7 +1,5 @@
 //! The VM in a state file.
 
-use std::path::Path;
-
 use vhost_user_timer_counter::HostCounter;
 use vhost_user_timer_model::vm::{BadRecord, Changed, Now, Profile, VcpuRecord, Vm, VmRecord};
 use zerocopy::{FromBytes, IntoBytes};
@@ -57,34 +55,25 @@ impl Found {
     }
 }
 
-/// Opens a state file, and makes the VM that a previous process left there, or a new one. The
-/// counter goes on at the rate that it had, where that was measured.
+/// Makes the VM that a previous process left in a state file, or a new one, and keeps it there.
 ///
 /// # Errors
 ///
 /// [`StateFileError`]: nothing in the file was changed then.
-pub(super) fn open(
-    path: &Path,
-    profile: &mut Profile,
-    counter: &mut HostCounter,
+pub(super) fn resume(
+    opening: Opening,
+    profile: Profile,
+    counter: HostCounter,
 ) -> Result<(Store, Vm), StateFileError> {
-    let opening = Opening::new(path)?;
-    if let Some(old) = opening.counter() {
-        *counter = counter.at_rate(old.frequency);
-    }
-    // A measured rate is the VM's for as long as the VM lives.
-    if !profile.frequency_fixed {
-        profile.frequency = counter.native_frequency();
-    }
     opening.expect_counter(counter.id())?;
     let vm = match Found::new(&opening, profile.max_vcpus)? {
-        None => Vm::new(*profile),
+        None => Vm::new(profile),
         Some(found) => {
-            let vm = found.vm(*profile, |vm| instant(*counter, vm));
+            let vm = found.vm(profile, |vm| instant(counter, vm));
             let vm = vm.map_err(|bad| opening.damaged(&bad))?;
             log::info!(
                 "Going on with the VM in {}: {}, epoch {}",
-                path.display(),
+                opening.path().display(),
                 vm.phase(),
                 vm.epoch()
             );

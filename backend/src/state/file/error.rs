@@ -4,6 +4,17 @@ use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use vhost_user_timer_counter::{CounterId, Source};
+
+/// A counter as an error names it.
+fn named(counter: &CounterId) -> String {
+    let CounterId { source, frequency } = counter;
+    match Source::from_code(*source) {
+        Some(source) => format!("--counter-source {source} at {frequency} Hz"),
+        None => format!("a host counter of code {source}"),
+    }
+}
+
 /// Why a state file cannot be used. Nothing in the file was changed then, unless the system refused
 /// in the midst of making a new one.
 #[derive(Debug, thiserror::Error)]
@@ -21,13 +32,32 @@ pub enum StateFileError {
     /// Another process has it.
     #[error("the state file {} is in use by another backend; each VM needs its own", .0.display())]
     InUse(PathBuf),
-    /// Its VM counted by something else.
+    /// Its VM counts by another counter than the one that was asked for.
     #[error(
-        "the state file {} was written with a different host counter; restart with the original \
-         --counter-source, or delete the file to start over",
-        .0.display()
+        "the state file {} was written with {}, and this backend has {}; restart with the original \
+         --counter-source, or with --counter-source auto, or delete the file to start over",
+        path.display(), named(wrote), named(given)
     )]
-    OtherCounter(PathBuf),
+    OtherCounter {
+        /// Which file.
+        path: PathBuf,
+        /// By what its VM counts.
+        wrote: CounterId,
+        /// What was asked for.
+        given: CounterId,
+    },
+    /// Its VM counts by a source of a later version.
+    #[error(
+        "the state file {} was written with a host counter that this backend does not know (code \
+         {code}); restart the version that wrote it, or delete the file to start over",
+        path.display()
+    )]
+    UnknownCounter {
+        /// Which file.
+        path: PathBuf,
+        /// The source's code.
+        code: u32,
+    },
     /// It is something else, and not to be overwritten.
     #[error("the file {} is not a state file of a vhost-user-timer backend; name another", .0.display())]
     Foreign(PathBuf),

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 use rustix::io::Errno;
-use vhost_user_timer_counter::CounterId;
+use vhost_user_timer_counter::{CounterId, Source};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -73,9 +73,29 @@ impl Opening {
         })
     }
 
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The host counter that the file was written with.
     pub fn counter(&self) -> Option<CounterId> {
         self.previous.as_ref().map(|previous| previous.counter)
+    }
+
+    /// The source of that counter.
+    ///
+    /// # Errors
+    ///
+    /// [`StateFileError::UnknownCounter`].
+    pub fn source(&self) -> Result<Option<Source>, StateFileError> {
+        let source = |id: CounterId| {
+            Source::from_code(id.source).ok_or_else(|| StateFileError::UnknownCounter {
+                path: self.path.clone(),
+                code: id.source,
+            })
+        };
+        self.counter().map(source).transpose()
     }
 
     /// Refuses a file that was written with another counter than this one.
@@ -85,7 +105,11 @@ impl Opening {
     /// [`StateFileError::OtherCounter`].
     pub fn expect_counter(&self, counter: CounterId) -> Result<(), StateFileError> {
         match self.counter() {
-            Some(other) if other != counter => Err(StateFileError::OtherCounter(self.path.clone())),
+            Some(wrote) if wrote != counter => Err(StateFileError::OtherCounter {
+                path: self.path.clone(),
+                wrote,
+                given: counter,
+            }),
             _ => Ok(()),
         }
     }

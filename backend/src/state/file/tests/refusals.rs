@@ -106,8 +106,16 @@ fn a_vm_that_counted_otherwise_is_refused() {
         source: 2,
         ..COUNTER
     };
-    let refused = open(&path, PROFILE.max_vcpus, |_| boottime);
-    assert!(matches!(refused, Err(StateFileError::OtherCounter(_))));
+    let refused = open(&path, PROFILE.max_vcpus, |_| boottime).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        format!(
+            "the state file {} was written with --counter-source monotonic at 1000000000 Hz, and \
+             this backend has --counter-source boottime at 1000000000 Hz; restart with the original \
+             --counter-source, or with --counter-source auto, or delete the file to start over",
+            path.display()
+        )
+    );
     assert_eq!(reopened(&path, 0).phase(), Phase::Paused);
 }
 
@@ -122,5 +130,27 @@ fn a_backend_for_fewer_vcpus_refuses_a_larger_vm() {
     let refused = open(&path, 4, |_| COUNTER).unwrap_err();
     let text = refused.to_string();
     assert!(text.contains("8 vCPUs, and this backend takes 4"), "{text}");
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+}
+
+#[test]
+fn a_host_counter_of_a_later_version_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    let later = CounterId {
+        source: 77,
+        ..COUNTER
+    };
+    drop(open(&path, 1, |_| later).unwrap());
+    let before = std::fs::read(&path).unwrap();
+    let refused = Opening::new(&path).unwrap().source().unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        format!(
+            "the state file {} was written with a host counter that this backend does not know \
+             (code 77); restart the version that wrote it, or delete the file to start over",
+            path.display()
+        )
+    );
     assert_eq!(std::fs::read(&path).unwrap(), before);
 }
