@@ -3,6 +3,7 @@
 
 mod clocks_and_timers;
 mod files;
+mod replaced;
 mod restores;
 
 use std::num::NonZeroU64;
