@@ -174,6 +174,8 @@ mod connector;
 mod device_state;
 mod error;
 mod events;
+#[cfg(feature = "kvm")]
+pub mod kvm;
 mod memory;
 mod operation;
 mod options;
