@@ -161,7 +161,9 @@ fn chrony_selects_the_clock_and_keeps_the_guests_time_by_it() {
         return;
     };
     let mut vm = ClockVm::boot_with(&environment, &["--rtc-clock=utc"], |options, socket| {
-        options.chrony().rtc(Transport::Pci, socket)
+        options
+            .archive(environment.chrony())
+            .rtc(Transport::Pci, socket)
     });
     vm.run("date -s 2020-01-01");
     let ptp = ptp(&mut vm, UTC);

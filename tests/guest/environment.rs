@@ -199,7 +199,7 @@ fn chrony_takes_the_time_from_a_clock() {
         return;
     };
     let options = Options::default()
-        .chrony()
+        .archive(environment.chrony())
         .device(Transport::Pci, QEMUS_RTC);
     let mut guest = boot(&environment, &options);
     guest

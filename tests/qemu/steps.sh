@@ -156,6 +156,36 @@ make_kernel() {
     ' bash "$flavour"
 }
 
+# Debian 12's kernel, from before KVM had an ioctl for the counter's offset, and the modules by
+# which this kernel reaches the test.
+make_bookworm() {
+    # shellcheck disable=SC2016 # expanded inside
+    in_tools "$1:/mnt" -- bash -euo pipefail -c '
+        flavour=$1
+        cd /mnt
+        mkdir -p apt/lists/partial tree/lib/modules
+        printf "deb %s bookworm main\n" "$2" >apt/sources
+        apt=(-o Dir::Etc::SourceList=/mnt/apt/sources -o Dir::Etc::SourceParts=-
+            -o Dir::State::Lists=/mnt/apt/lists -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=)
+        apt-get -q "${apt[@]}" update
+        package=$(apt-cache "${apt[@]}" depends "linux-image-$flavour:arm64" |
+            sed -n "s/^ *Depends: \(linux-image-[^:]*\)\(:.*\)\?$/\1/p" | sed 1q)
+        release=${package#linux-image-}
+        echo "kernel $release"
+        apt-get -q "${apt[@]}" download "$package:arm64"
+        dpkg-deb -x "$package"_*.deb package
+        mv "package/boot/vmlinuz-$release" Image
+
+        mkdir "tree/lib/modules/$release"
+        for module in virtio virtio_ring virtio_pci virtio_pci_modern_dev virtio_pci_legacy_dev virtio_console; do
+            find package/lib/modules -name "$module.ko" -exec mv -t "tree/lib/modules/$release" {} +
+        done
+        depmod -b tree "$release"
+        rm -r apt package ./*.deb
+    ' bash "$flavour" "$(mirror)"
+    archive "$1" tree modules.cpio
+}
+
 # A warning is an error, whether from the compiler (-Werror) or about a missing symbol.
 make_module() {
     local release
@@ -223,6 +253,8 @@ make_image() {
     release=$(<"$cache/kernel/release")
     modules=lib/modules/$release
     cp "$cache/kernel/usr/lib/modules/$release/vmlinuz" "$1/Image"
+    cp "$cache/bookworm/Image" "$1/Image-bookworm"
+    cp "$cache/bookworm/modules.cpio" "$1/guest-bookworm.cpio"
 
     # Uncompressed, as TCG is slow and disks are not.
     mkdir -p "$tree"/{bin,dev,proc,sys,run,tmp,"$modules"}

@@ -2,6 +2,7 @@
 //!
 //! - [`environment`]: QEMU and what it boots, or that this test is skipped;
 //! - [`Guest`]: a running guest that takes commands, with its [`Options`];
+//! - [`KvmHost`]: one that has a real KVM, and the programs that use it;
 //! - [`Qmp`]: QEMU's own control channel;
 //! - [`Bracket`]: a reading of a guest's clock, between two of the host's.
 //!
@@ -16,6 +17,7 @@ mod channel;
 mod clock_vm;
 mod error;
 mod guest;
+mod kvm_host;
 mod options;
 mod process;
 mod qmp;
@@ -27,6 +29,7 @@ pub use bracket::{Bracket, HostClock};
 pub use clock_vm::ClockVm;
 pub use error::Error;
 pub use guest::{Guest, Output};
+pub use kvm_host::{Kernel, KvmHost};
 pub use options::{Options, Transport};
 pub use qmp::{Event, Qmp, Status};
 
@@ -77,6 +80,12 @@ impl Environment {
     /// Another one, to follow that: chronyd and chronyc.
     pub fn chrony(&self) -> PathBuf {
         self.directory.join("guest-chrony.cpio")
+    }
+
+    /// Debian 12's kernel, Linux 6.1, and the modules that it needs to take commands.
+    pub fn bookworm(&self) -> (PathBuf, PathBuf) {
+        let in_image = |name| self.directory.join(name);
+        (in_image("Image-bookworm"), in_image("guest-bookworm.cpio"))
     }
 
     /// Where all that is.

@@ -1,7 +1,7 @@
 //! What kind of machine a guest gets.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How the guest reaches a virtio device.
@@ -40,7 +40,8 @@ pub struct Options {
     pub(super) cpu: String,
     pub(super) vcpus: u32,
     pub(super) memory: u32,
-    pub(super) chrony: bool,
+    pub(super) kernel: Option<PathBuf>,
+    pub(super) archives: Vec<PathBuf>,
     pub(super) boot_limit: Duration,
     pub(super) life_limit: Duration,
     rtcs: usize,
@@ -55,7 +56,8 @@ impl Default for Options {
             cpu: "cortex-a72".to_owned(),
             vcpus: 2,
             memory: 256,
-            chrony: false,
+            kernel: None,
+            archives: Vec::new(),
             boot_limit: Duration::from_secs(120),
             life_limit: Duration::from_secs(300),
             rtcs: 0,
@@ -118,10 +120,17 @@ impl Options {
         self
     }
 
-    /// With chronyd and chronyc.
+    /// With another kernel than the environment's newest.
     #[must_use]
-    pub fn chrony(mut self) -> Self {
-        self.chrony = true;
+    pub fn kernel(mut self, image: PathBuf) -> Self {
+        self.kernel = Some(image);
+        self
+    }
+
+    /// With the files of one more initramfs, which replace earlier ones of the same name.
+    #[must_use]
+    pub fn archive(mut self, path: PathBuf) -> Self {
+        self.archives.push(path);
         self
     }
 

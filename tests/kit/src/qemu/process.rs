@@ -1,6 +1,7 @@
 //! QEMU as a process: watched, and never left behind.
 
 use std::fs::{self, File};
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -145,7 +146,12 @@ fn command(
             &format!("memory-backend-memfd,id=mem,size={memory}M,share=on"),
         ])
         .arg("-kernel")
-        .arg(environment.kernel())
+        .arg(
+            options
+                .kernel
+                .clone()
+                .unwrap_or_else(|| environment.kernel()),
+        )
         .arg("-initrd")
         .arg(initrd(environment, options, directory)?)
         .args([
@@ -165,18 +171,18 @@ fn command(
     Ok(command)
 }
 
-/// The initramfs; with chrony, both archives in one file, which the kernel accepts.
+/// The initramfs, which may be several archives in one file.
 fn initrd(
     environment: &Environment,
     options: &Options,
     directory: &Path,
 ) -> Result<PathBuf, Error> {
-    if !options.chrony {
+    if options.archives.is_empty() {
         return Ok(environment.initramfs());
     }
     let path = directory.join("initrd");
     let mut bytes = Vec::new();
-    for archive in [environment.initramfs(), environment.chrony()] {
+    for archive in iter::once(&environment.initramfs()).chain(&options.archives) {
         let what = format!("read {}", archive.display());
         bytes.append(&mut fs::read(archive).map_err(Error::system(what))?);
     }

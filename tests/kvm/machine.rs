@@ -1,0 +1,105 @@
+//! The machines that the tests run on. Tests on the same kernel take turns on one machine, which is
+//! booted for the first of them and ends with the last that waits for it.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use serde_json::Value;
+use vhost_user_timer_kit::qemu::{Environment, Kernel, KvmHost, environment};
+
+/// The longest that a command may take.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// A machine that a test has for itself.
+pub(crate) struct Machine<'a> {
+    host: &'a mut KvmHost,
+}
+
+impl Machine<'_> {
+    /// The lines of JSON that a command prints, which must succeed.
+    pub(crate) fn answers(&mut self, command: &str) -> Vec<Value> {
+        let output = self
+            .host
+            .run(LIMIT, command)
+            .unwrap_or_else(|e| panic!("{e}"));
+        let text = output.text;
+        assert_eq!(output.status, 0, "{command}: {text}");
+        let parse = |line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        text.lines()
+            .filter(|line| line.starts_with('{'))
+            .map(parse)
+            .collect()
+    }
+
+    /// The one line of JSON that a command prints.
+    pub(crate) fn answer(&mut self, command: &str) -> Value {
+        let mut answers = self.answers(command);
+        assert_eq!(answers.len(), 1, "{command}: {answers:?}");
+        answers.remove(0)
+    }
+
+    /// What the kernel has said.
+    pub(crate) fn kernel_log(&self) -> String {
+        self.host.kernel_log()
+    }
+}
+
+/// The archive of programs, built once for this process.
+fn programs() -> &'static PathBuf {
+    static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAMS.get_or_init(|| {
+        let this = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs this test");
+        let script = PathBuf::from(this).join("kvm/programs");
+        let output = Command::new(&script)
+            .stderr(std::process::Stdio::inherit())
+            .output()
+            .unwrap_or_else(|error| panic!("{}: {error}", script.display()));
+        assert!(
+            output.status.success(),
+            "{}: {}",
+            script.display(),
+            output.status
+        );
+        String::from_utf8(output.stdout)
+            .expect("a path")
+            .trim()
+            .into()
+    })
+}
+
+type Shared = Mutex<Option<KvmHost>>;
+
+/// The machine with this kernel that other tests have or wait for, or else a new one.
+fn shared(kernel: Kernel) -> Arc<Shared> {
+    static MACHINES: Mutex<Vec<(Kernel, Weak<Shared>)>> = Mutex::new(Vec::new());
+    let mut machines = MACHINES.lock().unwrap_or_else(PoisonError::into_inner);
+    let of_kernel = machines.iter().find(|(k, _)| *k == kernel);
+    if let Some(machine) = of_kernel.and_then(|(_, machine)| machine.upgrade()) {
+        return machine;
+    }
+    let machine = Arc::default();
+    machines.retain(|(k, _)| *k != kernel);
+    machines.push((kernel, Arc::downgrade(&machine)));
+    machine
+}
+
+/// Runs a test on a machine with this kernel. Without an environment the test is skipped, which is
+/// reported.
+pub(crate) fn on(kernel: Kernel, test: impl FnOnce(&mut Machine<'_>)) {
+    let Some(environment) = environment() else {
+        return;
+    };
+    let shared = shared(kernel);
+    // Where a test failed, its machine was taken out: see below.
+    let mut slot = shared.lock().unwrap_or_else(PoisonError::into_inner);
+    // Taken out, so that a test that panics ends its machine, with the logs.
+    let mut host = slot.take().unwrap_or_else(|| boot(&environment, kernel));
+    test(&mut Machine { host: &mut host });
+    *slot = Some(host);
+}
+
+fn boot(environment: &Environment, kernel: Kernel) -> KvmHost {
+    KvmHost::boot(environment, kernel, programs()).unwrap_or_else(|error| panic!("{error}"))
+}

@@ -1,0 +1,4 @@
+//! The judge: the VMM of contrib/vmm and the backend on a real KVM/arm64.
+
+mod kernels;
+mod machine;
