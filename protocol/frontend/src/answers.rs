@@ -35,11 +35,12 @@ pub struct Info {
     pub anchored: bool,
     /// The physical count is the VM's own, not the host counter's.
     pub phys_virtualised: bool,
-    /// The VM was configured with CONFIRM: its vCPUs run only after CONFIRM_RUN.
+    /// The VM was configured with [`VmOptions::confirm`](crate::VmOptions::confirm).
     pub confirm: bool,
-    /// The VM was configured with ONE_OFFSET: both counts have one offset.
+    /// The VM was configured with [`VmOptions::one_offset`](crate::VmOptions::one_offset).
     pub one_offset: bool,
-    /// What the host counter counts by.
+    /// What the host counter counts by; [`Monotonic`](CounterSource::Monotonic) where
+    /// [`anchored`](Self::anchored).
     pub source: CounterSource,
     /// The host counter; 0 in config space.
     pub host_count: u64,
@@ -79,10 +80,8 @@ impl Info {
     }
 }
 
-/// Both counts and offsets, all of one instant: what PAUSE, RESUME and WAIT_RUN answer.
-///
-/// A VMM that sets the offsets in hardware (KVM_ARM_SET_COUNTER_OFFSET, CNTVOFF_EL2) takes
-/// them from here.
+/// Both counts and offsets, all of one instant: what PAUSE, RESUME, WAIT_RUN and CONFIRM_RUN
+/// answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Run {
@@ -127,8 +126,32 @@ pub struct SetRegs {
     pub virtual_line: bool,
     /// The physical timer's line stands high.
     pub physical_line: bool,
-    /// Count writes that were ignored since the offset is pinned.
+    /// Count writes that were ignored, because the offset is pinned or because the physical count
+    /// follows the virtual one.
     pub ignored: u32,
+}
+
+impl SetRegs {
+    pub(crate) fn parse(lines: u32, ignored: u32) -> Self {
+        SetRegs {
+            virtual_line: lines & wire::LINE_VIRTUAL != 0,
+            physical_line: lines & wire::LINE_PHYSICAL != 0,
+            ignored,
+        }
+    }
+}
+
+/// What SET_REGS with DONE led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SetRegsDone {
+    /// How many vCPUs are still missing.
+    pub remaining: u32,
+    /// As SET_REGS; the lines are those after the restore's end if this request was the last one.
+    /// `None` where a connection was lost with the answer, and the restore was complete by then: an
+    /// empty SET_REGS tells the lines. [`set_regs_done`](crate::RequestQueue::set_regs_done) asks
+    /// for them itself.
+    pub set: Option<SetRegs>,
 }
 
 /// The VM or a part of it at one instant: GET_VM's answer.

@@ -169,6 +169,7 @@
 //! `time_page`.
 
 mod answers;
+mod confirm;
 mod connection;
 mod connector;
 mod device_state;
@@ -189,27 +190,29 @@ mod session;
 mod spawn;
 mod sys;
 mod time_page;
+mod turn;
 mod wait;
 mod wait_set;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Weak};
 
-pub use answers::{Info, Run, SetRegs, Timer, Vm};
+pub use answers::{Info, Run, SetRegs, SetRegsDone, Timer, Vm};
 pub use connector::Connector;
 pub use error::{
-    ContentFault, ControlError, DeviceStateError, Error, Fault, Feature, InvalidArgument, Refusal,
-    RingFault, StateLoss, VmShape,
+    ContentFault, ControlError, DeviceStateError, Error, Fault, Feature, InvalidArgument,
+    OtherCounter, Refusal, RingFault, StateLoss, VmShape,
 };
 pub use events::{Event, EventStream};
 pub use operation::{Answer, NewEpoch, Operation, RawAnswer, Remaining};
-pub use options::{Options, Reconnect};
+pub use options::{Options, Reconnect, VmOptions};
 pub use queue::{RequestQueue, Ticket};
 pub use regs::{MAX_REGS, RegIds, RegValue, RegValues};
 pub use restore::{Restore, RestoreFailure, RestoreOptions, VcpuRestore};
 pub use saved::{SavedVcpu, SavedVm, SavedVmError};
 pub use spawn::{Backend, SpawnOptions};
 pub use time_page::{Counts, GuestClock, HostClock, Offsets, PageTime, TimePage};
+pub use turn::{ApplyError, ApplyFailure};
 pub use wait::{Deadline, ShutdownHandle};
 
 pub use vhost_user_timer_counter::HostCounter;
@@ -250,7 +253,8 @@ impl Frontend {
     /// [`Error::Connect`] where nobody listens at the path in time; [`Error::InvalidArgument`] for
     /// options out of range; [`Error::TimedOut`], [`Error::ShutDown`], [`Error::Disconnected`] and
     /// [`Error::Control`] for a handshake that fails; [`Error::MissingFeature`] and
-    /// [`Error::Version`] for a backend that this library cannot work with; [`Error::Io`] where
+    /// [`Error::Version`] for a backend that this library cannot work with; [`Error::HostCounter`]
+    /// for one that counts by something else than [`Options::host_counter`]; [`Error::Io`] where
     /// the function fails, or this process lacks resources.
     pub fn connect(to: impl Into<Connector>, options: Options) -> Result<Self, Error> {
         let connector = to.into();
@@ -331,6 +335,7 @@ impl Frontend {
             None => frontend.queue().info(deadline)?,
         };
         frontend.session.history.learn_info(&info);
+        frontend.session.check_counter(&info)?;
         Ok(frontend)
     }
 
@@ -381,13 +386,15 @@ impl Frontend {
     }
 
     /// Resets the device: the VM is NEW again. The queues go on; a request in flight may be
-    /// answered before or after the reset, or be refused.
+    /// answered before or after the reset, or be refused. It waits for a thread that applies
+    /// offsets ([`resume_with`](Self::resume_with), [`Restore::apply`]).
     ///
     /// # Errors
     ///
     /// [`Error::MissingFeature`] where the backend cannot be reset, or as the handshake.
     pub fn reset_device(&self) -> Result<(), Error> {
         let session = &self.session;
+        let _turn = session.applying.turn(session.timeout.into())?;
         let reset = |connection: &Connection, deadline| {
             session.history.resetting();
             connection.reset_device(&session.negotiated, self.vring_indices(), deadline)

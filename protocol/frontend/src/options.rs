@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use crate::{Error, InvalidArgument, ShutdownHandle};
-use vhost_user_timer_protocol::{MAX_QUEUE_SIZE, MAX_REQUEST_QUEUES};
+use crate::{Error, Info, InvalidArgument, ShutdownHandle};
+use vhost_user_timer_protocol::wire::configure_flags;
+use vhost_user_timer_protocol::{CounterSource, MAX_QUEUE_SIZE, MAX_REQUEST_QUEUES};
 
 /// How a frontend is set up.
 #[derive(Clone, Debug)]
@@ -26,9 +27,72 @@ pub struct Options {
     /// Whether and how to reconnect after the connection is lost. It takes a backend with a config
     /// space.
     pub reconnect: Option<Reconnect>,
+    /// What the hypervisor's guest counter is an offset of, if the backend must count by the same:
+    /// [`Cntvct`](CounterSource::Cntvct) for KVM on AArch64. A backend that counts by something
+    /// else, or whose counter is anchored (SET_COUNTER_ANCHOR), is [`Error::HostCounter`] when it
+    /// is connected to, and before offsets are applied. `None`: no check.
+    pub host_counter: Option<CounterSource>,
     /// The handle that ends the frontend's waits, connecting included. `None`: the frontend makes
     /// its own.
     pub shutdown: Option<ShutdownHandle>,
+}
+
+/// What CONFIGURE_VM fixes of a VM beside its vCPUs, ABI and frequency.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct VmOptions {
+    /// CONFIRM: RESUME, and the end of a restore, lead to ARMED instead of RUNNING. The offsets are
+    /// decided then, and nobody runs before they are applied to the hypervisor and confirmed
+    /// (CONFIRM_RUN): by [`Restore::apply`](crate::Restore::apply) and
+    /// [`Frontend::resume_with`](crate::Frontend::resume_with).
+    pub confirm: bool,
+    /// ONE_OFFSET: the physical count always has the virtual count's offset, as a hypervisor makes
+    /// it that has one offset for both (KVM_ARM_SET_COUNTER_OFFSET).
+    pub one_offset: bool,
+}
+
+impl VmOptions {
+    /// For a VM whose offset goes into KVM by KVM_ARM_SET_COUNTER_OFFSET: CONFIRM and ONE_OFFSET.
+    pub const KVM: VmOptions = VmOptions {
+        confirm: true,
+        one_offset: true,
+    };
+
+    /// Sets [`confirm`](Self::confirm).
+    #[must_use]
+    pub fn confirm(mut self, confirm: bool) -> Self {
+        self.confirm = confirm;
+        self
+    }
+
+    /// Sets [`one_offset`](Self::one_offset).
+    #[must_use]
+    pub fn one_offset(mut self, one_offset: bool) -> Self {
+        self.one_offset = one_offset;
+        self
+    }
+
+    /// The flags of CONFIGURE_VM.
+    pub(crate) fn flags(self) -> u8 {
+        let flag = |set: bool, bit| if set { bit } else { 0 };
+        flag(self.confirm, configure_flags::CONFIRM)
+            | flag(self.one_offset, configure_flags::ONE_OFFSET)
+    }
+
+    /// Whether a VM with these options has all that `asked` asks for.
+    pub(crate) fn include(self, asked: VmOptions) -> bool {
+        self.flags() & asked.flags() == asked.flags()
+    }
+}
+
+impl From<&Info> for VmOptions {
+    /// The options that the VM was configured with.
+    fn from(info: &Info) -> Self {
+        VmOptions {
+            confirm: info.confirm,
+            one_offset: info.one_offset,
+        }
+    }
 }
 
 /// How to reconnect after the connection is lost.
@@ -38,6 +102,8 @@ pub struct Options {
 ///
 /// - GET_INFO, GET_REG_LIST, GET_REGS, GET_VM: only read.
 /// - CONFIGURE_VM: the same values again are accepted in every phase.
+/// - SET_REGS and SET_VM with DONE: as RESTORE_DONE. If the restore was completed, the lines of
+///   SET_REGS's answer are read again, by an empty SET_REGS.
 /// - SET_REGS: writes the same values; a count, in PAUSED, freezes the clock at the same value.
 ///   Refused with EBUSY or ESTALE after a change of phase that was sent behind it: uncertain.
 /// - SET_VM: stages the same values. Refused with EBUSY after a RESTORE_DONE that was sent behind
@@ -45,13 +111,14 @@ pub struct Options {
 /// - SET_COUNTER_OFFSET, SET_COUNTER_ANCHOR: the same offset, the same pair. Refused as SET_REGS
 ///   is.
 /// - PAUSE, RESUME: in PAUSED and RUNNING, respectively, nothing changes. Refused as SET_REGS is.
+/// - CONFIRM_RUN: in RUNNING with the same offsets nothing changes. Nothing is applied again.
 /// - RESTORE_BEGIN: would drop what was staged since, so it is sent only if the epoch has not
 ///   grown. If the epoch has grown, it was carried out.
 /// - RESTORE_DONE: done stays done. EBUSY in the same epoch: the restore was completed, and no vCPU
 ///   is missing. Uncertain if a RESTORE_ABORT was sent as well.
 /// - RESTORE_ABORT: sent only while the restore is open, or where it cannot have closed the
 ///   restore. If the restore was closed, it was carried out. Uncertain if an unanswered
-///   RESTORE_DONE may have closed the restore.
+///   RESTORE_DONE, or a PAUSE in ARMED, may have closed the restore.
 /// - WAIT_RUN: changes nothing: it waits on, or gets the current offsets. ESTALE is the truth. If a
 ///   RESTORE_ABORT was carried out meanwhile, it is not sent, but answered with ECANCELED.
 /// - SET_TIME_PAGE: the same page. The library names its own page again on every connection.
@@ -135,6 +202,7 @@ impl Default for Options {
             timeout: Duration::from_secs(10),
             wait_for_listener: true,
             reconnect: None,
+            host_counter: None,
             shutdown: None,
         }
     }
@@ -180,6 +248,13 @@ impl Options {
     #[must_use]
     pub fn reconnect(mut self, reconnect: Reconnect) -> Self {
         self.reconnect = Some(reconnect);
+        self
+    }
+
+    /// Sets [`host_counter`](Self::host_counter).
+    #[must_use]
+    pub fn host_counter(mut self, source: CounterSource) -> Self {
+        self.host_counter = Some(source);
         self
     }
 

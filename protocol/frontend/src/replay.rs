@@ -20,6 +20,16 @@ use crate::Info;
 use crate::error::StateLoss;
 use vhost_user_timer_protocol::{Op, Phase, Status};
 
+/// What of a request, beside its epoch, decides about its repetition.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kind {
+    pub(crate) op: Op,
+    /// RESTORE_DONE, or an operation with the flag DONE.
+    pub(crate) done: bool,
+    /// RESTORE_BEGIN with AUTORUN.
+    pub(crate) autorun: bool,
+}
+
 /// What answers have told of the VM. Repetitions are judged by it.
 #[derive(Default)]
 pub(crate) struct History {
@@ -28,12 +38,22 @@ pub(crate) struct History {
     opened: AtomicU64,
     /// The last epoch in which a RESTORE_DONE was answered that no vCPU is missing.
     completed: AtomicU64,
+    /// The last epoch of a restore with AUTORUN.
+    autorun: AtomicU64,
+    /// The last epoch for which a PAUSE was submitted.
+    pausing: AtomicU64,
     /// The last epoch for which a RESTORE_ABORT was submitted.
     aborting: AtomicU64,
     /// How many RESTORE_ABORTs were carried out, and the last epoch in which one was.
     aborted: AtomicU32,
     aborted_in: AtomicU64,
+    /// How often waiting threads were woken because the offsets could not be applied, and the last
+    /// epoch in which they were.
+    recalled: AtomicU64,
+    recalled_in: AtomicU64,
     configured: AtomicBool,
+    /// The VM has CONFIRM.
+    confirm: AtomicBool,
     /// How many vCPUs the VM has; 0: unknown.
     vcpus: AtomicU32,
     /// Grows when the host counter may have changed, or is about to.
@@ -43,7 +63,7 @@ pub(crate) struct History {
 /// What a request was meant to do.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Intent {
-    pub(crate) op: Op,
+    pub(crate) kind: Kind,
     /// The epoch that it is meant for.
     epoch: u64,
     /// The epoch that the caller named, or 0.
@@ -52,6 +72,8 @@ pub(crate) struct Intent {
     over: bool,
     /// How many RESTORE_ABORTs were carried out before.
     aborted: u32,
+    /// How often waiting threads were recalled before.
+    recalled: u64,
     /// It may have been carried out on a previous connection.
     repeated: bool,
     /// It may have been carried out, and nothing will tell.
@@ -125,10 +147,31 @@ impl History {
     /// answer the WAIT_RUN before the next RESUME. That goes for one that was sent again, and for
     /// one that names the restore's epoch.
     pub(crate) fn was_overtaken(&self, intent: &Intent) -> bool {
-        intent.op == Op::WaitRun
+        intent.kind.op == Op::WaitRun
             && (intent.repeated || intent.named != 0)
             && intent.aborted != self.aborted()
             && intent.epoch == self.aborted_in.load(Ordering::Acquire)
+    }
+
+    /// How often waiting threads were recalled.
+    pub(crate) fn recalled(&self) -> u64 {
+        self.recalled.load(Ordering::Acquire)
+    }
+
+    /// Recalls the threads that wait to run in this epoch.
+    pub(crate) fn recall(&self, epoch: u64) {
+        self.recalled_in.store(epoch, Ordering::Release);
+        self.recalled.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Whether threads were recalled in this epoch since there had been `recalled` recalls.
+    pub(crate) fn recalled_since(&self, recalled: u64, epoch: u64) -> bool {
+        recalled != self.recalled() && epoch == self.recalled_in.load(Ordering::Acquire)
+    }
+
+    /// Whether the thread that waits for this WAIT_RUN is recalled.
+    pub(crate) fn was_recalled(&self, intent: &Intent) -> bool {
+        intent.kind.op == Op::WaitRun && self.recalled_since(intent.recalled, intent.epoch)
     }
 
     /// Whether the restore of this epoch is known to be aborted.
@@ -139,49 +182,55 @@ impl History {
     /// A thread takes over a request that is in flight.
     pub(crate) fn reissued(&self, intent: &mut Intent) {
         intent.aborted = self.aborted();
+        intent.recalled = self.recalled();
     }
 
     /// The intent of a request that is submitted now, after `begins` unanswered RESTORE_BEGINs;
     /// `named` is the epoch in its header.
-    pub(crate) fn intent(&self, op: Op, named: u64, begins: u16) -> Intent {
+    pub(crate) fn intent(&self, kind: Kind, named: u64, begins: u16) -> Intent {
         let epoch = match named {
             0 => self.epoch().wrapping_add(begins.into()),
             named => named,
         };
-        match op {
+        match kind.op {
             Op::RestoreAbort => grow(&self.aborting, epoch),
+            Op::Pause => grow(&self.pausing, epoch),
             Op::SetCounterAnchor => self.counter_changes(),
             _ => {}
         }
         Intent {
-            op,
+            kind,
             epoch,
             named,
             over: named != 0 && named < self.epoch(),
-            aborted: self.aborted.load(Ordering::Acquire),
+            aborted: self.aborted(),
+            recalled: self.recalled(),
             repeated: false,
             unsure: false,
         }
     }
 
-    /// Learns from an answer's header and the first number of its body.
-    pub(crate) fn learn(&self, op: Op, status: Status, epoch: u64, number: u32) {
+    /// Learns from an answer's header; `remaining` is how many vCPUs are missing, where it says so.
+    pub(crate) fn learn(&self, kind: Kind, status: Status, epoch: u64, remaining: Option<u32>) {
         grow(&self.epoch, epoch);
-        if op == Op::SetCounterAnchor {
+        if kind.op == Op::SetCounterAnchor {
             self.counter_changes();
         }
         if status != Status::Ok {
             return;
         }
-        match op {
+        if kind.autorun {
+            grow(&self.autorun, epoch);
+        }
+        if kind.done {
+            grow(&self.opened, epoch);
+            if remaining == Some(0) {
+                grow(&self.completed, epoch);
+            }
+        }
+        match kind.op {
             Op::ConfigureVm => self.configured.store(true, Ordering::Release),
             Op::RestoreBegin | Op::SetVm => grow(&self.opened, epoch),
-            Op::RestoreDone => {
-                grow(&self.opened, epoch);
-                if number == 0 {
-                    grow(&self.completed, epoch);
-                }
-            }
             Op::RestoreAbort => {
                 grow(&self.aborted_in, epoch);
                 self.aborted.fetch_add(1, Ordering::AcqRel);
@@ -197,6 +246,7 @@ impl History {
             grow(&self.opened, info.epoch);
         }
         self.learn_vcpus(info.vcpus);
+        self.confirm.store(info.confirm, Ordering::Release);
         if info.phase != Phase::New {
             self.configured.store(true, Ordering::Release);
         }
@@ -243,10 +293,10 @@ impl History {
         intent.repeated = !intent.over;
         let meant = intent.epoch;
         let send = match intent.named {
-            0 if changes(intent.op) || intent.op == Op::WaitRun => Replay::SendIn(meant),
+            0 if changes(intent.kind.op) || intent.kind.op == Op::WaitRun => Replay::SendIn(meant),
             _ => Replay::Send,
         };
-        match intent.op {
+        match intent.kind.op {
             Op::Unknown(_) => uncertain(intent),
             Op::RestoreBegin if found.epoch <= meant => {
                 intent.repeated = false;
@@ -256,19 +306,15 @@ impl History {
             // Another queue's request may have opened the epoch.
             Op::RestoreBegin if found.unanswered_begins > of_queue => uncertain(intent),
             Op::RestoreBegin => Replay::Answer(Status::Ok),
-            Op::RestoreAbort => {
-                let closed = found.phase != Phase::Restoring && found.epoch == meant;
-                let by_whom = self.opened.load(Ordering::Acquire) == meant
-                    && self.completed.load(Ordering::Acquire) != meant;
-                match closed && by_whom {
-                    true if found.unanswered_dones > 0 => uncertain(intent),
-                    true => Replay::Answer(Status::Ok),
-                    false => {
-                        intent.repeated = false;
-                        send
-                    }
+            Op::RestoreAbort => match self.may_have_aborted(meant, found) {
+                Some(true) => uncertain(intent),
+                Some(false) => Replay::Answer(Status::Ok),
+                None => {
+                    // An ARMED that a RESUME led to would refuse it.
+                    intent.repeated = found.phase == Phase::Armed;
+                    send
                 }
-            }
+            },
             Op::WaitRun if intent.aborted != self.aborted.load(Ordering::Acquire) => {
                 Replay::Answer(Status::Canceled)
             }
@@ -276,9 +322,27 @@ impl History {
         }
     }
 
+    /// Whether a RESTORE_ABORT of this epoch may have been carried out, and if so, whether
+    /// something else may have closed the restore instead.
+    fn may_have_aborted(&self, meant: u64, found: &Recovered) -> Option<bool> {
+        let is = |epoch: &AtomicU64| epoch.load(Ordering::Acquire) == meant;
+        let open = matches!(found.phase, Phase::Restoring | Phase::Armed);
+        if open || found.epoch != meant || !is(&self.opened) {
+            return None;
+        }
+        // The last RESTORE_DONE leads to ARMED, from which a PAUSE leads on, as the abort does.
+        let arms = is(&self.autorun) && self.confirm.load(Ordering::Acquire);
+        match arms {
+            true if found.phase != Phase::Paused => None,
+            true => Some(is(&self.pausing)),
+            false if is(&self.completed) => None,
+            false => Some(found.unanswered_dones > 0),
+        }
+    }
+
     /// A request that was not sent yet is sent for the first time on a new connection.
     pub(crate) fn meant_in(&self, intent: &mut Intent, begins: u16) {
-        *intent = self.intent(intent.op, intent.named, begins);
+        *intent = self.intent(intent.kind, intent.named, begins);
     }
 
     /// What the refusal of a request means.
@@ -289,8 +353,9 @@ impl History {
         if !intent.repeated {
             return Verdict::Refused;
         }
-        match (intent.op, status) {
-            (Op::RestoreDone, Status::Busy) => {
+        let Kind { op, done, .. } = intent.kind;
+        match status {
+            Status::Busy if done => {
                 if self.opened.load(Ordering::Acquire) != intent.epoch {
                     Verdict::Refused
                 } else if self.aborting.load(Ordering::Acquire) == intent.epoch {
@@ -300,8 +365,8 @@ impl History {
                 }
             }
             // Whatever was staged or done in an epoch ended with it.
-            (Op::SetVm | Op::RestoreDone | Op::RestoreAbort, Status::Stale) => Verdict::Refused,
-            (op, Status::Busy | Status::Stale) if changes(op) => Verdict::Uncertain,
+            Status::Stale if done || matches!(op, Op::SetVm | Op::RestoreAbort) => Verdict::Refused,
+            Status::Busy | Status::Stale if changes(op) => Verdict::Uncertain,
             _ => Verdict::Refused,
         }
     }
@@ -313,10 +378,18 @@ mod tests {
 
     const EPOCH: u64 = 7;
 
+    fn kind(op: Op) -> Kind {
+        Kind {
+            op,
+            done: op == Op::RestoreDone,
+            autorun: false,
+        }
+    }
+
     /// A history in which a restore was opened in [`EPOCH`].
     fn opened() -> History {
         let history = History::default();
-        history.learn(Op::RestoreBegin, Status::Ok, EPOCH, 0);
+        history.learn(kind(Op::RestoreBegin), Status::Ok, EPOCH, Some(0));
         history
     }
 
@@ -332,7 +405,7 @@ mod tests {
     #[test]
     fn an_unknown_operation_is_not_sent_again() {
         let history = opened();
-        let mut intent = history.intent(Op::Unknown(0x777), 0, 0);
+        let mut intent = history.intent(kind(Op::Unknown(0x777)), 0, 0);
         let again = history.again(&mut intent, &found(Phase::Paused, EPOCH), 0);
         assert_eq!(again, Replay::Answer(Status::Busy));
         assert_eq!(history.judge(&intent, Status::Busy), Verdict::Uncertain);
@@ -342,7 +415,7 @@ mod tests {
     fn an_epoch_that_was_over_when_it_was_named_is_refused_as_always() {
         let history = opened();
         for op in [Op::RestoreBegin, Op::SetRegs, Op::Resume] {
-            let mut intent = history.intent(op, EPOCH - 1, 0);
+            let mut intent = history.intent(kind(op), EPOCH - 1, 0);
             let again = history.again(&mut intent, &found(Phase::Paused, EPOCH), 1);
             assert_eq!(again, Replay::Send, "{op}");
             assert_eq!(history.judge(&intent, Status::Stale), Verdict::Refused);
@@ -352,7 +425,7 @@ mod tests {
     #[test]
     fn a_named_epoch_is_not_written_over() {
         let history = opened();
-        let mut intent = history.intent(Op::WaitRun, EPOCH, 0);
+        let mut intent = history.intent(kind(Op::WaitRun), EPOCH, 0);
         let again = history.again(&mut intent, &found(Phase::Running, EPOCH + 1), 0);
         assert_eq!(again, Replay::Send);
     }
@@ -361,7 +434,7 @@ mod tests {
     fn an_epoch_that_another_queue_may_have_opened_proves_nothing() {
         let history = opened();
         let grown = found(Phase::Restoring, EPOCH + 1);
-        let mut intent = history.intent(Op::RestoreBegin, 0, 0);
+        let mut intent = history.intent(kind(Op::RestoreBegin), 0, 0);
         assert_eq!(
             history.again(&mut intent, &grown, 1),
             Replay::Answer(Status::Ok)
@@ -380,8 +453,8 @@ mod tests {
     #[test]
     fn a_restore_that_is_known_to_be_complete_was_not_aborted() {
         let history = opened();
-        history.learn(Op::RestoreDone, Status::Ok, EPOCH, 0);
-        let mut intent = history.intent(Op::RestoreAbort, 0, 0);
+        history.learn(kind(Op::RestoreDone), Status::Ok, EPOCH, Some(0));
+        let mut intent = history.intent(kind(Op::RestoreAbort), 0, 0);
         let again = history.again(&mut intent, &found(Phase::Paused, EPOCH), 0);
         assert_eq!(again, Replay::SendIn(EPOCH));
         assert_eq!(history.judge(&intent, Status::Busy), Verdict::Refused);
@@ -390,7 +463,7 @@ mod tests {
     #[test]
     fn a_reset_ends_a_restore_without_completing_it() {
         let history = opened();
-        let mut intent = history.intent(Op::RestoreDone, 0, 0);
+        let mut intent = history.intent(kind(Op::RestoreDone), 0, 0);
         history.again(&mut intent, &found(Phase::New, EPOCH), 0);
         assert_eq!(history.judge(&intent, Status::Busy), Verdict::Done);
         history.resetting();

@@ -21,8 +21,10 @@ use crate::error::Failure;
 use crate::memory::SharedMemory;
 use crate::replay::{History, Recovered};
 use crate::sys::{lock, wait};
+use crate::turn::Applying;
 use crate::wait::{ConnectionWatch, Deadline, ShutdownHandle};
 use crate::{Error, Operation, Options, Reconnect, TimePage};
+use vhost_user_timer_protocol::CounterSource;
 
 /// How long one connect() may take. If it has to wait for the listener's backlog, it is better
 /// tried again: the shutdown handle does not end it.
@@ -78,6 +80,8 @@ pub(crate) struct Session {
     pub(crate) history: History,
     pub(crate) page: TimePage,
     pub(crate) timeout: Duration,
+    pub(crate) host_counter: Option<CounterSource>,
+    pub(crate) applying: Applying,
     /// Something was answered on the current connection.
     pub(crate) answered: AtomicBool,
     connection: Mutex<Arc<Connection>>,
@@ -143,6 +147,8 @@ impl Session {
             history: History::default(),
             page,
             timeout: options.timeout,
+            host_counter: options.host_counter,
+            applying: Applying::default(),
             answered: AtomicBool::new(false),
             connection: Mutex::new(Arc::new(connection)),
             generation: AtomicU64::new(0),
@@ -357,6 +363,7 @@ impl Session {
         if let Some(loss) = self.history.contradicts(&info) {
             return Err(Error::StateLost(loss));
         }
+        self.check_counter(&info)?;
         self.history.learn_info(&info);
         for ring in &rings {
             ring.settle_aborts(&recovered);

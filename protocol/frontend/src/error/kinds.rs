@@ -1,10 +1,11 @@
 //! The kinds of an [`Error`](super::Error), for callers that act on them.
 
+use std::fmt;
 use std::time::Duration;
 
-use vhost_user_timer_protocol::{Abi, MAX_MESSAGE};
+use vhost_user_timer_protocol::{Abi, CounterSource, MAX_MESSAGE};
 
-use crate::MAX_REGS;
+use crate::{Info, MAX_REGS, VmOptions};
 
 /// A feature that the backend does not offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -101,17 +102,76 @@ pub enum InvalidArgument {
     /// A [`HostClock`](crate::HostClock) that is not what the backend counts by.
     #[error("the backend's host counter is not the clock that was named")]
     HostClock,
-    /// A saved VM, for a backend that is configured for another one.
+    /// [`Restore::apply`](crate::Restore::apply) or
+    /// [`Frontend::resume_with`](crate::Frontend::resume_with), for a VM that runs without
+    /// confirmation.
     #[error(
-        "cannot restore a VM of {} vCPUs, {}, {} Hz: the backend has one of {} vCPUs, {}, {} Hz",
-        saved.vcpus, saved.abi, saved.frequency, backend.vcpus, backend.abi, backend.frequency
+        "the VM has no CONFIRM: it runs before offsets can be applied; configure it with \
+         VmOptions::confirm"
     )]
+    WithoutConfirm,
+    /// [`Restore::finish`](crate::Restore::finish), for a VM with CONFIRM.
+    #[error("the VM has CONFIRM: it does not run before its offsets are applied; call finish_with")]
+    NeedsApply,
+    /// A call inside of an `apply` closure that waits for the closure's end.
+    #[error("an apply closure may not end the ARMED whose offsets it applies: return an error")]
+    InsideApply,
+    /// A saved VM, for a backend that is configured for another one.
+    #[error("cannot restore a VM of {saved}: the backend has one of {backend}")]
     OtherVm {
         /// The VM that is saved.
         saved: VmShape,
         /// The VM that the backend has.
         backend: VmShape,
     },
+}
+
+/// A backend whose host counter is not the one that the caller needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub struct OtherCounter {
+    /// What it must count by.
+    pub expected: CounterSource,
+    /// What it counts by.
+    pub found: CounterSource,
+    /// Its counter is anchored (SET_COUNTER_ANCHOR).
+    pub anchored: bool,
+}
+
+impl OtherCounter {
+    pub(crate) fn check(expected: CounterSource, info: &Info) -> Result<(), Self> {
+        match info.source == expected && !info.anchored {
+            true => Ok(()),
+            false => Err(OtherCounter {
+                expected,
+                found: info.source,
+                anchored: info.anchored,
+            }),
+        }
+    }
+}
+
+impl fmt::Display for OtherCounter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let OtherCounter { expected, .. } = self;
+        let to_do = format_args!("start it with --counter-source {expected}");
+        match self.found {
+            _ if self.anchored => write!(
+                f,
+                "the backend's host counter is anchored (SET_COUNTER_ANCHOR), so its offsets are \
+                 not those of {expected}: start over with a VM that is not anchored"
+            ),
+            CounterSource::NotTold => write!(
+                f,
+                "the backend does not tell what it counts by, so its offsets may not be those of \
+                 {expected}: use a backend that does, and {to_do}"
+            ),
+            found => write!(
+                f,
+                "the backend counts by {found}, so its offsets are not those of {expected}: {to_do}"
+            ),
+        }
+    }
 }
 
 /// What CONFIGURE_VM fixes of a VM.
@@ -124,6 +184,29 @@ pub struct VmShape {
     pub abi: Abi,
     /// Counter frequency, Hz.
     pub frequency: u64,
+    /// CONFIRM and ONE_OFFSET: of the saved VM, those that [`RestoreOptions::vm`](
+    /// crate::RestoreOptions::vm) asks for.
+    pub options: VmOptions,
+}
+
+impl fmt::Display for VmShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} vCPUs, {}, {} Hz",
+            self.vcpus, self.abi, self.frequency
+        )?;
+        let VmOptions {
+            confirm,
+            one_offset,
+        } = self.options;
+        for (has, name) in [(confirm, "CONFIRM"), (one_offset, "ONE_OFFSET")] {
+            if has {
+                write!(f, ", {name}")?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// How it shows that a backend that came back does not have the VM.

@@ -8,13 +8,15 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 
-use vhost_user_timer_protocol::{Status, VERSION};
+use vhost_user_timer_protocol::{Op, Status, VERSION};
 
 pub use fault::{ContentFault, Fault, RingFault};
-pub use kinds::{ControlError, DeviceStateError, Feature, InvalidArgument, StateLoss, VmShape};
+pub use kinds::{
+    ControlError, DeviceStateError, Feature, InvalidArgument, OtherCounter, StateLoss, VmShape,
+};
 pub use refusal::Refusal;
 
-use crate::{RestoreFailure, SavedVmError};
+use crate::{ApplyFailure, RestoreFailure, SavedVmError};
 
 /// Why a call to the frontend library failed.
 ///
@@ -123,6 +125,24 @@ pub enum Error {
     /// registers back.
     #[error("its part of the restore was dropped before its registers were back")]
     Abandoned,
+    /// The offsets were not applied to the hypervisor. Nobody runs, and the VM stays ARMED:
+    /// apply again, or give up.
+    #[error(transparent)]
+    Apply(#[from] ApplyFailure),
+    /// The operation would end the ARMED whose offsets another thread applies just now. Submit it
+    /// again later, or use a call that waits.
+    #[error(
+        "{op} was not submitted: another thread applies the VM's offsets; \
+         submit it again, or use a call that waits"
+    )]
+    Applying {
+        /// The operation.
+        op: Op,
+    },
+    /// The backend's host counter is not what the hypervisor counts by
+    /// ([`Options::host_counter`](crate::Options::host_counter)).
+    #[error(transparent)]
+    HostCounter(#[from] OtherCounter),
     /// The backend refused a request.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -155,15 +175,17 @@ impl Error {
     /// request in flight and every later one fails with the same.
     ///
     /// True of [`Disconnected`](Self::Disconnected), [`ShutDown`](Self::ShutDown),
-    /// [`StateLost`](Self::StateLost), [`Version`](Self::Version), [`Protocol`](Self::Protocol),
-    /// and of [`MissingFeature`](Self::MissingFeature) where a backend that came back offers less
-    /// than a queue needs; not where only the call that failed needs the feature.
+    /// [`StateLost`](Self::StateLost), [`Version`](Self::Version),
+    /// [`HostCounter`](Self::HostCounter), [`Protocol`](Self::Protocol), and of
+    /// [`MissingFeature`](Self::MissingFeature) where a backend that came back offers less than a
+    /// queue needs; not where only the call that failed needs the feature.
     pub fn ends_queue(&self) -> bool {
         match self {
             Error::Disconnected
             | Error::ShutDown
             | Error::StateLost(_)
             | Error::Version(_)
+            | Error::HostCounter(_)
             | Error::Protocol { .. } => true,
             Error::MissingFeature(feature) => !feature.is_optional(),
             Error::Connect { .. }
@@ -179,6 +201,8 @@ impl Error {
             | Error::Uncertain(_)
             | Error::Restore(_)
             | Error::Abandoned
+            | Error::Apply(_)
+            | Error::Applying { .. }
             | Error::DeviceState(_)
             | Error::Refused(_) => false,
         }
@@ -193,6 +217,7 @@ pub(crate) enum Failure {
     StateLost(StateLoss),
     MissingFeature(Feature),
     Version(u32),
+    HostCounter(OtherCounter),
     Protocol { queue: u16, fault: Fault },
 }
 
@@ -204,6 +229,7 @@ impl Failure {
             Error::StateLost(loss) => Some(Failure::StateLost(loss)),
             Error::MissingFeature(feature) => Some(Failure::MissingFeature(feature)),
             Error::Version(version) => Some(Failure::Version(version)),
+            Error::HostCounter(other) => Some(Failure::HostCounter(other)),
             _ => None,
         }
     }
@@ -217,9 +243,22 @@ impl From<Failure> for Error {
             Failure::StateLost(loss) => Error::StateLost(loss),
             Failure::MissingFeature(feature) => Error::MissingFeature(feature),
             Failure::Version(version) => Error::Version(version),
+            Failure::HostCounter(other) => Error::HostCounter(other),
             Failure::Protocol { queue, fault } => Error::Protocol { queue, fault },
         }
     }
+}
+
+/// An error and its sources, joined as programs print them.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text += ": ";
+        text += &cause.to_string();
+        source = cause.source();
+    }
+    text
 }
 
 #[cfg(test)]

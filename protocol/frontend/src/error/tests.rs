@@ -1,5 +1,6 @@
 use super::*;
-use vhost_user_timer_protocol::{Abi, Op};
+use crate::VmOptions;
+use vhost_user_timer_protocol::{Abi, CounterSource};
 
 fn refusal() -> Refusal {
     Refusal {
@@ -9,6 +10,15 @@ fn refusal() -> Refusal {
         detail: 0,
         epoch: 1,
         register: None,
+    }
+}
+
+/// What a backend is that should count by CNTVCT.
+fn monotonic(anchored: bool) -> OtherCounter {
+    OtherCounter {
+        expected: CounterSource::Cntvct,
+        found: CounterSource::Monotonic,
+        anchored,
     }
 }
 
@@ -49,6 +59,10 @@ fn that_leave_the_queue() -> Vec<Error> {
         Error::DeviceState(DeviceStateError::SaveRefused),
         Error::Refused(refusal()),
         Error::Abandoned,
+        Error::Apply(ApplyFailure {
+            cause: std::sync::Arc::new(monotonic(true)),
+        }),
+        Error::Applying { op: Op::Pause },
         Error::Restore(RestoreFailure {
             vcpu: 3,
             cause: std::sync::Arc::new(Error::Disconnected),
@@ -72,6 +86,7 @@ fn failures() -> Vec<Failure> {
         }),
         Failure::MissingFeature(Feature::SameAsBefore),
         Failure::Version(2),
+        Failure::HostCounter(monotonic(false)),
         Failure::Protocol { queue: 1, fault },
     ]
 }
@@ -97,6 +112,10 @@ fn an_error_begins_in_lower_case_and_has_no_full_stop() {
             max: std::time::Duration::from_secs(1),
         },
         InvalidArgument::ReconnectStream,
+        InvalidArgument::ReconnectWithoutState,
+        InvalidArgument::WithoutConfirm,
+        InvalidArgument::NeedsApply,
+        InvalidArgument::InsideApply,
         InvalidArgument::Registers(17),
         InvalidArgument::MessageLength(1 << 20),
         InvalidArgument::SpentTicket,
@@ -121,6 +140,7 @@ fn a_vm_that_the_backend_does_not_have_is_named_beside_the_one_that_it_has() {
         vcpus,
         abi: Abi::Arm64,
         frequency,
+        options: VmOptions::KVM.one_offset(vcpus == 4),
     };
     let error = InvalidArgument::OtherVm {
         saved: shape(4, 1_000_000_000),
@@ -128,7 +148,27 @@ fn a_vm_that_the_backend_does_not_have_is_named_beside_the_one_that_it_has() {
     };
     assert_eq!(
         error.to_string(),
-        "cannot restore a VM of 4 vCPUs, arm64, 1000000000 Hz: \
-         the backend has one of 8 vCPUs, arm64, 62500000 Hz"
+        "cannot restore a VM of 4 vCPUs, arm64, 1000000000 Hz, CONFIRM, ONE_OFFSET: \
+         the backend has one of 8 vCPUs, arm64, 62500000 Hz, CONFIRM"
+    );
+}
+
+#[test]
+fn a_backend_that_counts_by_something_else_is_told_with_what_to_do() {
+    let unknown = OtherCounter {
+        found: CounterSource::NotTold,
+        ..monotonic(false)
+    };
+    let texts = [monotonic(false), monotonic(true), unknown].map(|other| other.to_string());
+    assert_eq!(
+        texts,
+        [
+            "the backend counts by monotonic, so its offsets are not those of cntvct: \
+             start it with --counter-source cntvct",
+            "the backend's host counter is anchored (SET_COUNTER_ANCHOR), so its offsets are not \
+             those of cntvct: start over with a VM that is not anchored",
+            "the backend does not tell what it counts by, so its offsets may not be those of \
+             cntvct: use a backend that does, and start it with --counter-source cntvct",
+        ]
     );
 }

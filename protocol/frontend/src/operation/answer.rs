@@ -4,7 +4,7 @@ use zerocopy::FromBytes;
 use zerocopy::little_endian::U64;
 
 use super::{HEADER, OperationContext};
-use crate::answers::{Info, Run, SetRegs, Vm};
+use crate::answers::{Info, Run, SetRegs, SetRegsDone, Vm};
 use crate::error::{ContentFault, Fault};
 use crate::regs::{RegIds, RegValue, RegValues};
 use crate::{Refusal, SavedVcpu};
@@ -23,6 +23,8 @@ mod sealed {
         /// The epoch in its header.
         pub(super) epoch: u64,
         pub(super) body: &'a [u8],
+        /// The answer was lost: this one says only that the request was carried out.
+        pub(super) lost: bool,
     }
 
     pub trait Parse: Sized {
@@ -50,19 +52,27 @@ pub(crate) enum Rejection {
     Fault(Fault),
 }
 
+/// The longest answer, in bytes, to a request that is known to be carried out.
+const LONGEST_DONE: usize = size_of::<wire::SetRegsDone>();
+
 impl OperationContext {
     /// The answer to a request that was carried out on a previous connection.
     pub(crate) fn parse_done<T: Answer>(&self) -> Result<T, Rejection> {
-        // OK, and for RESTORE_DONE that no vCPU is missing.
+        // OK, and for RESTORE_DONE and DONE that no vCPU is missing.
         let body = match self.op {
-            Op::RestoreDone => size_of::<wire::RestoreDoneResult>(),
+            Op::SetRegs if self.done => LONGEST_DONE,
+            _ if self.done => size_of::<wire::RestoreDoneResult>(),
             _ => 0,
         };
-        self.parse(&[0; HEADER + size_of::<wire::RestoreDoneResult>()][..HEADER + body])
+        self.parse_as(&[0; HEADER + LONGEST_DONE][..HEADER + body], true)
     }
 
     /// The answer in `bytes`, header included.
     pub(crate) fn parse<T: Answer>(&self, bytes: &[u8]) -> Result<T, Rejection> {
+        self.parse_as(bytes, false)
+    }
+
+    fn parse_as<T: Answer>(&self, bytes: &[u8], lost: bool) -> Result<T, Rejection> {
         let fault = Fault::AnswerLength {
             op: self.op,
             len: bytes.len(),
@@ -81,7 +91,7 @@ impl OperationContext {
                 ..self.refused(status, epoch)
             }));
         }
-        T::parse(Parts { epoch, body }, self).map_err(|error| match error {
+        T::parse(Parts { epoch, body, lost }, self).map_err(|error| match error {
             AnswerError::Length => Rejection::Fault(fault),
             AnswerError::Content(fault) => {
                 let op = self.op;
@@ -136,11 +146,19 @@ impl Answer for SetRegs {}
 impl Parse for SetRegs {
     fn parse(answer: Parts<'_>, _: &OperationContext) -> Result<Self, AnswerError> {
         let result: &wire::SetRegsResult = exactly(answer.body)?;
-        let lines = result.lines.get();
-        Ok(SetRegs {
-            virtual_line: lines & wire::LINE_VIRTUAL != 0,
-            physical_line: lines & wire::LINE_PHYSICAL != 0,
-            ignored: result.ignored.get(),
+        Ok(SetRegs::parse(result.lines.get(), result.ignored.get()))
+    }
+}
+
+impl Answer for SetRegsDone {}
+
+impl Parse for SetRegsDone {
+    fn parse(answer: Parts<'_>, _: &OperationContext) -> Result<Self, AnswerError> {
+        let result: &wire::SetRegsDone = exactly(answer.body)?;
+        let set = SetRegs::parse(result.lines.get(), result.ignored.get());
+        Ok(SetRegsDone {
+            remaining: result.remaining.get(),
+            set: (!answer.lost).then_some(set),
         })
     }
 }
@@ -213,7 +231,7 @@ impl Parse for NewEpoch {
     }
 }
 
-/// RESTORE_DONE's answer: how many vCPUs are still missing.
+/// The answer to RESTORE_DONE, and to SET_VM with DONE: how many vCPUs are still missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Remaining(pub u32);
 

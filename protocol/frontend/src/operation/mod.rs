@@ -8,12 +8,15 @@ mod table;
 
 use std::marker::PhantomData;
 
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::memory::SharedMemory;
 use crate::regs::{MAX_REGS, RegIds, RegValue};
+use crate::replay::Kind;
 use crate::{Error, InvalidArgument, Refusal, SavedVcpu};
-use vhost_user_timer_protocol::wire::{self, RequestHeader, ResponseHeader};
+use vhost_user_timer_protocol::wire::{
+    self, RequestHeader, ResponseHeader, request_flags, restore_flags,
+};
 use vhost_user_timer_protocol::{MAX_MESSAGE, Op, Status, VM_WIDE, op};
 
 pub(crate) use answer::Rejection;
@@ -31,6 +34,8 @@ const STRUCT: usize = 24;
 #[derive(Clone, Copy, Debug)]
 pub struct Operation<'a, T> {
     op: Op,
+    /// Header flags.
+    flags: u16,
     vcpu: u32,
     epoch: u64,
     body: Body<'a>,
@@ -98,6 +103,7 @@ impl<'a, T> Operation<'a, T> {
     fn new(op: Op, vcpu: u32, body: Body<'a>, answer: usize) -> Self {
         Operation {
             op,
+            flags: 0,
             vcpu,
             epoch: 0,
             body,
@@ -122,6 +128,14 @@ impl<'a, T> Operation<'a, T> {
             O::ROW.name
         );
         Self::new(O::ROW.op, vcpu, body, O::ROW.answer.len(parts))
+    }
+
+    /// An operation with the header flag DONE.
+    fn done<O: op::Operation>(vcpu: u32, body: Body<'a>) -> Self {
+        Operation {
+            flags: request_flags::DONE,
+            ..Self::new(O::ROW.op, vcpu, body, O::ROW.answer_done.len(0))
+        }
     }
 
     /// Means this epoch: in every other one the request is refused with [`Status::Stale`].
@@ -171,12 +185,28 @@ impl<'a, T> Operation<'a, T> {
     pub(crate) fn write(&self, memory: &SharedMemory, offset: usize) {
         let header = RequestHeader {
             op: self.op.code().into(),
-            flags: 0.into(),
+            flags: self.flags.into(),
             vcpu: self.vcpu.into(),
             epoch: self.epoch.into(),
         };
         memory.write(offset, header.as_bytes());
         self.body.write(memory, offset + HEADER);
+    }
+
+    /// What decides about repeating it.
+    pub(crate) fn kind(&self) -> Kind {
+        let bytes = match &self.body {
+            Body::Struct(bytes, len) => &bytes[..*len],
+            Body::Bytes(bytes) => bytes,
+            Body::Ids(_) | Body::Values(_) | Body::Vcpus(_) => &[],
+        };
+        let begin = wire::RestoreBegin::ref_from_bytes(bytes).ok();
+        let begin = begin.filter(|_| self.op == Op::RestoreBegin);
+        Kind {
+            autorun: begin.is_some_and(|begin| begin.flags.get() & restore_flags::AUTORUN != 0),
+            done: self.op == Op::RestoreDone || self.flags & request_flags::DONE != 0,
+            op: self.op,
+        }
     }
 
     /// What must be known of the operation to judge its answer.
@@ -188,6 +218,7 @@ impl<'a, T> Operation<'a, T> {
         };
         OperationContext {
             op: self.op,
+            done: self.kind().done,
             vcpu: self.vcpu,
             // `lens` has refused longer lists.
             ids: ids.unwrap_or_default(),
@@ -201,6 +232,7 @@ impl<'a, T> Operation<'a, T> {
 #[derive(Clone, Copy, Debug)]
 pub struct OperationContext {
     pub(crate) op: Op,
+    done: bool,
     pub(crate) vcpu: u32,
     ids: RegIds,
     answer: usize,

@@ -4,9 +4,9 @@
 use std::num::NonZeroU64;
 
 use super::{Body, NewEpoch, Operation, RawAnswer, Remaining};
-use crate::answers::{Info, Run, SetRegs, Vm};
+use crate::answers::{Info, Run, SetRegs, SetRegsDone, Vm};
 use crate::regs::{MAX_REGS, RegIds, RegValue, RegValues};
-use crate::{RestoreOptions, SavedVcpu};
+use crate::{RestoreOptions, SavedVcpu, VmOptions};
 use vhost_user_timer_protocol::op::operation as table;
 use vhost_user_timer_protocol::wire::{self, restore_flags};
 use vhost_user_timer_protocol::{Abi, Op, VM_WIDE};
@@ -23,10 +23,20 @@ impl Operation<'static, ()> {
     /// in Hz (`None`: the backend's). NEW → PAUSED; the same values again are accepted in every
     /// phase.
     pub fn configure(vcpus: u32, abi: Abi, frequency: Option<NonZeroU64>) -> Self {
+        Self::configure_with(vcpus, abi, frequency, VmOptions::default())
+    }
+
+    /// As [`configure`](Self::configure), with the VM's options, which are among the values.
+    pub fn configure_with(
+        vcpus: u32,
+        abi: Abi,
+        frequency: Option<NonZeroU64>,
+        options: VmOptions,
+    ) -> Self {
         let body = wire::ConfigureVm {
             vcpus: vcpus.into(),
             abi: abi.code(),
-            flags: 0,
+            flags: options.flags(),
             reserved: [0; 2],
             frequency: frequency.map_or(0, NonZeroU64::get).into(),
         };
@@ -70,8 +80,8 @@ impl Operation<'static, ()> {
 }
 
 impl Operation<'static, NewEpoch> {
-    /// RESTORE_BEGIN: opens a restore of all `vcpus` vCPUs, and with it a new epoch. In PAUSED
-    /// and RESTORING.
+    /// RESTORE_BEGIN: opens a restore of all `vcpus` vCPUs, and with it a new epoch. In PAUSED,
+    /// RESTORING and ARMED.
     pub fn restore_begin(vcpus: u32, options: RestoreOptions) -> Self {
         let flag = |set: bool, bit| if set { bit } else { 0 };
         let flags = flag(options.autorun, restore_flags::AUTORUN)
@@ -121,6 +131,22 @@ impl<'a> Operation<'a, SetRegs> {
     }
 }
 
+impl<'a> Operation<'a, SetRegsDone> {
+    /// SET_REGS with DONE: SET_REGS and RESTORE_DONE at one instant, both or neither. In
+    /// RESTORING and a restore's ARMED.
+    pub fn set_regs_done(vcpu: u32, values: &'a [RegValue]) -> Self {
+        Operation::done::<table::SetRegs>(vcpu, Body::Values(values))
+    }
+}
+
+impl<'a> Operation<'a, Remaining> {
+    /// SET_VM with DONE: SET_VM, and RESTORE_DONE for every vCPU in it, at one instant, all or
+    /// nothing. In RESTORING and a restore's ARMED.
+    pub fn set_vm_done(vcpus: &'a [SavedVcpu]) -> Self {
+        Operation::done::<table::SetVm>(VM_WIDE, Body::Vcpus(vcpus))
+    }
+}
+
 impl Operation<'static, Vm> {
     /// GET_VM: `count` vCPUs from `first` on, all at one instant. Not in NEW.
     pub fn get_vm(first: u32, count: u32) -> Self {
@@ -135,13 +161,13 @@ impl Operation<'static, Vm> {
 }
 
 impl Operation<'static, Run> {
-    /// PAUSE: stops the VM's time. RUNNING → PAUSED; in PAUSED it changes nothing.
+    /// PAUSE: stops the VM's time. RUNNING or ARMED → PAUSED; in PAUSED it changes nothing.
     pub fn pause() -> Self {
         Self::pause_with(0)
     }
 
-    /// PAUSE with KEEP_COUNTING: stops the VM and lets its time go on. RUNNING → PAUSED; in PAUSED
-    /// it changes nothing.
+    /// PAUSE with KEEP_COUNTING: stops the VM and lets its time go on. RUNNING or ARMED → PAUSED;
+    /// in PAUSED it changes nothing.
     pub fn pause_vm_only() -> Self {
         Self::pause_with(wire::PAUSE_KEEP_COUNTING)
     }
@@ -154,9 +180,20 @@ impl Operation<'static, Run> {
         Operation::of::<table::Pause>(VM_WIDE, &body)
     }
 
-    /// RESUME: lets the VM's time go on. PAUSED → RUNNING; in RUNNING it changes nothing.
+    /// RESUME: lets the VM's time go on. PAUSED → RUNNING, or ARMED in a VM with
+    /// [`confirm`](VmOptions::confirm); in RUNNING and ARMED it changes nothing.
     pub fn resume() -> Self {
         Operation::of::<table::Resume>(VM_WIDE, &())
+    }
+
+    /// CONFIRM_RUN: these offsets, which are the VM's, are where the guest's counter is made.
+    /// ARMED → RUNNING; in RUNNING it changes nothing.
+    pub fn confirm_run(cntvoff: u64, cntpoff: u64) -> Self {
+        let body = wire::ConfirmRun {
+            cntvoff: cntvoff.into(),
+            cntpoff: cntpoff.into(),
+        };
+        Operation::of::<table::ConfirmRun>(VM_WIDE, &body)
     }
 
     /// WAIT_RUN: answered when, and only when, the vCPU may run. Not in NEW.

@@ -4,9 +4,9 @@ use std::num::NonZeroU64;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::RequestQueue;
-use crate::answers::{Info, Run, SetRegs, Vm};
+use crate::answers::{Info, Run, SetRegs, SetRegsDone, Vm};
 use crate::regs::{RegIds, RegValue, RegValues};
-use crate::{Deadline, Error, NewEpoch, Operation, RestoreOptions, SavedVcpu, SavedVm};
+use crate::{Deadline, Error, NewEpoch, Operation, RestoreOptions, SavedVcpu, SavedVm, VmOptions};
 use vhost_user_timer_protocol::{Abi, Phase, Status};
 
 /// The operations. Each waits for the answer until the deadline: a `Duration` from now or an
@@ -37,7 +37,20 @@ impl RequestQueue {
         frequency: Option<NonZeroU64>,
         deadline: impl Into<Deadline>,
     ) -> Result<(), Error> {
-        self.perform(&Operation::configure(vcpus, abi, frequency), deadline)?;
+        self.configure_with(vcpus, abi, frequency, VmOptions::default(), deadline)
+    }
+
+    /// As [`configure`](Self::configure), with the VM's options, which are among the values.
+    pub fn configure_with(
+        &self,
+        vcpus: u32,
+        abi: Abi,
+        frequency: Option<NonZeroU64>,
+        options: VmOptions,
+        deadline: impl Into<Deadline>,
+    ) -> Result<(), Error> {
+        let configure = Operation::configure_with(vcpus, abi, frequency, options);
+        self.perform(&configure, deadline)?;
         self.shared.session().history.learn_vcpus(vcpus);
         Ok(())
     }
@@ -69,6 +82,25 @@ impl RequestQueue {
         self.perform(&Operation::set_regs(vcpu, values), deadline)
     }
 
+    /// SET_REGS with DONE: writes registers and says RESTORE_DONE, both or neither. In RESTORING
+    /// and a restore's ARMED; refused as SET_REGS and RESTORE_DONE are.
+    ///
+    /// The answer's [`set`](SetRegsDone::set) is there, also where the first answer was lost with
+    /// its connection. The count of ignored writes is 0 then.
+    pub fn set_regs_done(
+        &self,
+        vcpu: u32,
+        values: &[RegValue],
+        deadline: impl Into<Deadline>,
+    ) -> Result<SetRegsDone, Error> {
+        let deadline = deadline.into();
+        let mut done = self.perform(&Operation::set_regs_done(vcpu, values), deadline)?;
+        if done.set.is_none() {
+            done.set = Some(self.set_regs(vcpu, &[], deadline)?);
+        }
+        Ok(done)
+    }
+
     /// GET_VM: `count` vCPUs from `first` on, all at one instant. Not in NEW.
     pub fn get_vm(
         &self,
@@ -82,6 +114,18 @@ impl RequestQueue {
     /// SET_VM: stages the registers of many vCPUs. In RESTORING.
     pub fn set_vm(&self, vcpus: &[SavedVcpu], deadline: impl Into<Deadline>) -> Result<(), Error> {
         self.perform(&Operation::set_vm(vcpus), deadline)
+    }
+
+    /// SET_VM with DONE: stages the registers of many vCPUs and says RESTORE_DONE for each, all or
+    /// nothing. Returns how many vCPUs are still missing. In RESTORING and a restore's ARMED;
+    /// refused as SET_VM and RESTORE_DONE are.
+    pub fn set_vm_done(
+        &self,
+        vcpus: &[SavedVcpu],
+        deadline: impl Into<Deadline>,
+    ) -> Result<u32, Error> {
+        let remaining = self.perform(&Operation::set_vm_done(vcpus), deadline)?;
+        Ok(remaining.0)
     }
 
     /// SET_COUNTER_OFFSET: sets and pins cntvoff = cntpoff = `offset`. In PAUSED and RESTORING.
@@ -107,24 +151,27 @@ impl RequestQueue {
         )
     }
 
-    /// PAUSE: stops the VM's time. RUNNING → PAUSED; in PAUSED it changes nothing.
+    /// PAUSE: stops the VM's time. RUNNING or ARMED → PAUSED; in PAUSED it changes nothing.
     pub fn pause(&self, deadline: impl Into<Deadline>) -> Result<Run, Error> {
         self.perform(&Operation::pause(), deadline)
     }
 
-    /// PAUSE with KEEP_COUNTING: stops the VM and lets its time go on. RUNNING → PAUSED; in PAUSED
-    /// it changes nothing.
+    /// PAUSE with KEEP_COUNTING: stops the VM and lets its time go on. RUNNING or ARMED → PAUSED;
+    /// in PAUSED it changes nothing.
     pub fn pause_vm_only(&self, deadline: impl Into<Deadline>) -> Result<Run, Error> {
         self.perform(&Operation::pause_vm_only(), deadline)
     }
 
-    /// RESUME: lets the VM's time go on. PAUSED → RUNNING; in RUNNING it changes nothing.
+    /// RESUME: lets the VM's time go on. PAUSED → RUNNING, or ARMED in a VM with
+    /// [`confirm`](VmOptions::confirm); in RUNNING and ARMED it changes nothing.
+    /// [`Frontend::resume_with`](crate::Frontend::resume_with) applies and confirms the offsets,
+    /// too.
     pub fn resume(&self, deadline: impl Into<Deadline>) -> Result<Run, Error> {
         self.perform(&Operation::resume(), deadline)
     }
 
     /// RESTORE_BEGIN: opens a restore of all the VM's vCPUs, and with it a new epoch, which it
-    /// returns. In PAUSED and RESTORING.
+    /// returns. In PAUSED, RESTORING and ARMED.
     ///
     /// [`Frontend::restore`](crate::Frontend::restore) does this and the rest of a restore.
     pub fn restore_begin(
@@ -175,6 +222,21 @@ impl RequestQueue {
             now if now.phase == Phase::Restoring && now.epoch == info.epoch => Ok(missing),
             _ => Ok(Vec::new()),
         }
+    }
+
+    /// CONFIRM_RUN: these offsets, which are the VM's, are where the guest's counter is made. ARMED
+    /// → RUNNING; in RUNNING it changes nothing. Refused with EINVAL for other offsets.
+    ///
+    /// [`Restore::apply`](crate::Restore::apply) and
+    /// [`Frontend::resume_with`](crate::Frontend::resume_with) do this once the offsets are
+    /// applied.
+    pub fn confirm_run(
+        &self,
+        cntvoff: u64,
+        cntpoff: u64,
+        deadline: impl Into<Deadline>,
+    ) -> Result<Run, Error> {
+        self.perform(&Operation::confirm_run(cntvoff, cntpoff), deadline)
     }
 
     /// RESTORE_ABORT: drops the open restore; the VM is PAUSED, as it was before.

@@ -21,6 +21,7 @@ mod layout;
 mod locked;
 mod reconnect;
 mod slots;
+mod submit;
 mod ticket;
 mod waiting;
 
@@ -42,8 +43,8 @@ use crate::wait::Deadline;
 use crate::wait_set::WaitSet;
 use crate::{Error, Operation};
 use locked::Locked;
-use slots::{Await, Need, Stage, State};
-use vhost_user_timer_protocol::wire::ResponseHeader;
+use slots::{Canceled, Stage, State};
+use vhost_user_timer_protocol::wire::{self, ResponseHeader};
 use vhost_user_timer_protocol::{Op, Status};
 
 pub(crate) use layout::QueueLayout;
@@ -265,72 +266,6 @@ impl Shared {
         }
     }
 
-    /// Puts an operation on the ring; with a deadline, waits for room.
-    fn start<T>(
-        &self,
-        operation: &Operation<'_, T>,
-        deadline: Option<Deadline>,
-    ) -> Result<u16, Error> {
-        let (request, answer) = operation.lens()?;
-        let large = request.max(answer) > SMALL;
-        let wait_run = operation.as_wait_run();
-        let need = match (large, wait_run) {
-            (true, _) => Need::Large,
-            (false, Some(_)) => Need::WaitRun,
-            (false, None) => Need::Small,
-        };
-        let mut state = self.lock();
-        self.reap(&mut state);
-        if let Some(failure) = state.failure {
-            return Err(failure.into());
-        }
-        if let Some(slot) = wait_run.and_then(|of| state.adopt(of)) {
-            if let Some(intent) = &mut state.slot(slot).intent {
-                self.session.history.reissued(intent);
-            }
-            return Ok(slot);
-        }
-        if !state.has_room(need) {
-            let Some(deadline) = deadline else {
-                return Err(Error::QueueFull { queue: self.index });
-            };
-            // Other requests' answers make room, and those requests may be waiting for a kick.
-            drop(state);
-            self.kick();
-            let waited = self.wait(Await::Room(need), "a free slot", deadline);
-            state = waited?;
-        }
-        // `lens` keeps both below 2^32.
-        let (request, answer) = (request as u32, answer as u32);
-        let history = &self.session.history;
-        let intent = history.intent(operation.op(), operation.epoch(), state.begins);
-        let Some(slot) = state.take_free(need, wait_run, answer, intent) else {
-            return Err(Error::QueueFull { queue: self.index });
-        };
-        state.begins += u16::from(operation.op() == Op::RestoreBegin);
-
-        let memory = &self.session.memory;
-        let (request_at, answer_at) = self.layout.buffers(slot, large);
-        operation.write(memory, request_at);
-        let head = slot * self.layout.descriptors_per_slot();
-        let (first, next) = match self.layout.tables {
-            Some(tables) => (tables + DESCRIPTOR * usize::from(slot * CHAIN), 1),
-            None => (state.ring.descriptor(head), head + 1),
-        };
-        // Mostly unchanged; then the lines stay in the backend's cache.
-        let laid = Some((request, answer, large));
-        if std::mem::replace(&mut state.laid[usize::from(slot)], laid) != laid {
-            let readable = memory.address(request_at);
-            let readable = ring::descriptor(readable, request, ring::NEXT, next);
-            let writable = memory.address(answer_at);
-            let writable = ring::descriptor(writable, answer, ring::WRITE, 0);
-            memory.write(first, &readable);
-            memory.write(first + DESCRIPTOR, &writable);
-        }
-        state.ring.push(head, answer);
-        Ok(slot)
-    }
-
     /// Takes the used chains off the ring.
     fn reap(&self, state: &mut State) {
         while state.failure.is_none() {
@@ -346,20 +281,26 @@ impl Shared {
         self.cancel_overtaken(state);
     }
 
-    /// Answers the WAIT_RUNs that a RESTORE_ABORT has overtaken.
+    /// Answers the WAIT_RUNs that a RESTORE_ABORT has overtaken, and those of threads that are
+    /// recalled.
     fn cancel_overtaken(&self, state: &mut State) {
         let history = &self.session.history;
-        let aborted = history.aborted();
-        if std::mem::replace(&mut state.aborted, aborted) == aborted {
+        let cancels = (history.aborted(), history.recalled());
+        if std::mem::replace(&mut state.cancels, cancels) == cancels {
             return;
         }
         for (n, slot) in (0..).zip(&mut state.slots) {
-            let overtaken = |intent| history.was_overtaken(&intent);
-            if slot.stage == Stage::InFlight && slot.intent.is_some_and(overtaken) {
-                slot.canceled = true;
-                if slot.followed {
-                    state.wakes.add(n, true);
-                }
+            let Some(intent) = slot.intent.filter(|_| slot.stage == Stage::InFlight) else {
+                continue;
+            };
+            let canceled = match &intent {
+                intent if history.was_overtaken(intent) => Canceled::Aborted,
+                intent if history.was_recalled(intent) => Canceled::Recalled,
+                _ => continue,
+            };
+            slot.canceled = Some(canceled);
+            if slot.followed {
+                state.wakes.add(n, true);
             }
         }
     }
@@ -386,26 +327,36 @@ impl Shared {
     /// Learns from an answer what concerns more than its request.
     fn learn(&self, state: &mut State, slot: u16, len: u32, orphaned: bool) {
         let &mut slots::Slot { large, intent, .. } = state.slot(slot);
-        let Some(op) = intent.map(|intent| intent.op) else {
+        let Some(kind) = intent.map(|intent| intent.kind) else {
             return;
         };
+        let op = kind.op;
         state.begins -= u16::from(op == Op::RestoreBegin && state.begins > 0);
         let session = &self.session;
         if !session.answered.load(Ordering::Relaxed) {
             session.answered.store(true, Ordering::Relaxed);
         }
-        let mut bytes = [0; HEADER + size_of::<u32>()];
+        let mut bytes = [0; HEADER + size_of::<wire::SetRegsDone>()];
         let (_, at) = self.layout.buffers(slot, large);
         let len = bytes.len().min(len as usize);
         session.memory.read(at, &mut bytes[..len]);
-        let Ok((header, number)) = ResponseHeader::ref_from_prefix(&bytes[..len]) else {
+        let Ok((header, body)) = ResponseHeader::ref_from_prefix(&bytes[..len]) else {
             return;
         };
         let status = Status::from(header.status.get());
-        let number = number.try_into().map_or(u32::MAX, u32::from_le_bytes);
+        // The last of three numbers, or the first of two.
+        let remaining = match op {
+            Op::SetRegs => wire::SetRegsDone::ref_from_prefix(body)
+                .ok()
+                .map(|(answer, _)| answer.remaining),
+            _ => wire::RestoreDoneResult::ref_from_prefix(body)
+                .ok()
+                .map(|(answer, _)| answer.remaining),
+        };
+        let remaining = remaining.map(|remaining| remaining.get());
         session
             .history
-            .learn(op, status, header.epoch.get(), number);
+            .learn(kind, status, header.epoch.get(), remaining);
         if op == Op::RestoreAbort && status == Status::Ok {
             session.wake_waiters();
         }

@@ -7,7 +7,7 @@ use super::slots::{Stage, State};
 use crate::Operation;
 use crate::connection::VringSetup;
 use crate::operation::HEADER;
-use crate::replay::{Recovered, Replay};
+use crate::replay::{Kind, Recovered, Replay};
 use crate::session::Survivor;
 use crate::sys::{drain, signal};
 use vhost_user_timer_protocol::wire::{RequestHeader, ResponseHeader};
@@ -22,8 +22,8 @@ impl Survivor for Shared {
     fn collect_unanswered(&self, recovered: &mut Recovered) {
         let mut state = self.lock();
         self.reap(&mut state);
-        recovered.unanswered_begins += self.unanswered(&state, Op::RestoreBegin);
-        recovered.unanswered_dones += self.unanswered(&state, Op::RestoreDone);
+        recovered.unanswered_begins += self.unanswered(&state, begins);
+        recovered.unanswered_dones += self.unanswered(&state, |kind| kind.done);
     }
 
     fn settle_aborts(&self, recovered: &Recovered) {
@@ -34,7 +34,7 @@ impl Survivor for Shared {
             let open = matches!(entry.stage, Stage::InFlight | Stage::Orphaned);
             let abort = entry
                 .intent
-                .is_some_and(|intent| intent.op == Op::RestoreAbort);
+                .is_some_and(|intent| intent.kind.op == Op::RestoreAbort);
             if open && abort && state.was_published(&entry) {
                 let again = self.again(&mut state, slot, recovered, 0);
                 if let Replay::Answer(status) = again {
@@ -46,12 +46,12 @@ impl Survivor for Shared {
 
     fn refill(&self, recovered: &Recovered) {
         let mut state = self.lock();
-        let begins_here = self.unanswered(&state, Op::RestoreBegin);
+        let begins_here = self.unanswered(&state, begins);
         state.ring.restart(0);
         if state.failure.is_some() {
             return;
         }
-        let mut begins = 0;
+        let mut begun = 0;
         for slot in 0..state.slots.len() as u16 {
             if state.slot(slot).stage == Stage::Orphaned {
                 self.free(&mut state, slot);
@@ -62,7 +62,7 @@ impl Survivor for Shared {
                 self.again(&mut state, slot, recovered, begins_here)
             } else {
                 if let Some(intent) = &mut state.slot(slot).intent {
-                    self.session.history.meant_in(intent, begins);
+                    self.session.history.meant_in(intent, begun);
                 }
                 Replay::Send
             };
@@ -82,13 +82,13 @@ impl Survivor for Shared {
                 Replay::Send => {}
             }
             let entry = state.slot(slot);
-            let (room, op) = (entry.room, entry.intent.map(|intent| intent.op));
-            begins += u16::from(op == Some(Op::RestoreBegin));
+            let (room, kind) = (entry.room, entry.intent.map(|intent| intent.kind));
+            begun += u16::from(kind.is_some_and(begins));
             state
                 .ring
                 .push(slot * self.layout.descriptors_per_slot(), room);
         }
-        state.begins = begins;
+        state.begins = begun;
         state.publish_all();
     }
 
@@ -137,11 +137,12 @@ impl Survivor for Shared {
 }
 
 impl Shared {
-    fn unanswered(&self, state: &State, op: Op) -> usize {
+    /// How many such requests may have been carried out.
+    fn unanswered(&self, state: &State, is: impl Fn(Kind) -> bool) -> usize {
         let slots = state.slots.iter();
         let unanswered = slots.filter(|slot| {
             matches!(slot.stage, Stage::InFlight | Stage::Orphaned)
-                && slot.intent.is_some_and(|intent| intent.op == op)
+                && slot.intent.is_some_and(|intent| is(intent.kind))
                 && state.was_published(slot)
         });
         unanswered.count()
@@ -172,6 +173,10 @@ impl Shared {
         self.session.memory.write(at, header.as_bytes());
         self.complete(state, slot, HEADER as u32);
     }
+}
+
+fn begins(kind: Kind) -> bool {
+    kind.op == Op::RestoreBegin
 }
 
 /// The slots whose answers are awaited, in the order of submission.

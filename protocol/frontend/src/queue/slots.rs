@@ -67,8 +67,9 @@ pub(super) struct State {
     /// The sequence number of the next request, and of the first that is not published.
     next: u64,
     unpublished: u64,
-    /// The number of RESTORE_ABORTs at the last look for WAIT_RUNs that they cancel.
-    pub(super) aborted: u32,
+    /// The numbers of RESTORE_ABORTs and of recalls at the last look for WAIT_RUNs that they
+    /// cancel.
+    pub(super) cancels: (u32, u64),
     /// The connection is lost: requests are accepted, but not published.
     pub(super) down: bool,
     /// Threads that wait for room, by [`Need`].
@@ -84,6 +85,15 @@ pub(super) struct State {
     pub(super) wakes: Wakes,
 }
 
+/// Why a waiting thread does not wait for its WAIT_RUN's answer any longer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Canceled {
+    /// Its restore was aborted.
+    Aborted,
+    /// The offsets could not be applied.
+    Recalled,
+}
+
 #[derive(Clone, Copy)]
 pub(super) struct Slot {
     pub(super) stage: Stage,
@@ -92,8 +102,8 @@ pub(super) struct Slot {
     pub(super) wait_run: Option<(u32, u64)>,
     /// A thread sleeps on the slot's condition variable.
     pub(super) followed: bool,
-    /// Its restore was aborted. The backend may never answer it.
-    pub(super) canceled: bool,
+    /// Its waiting thread gets this. The backend may never answer it.
+    pub(super) canceled: Option<Canceled>,
     /// Room for the answer, in bytes.
     pub(super) room: u32,
     /// The request's place in the order of submission.
@@ -107,7 +117,7 @@ const FREE: Slot = Slot {
     large: false,
     wait_run: None,
     followed: false,
-    canceled: false,
+    canceled: None,
     room: 0,
     sequence: 0,
     intent: None,
@@ -127,7 +137,7 @@ pub(super) enum Stage {
 impl Slot {
     /// Whether there is an answer to be taken.
     pub(super) fn is_answered(&self) -> bool {
-        matches!(self.stage, Stage::Done { .. }) || self.canceled
+        matches!(self.stage, Stage::Done { .. }) || self.canceled.is_some()
     }
 }
 
@@ -159,7 +169,7 @@ impl State {
             begins: 0,
             next: 0,
             unpublished: 0,
-            aborted: 0,
+            cancels: (0, 0),
             down: false,
             want_room: [0; 3],
             followers: 0,
@@ -207,7 +217,7 @@ impl State {
             large,
             wait_run,
             followed: false,
-            canceled: false,
+            canceled: None,
             room,
             sequence: self.next,
             intent: Some(intent),
@@ -246,7 +256,7 @@ impl State {
         let orphan = |slot: &Slot| slot.stage == Stage::Orphaned && slot.wait_run == Some(of);
         let slot = self.slots.iter().position(orphan)?;
         self.slots[slot].stage = Stage::InFlight;
-        self.slots[slot].canceled = false;
+        self.slots[slot].canceled = None;
         self.orphans -= 1;
         u16::try_from(slot).ok()
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Shared;
 use super::locked::Locked;
-use super::slots::{Await, Stage};
+use super::slots::{Await, Canceled, Stage};
 use crate::operation::{Answer, OperationContext};
 use crate::sys::signal;
 use crate::{Deadline, Error, InvalidArgument, Operation};
@@ -139,12 +139,19 @@ impl<T: Answer> Ticket<T> {
                 self.slot = None;
                 Some(shared.take(state, slot, len, &self.context))
             }
-            (Stage::InFlight, true) => {
+            (Stage::InFlight, Some(canceled)) => {
                 self.slot = None;
                 // The backend still has it.
                 state.orphan(slot);
-                let epoch = shared.session.history.epoch();
-                Some(Err(self.context.refused(Status::Canceled, epoch).into()))
+                let session = &shared.session;
+                let failure = match canceled {
+                    Canceled::Aborted => None,
+                    Canceled::Recalled => session.applying.failure().map(Error::Apply),
+                };
+                Some(Err(failure.unwrap_or_else(|| {
+                    let epoch = session.history.epoch();
+                    self.context.refused(Status::Canceled, epoch).into()
+                })))
             }
             _ => None,
         }

@@ -5,16 +5,18 @@ mod options;
 mod vcpu;
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::slice::SliceIndex;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use crate::confirm::confirm;
 use crate::error::VmShape;
 use crate::sys::{eventfd, lock, signal};
 use crate::wait::Woken;
 use crate::wait_set::WaitSet;
 use crate::{
-    Deadline, Error, Frontend, Info, InvalidArgument, NewEpoch, Operation, RequestQueue, SavedVcpu,
-    SavedVm,
+    ApplyError, ApplyFailure, Deadline, Error, Frontend, Info, InvalidArgument, NewEpoch,
+    Operation, Remaining, RequestQueue, Run, SavedVcpu, SavedVm, VmOptions,
 };
 use vhost_user_timer_protocol::{Phase, Status};
 
@@ -24,12 +26,15 @@ pub use vcpu::VcpuRestore;
 /// A restore that is open in the backend. [`Frontend::restore`] opens it.
 ///
 /// Each vCPU thread gets its [part](Self::vcpu) and [runs](VcpuRestore::run) it. The thread that
-/// holds this object [waits](Self::wait) until all vCPUs have their registers back.
+/// holds this object [waits](Self::wait) until all vCPUs have their registers back. Where the VM
+/// has [`VmOptions::confirm`], that thread also [applies](Self::apply) the offsets to the
+/// hypervisor, and only then do the vCPUs run.
 ///
-/// Dropping it aborts the restore (RESTORE_ABORT) unless every vCPU has its registers back by then:
-/// the VM is PAUSED as it was before, and every part ends with an error. The abort names this
-/// restore's epoch, so it never ends a later restore. It takes
-/// [`Options::timeout`](crate::Options::timeout) at most, also over a dead backend.
+/// Dropping it aborts the restore (RESTORE_ABORT) unless every vCPU has its registers back by then,
+/// and the offsets are confirmed where they have to be: the VM is PAUSED as it was before, and
+/// every part ends with an error. The abort names this restore's epoch, so it never ends a later
+/// restore. It takes [`Options::timeout`](crate::Options::timeout) at most, also over a dead
+/// backend.
 #[must_use = "dropping a restore aborts it"]
 pub struct Restore {
     shared: Arc<Shared>,
@@ -43,6 +48,8 @@ struct Shared {
     epoch: u64,
     /// By index.
     vcpus: Box<[SavedVcpu]>,
+    /// The VM has CONFIRM.
+    confirm: bool,
     /// How long an abort may take.
     timeout: Duration,
     progress: Mutex<Progress>,
@@ -57,12 +64,16 @@ struct Progress {
     /// By vCPU: RESTORE_DONE was answered.
     done: Box<[bool]>,
     end: Option<End>,
+    /// Why the last attempt to apply the offsets failed.
+    unapplied: Option<ApplyFailure>,
 }
 
 /// How a restore ended.
 #[derive(Clone, Debug)]
 enum End {
-    /// Every vCPU has its registers back.
+    /// Every vCPU has its registers back, and the VM is ARMED: it can still be aborted.
+    Armed,
+    /// Every vCPU has its registers back, and none waits for a confirmation.
     Complete,
     /// One has not, so it was aborted.
     Failed(RestoreFailure),
@@ -112,11 +123,17 @@ impl Frontend {
         let vcpus: Box<[SavedVcpu]> = saved.vcpus().into();
         let count = vcpus.len() as u32;
         let info = queue.info(deadline)?;
-        if info.phase == Phase::New {
-            queue.configure(count, saved.abi(), Some(saved.frequency()), deadline)?;
+        let confirm = if info.phase == Phase::New {
+            let (abi, frequency) = (saved.abi(), Some(saved.frequency()));
+            queue.configure_with(count, abi, frequency, options.vm, deadline)?;
+            options.vm.confirm
         } else {
-            is_the_same_vm(saved, &info)?;
-        }
+            is_the_same_vm(saved, options.vm, &info)?;
+            info.confirm
+        };
+        // Or its end would be PAUSED, and the RESUME behind that could not be aborted.
+        let autorun = options.autorun || confirm;
+        let options = options.autorun(autorun);
         let begin = Operation::restore_begin(count, options);
         let NewEpoch(epoch) = queue.perform(&begin, deadline)?;
         let none = || vec![false; vcpus.len()].into();
@@ -124,11 +141,13 @@ impl Frontend {
             taken: none(),
             done: none(),
             end: None,
+            unapplied: None,
         };
         let shared = Arc::new(Shared {
             queues: self.queues().into(),
             epoch,
             vcpus,
+            confirm,
             timeout,
             progress: Mutex::new(progress),
             changed,
@@ -137,18 +156,25 @@ impl Frontend {
     }
 }
 
-fn is_the_same_vm(saved: &SavedVm, info: &Info) -> Result<(), Error> {
+fn is_the_same_vm(saved: &SavedVm, options: VmOptions, info: &Info) -> Result<(), Error> {
     let backend = VmShape {
         vcpus: info.vcpus,
         abi: info.abi,
         frequency: info.frequency,
+        options: info.into(),
     };
     let saved = VmShape {
         vcpus: saved.vcpus().len() as u32,
         abi: saved.abi(),
         frequency: saved.frequency().get(),
+        options,
     };
-    match saved == backend {
+    // A VM that has more than is asked for is restored with that.
+    let same = VmShape {
+        options: backend.options,
+        ..saved
+    } == backend;
+    match same && backend.options.include(options) {
         true => Ok(()),
         false => Err(InvalidArgument::OtherVm { saved, backend }.into()),
     }
@@ -180,22 +206,48 @@ impl Restore {
         self.shared.progress().missing().collect()
     }
 
+    /// Brings back the registers of all vCPUs, by one request: for a VMM that has them in one
+    /// place. The vCPUs' parts only wait then, [by the time page](VcpuRestore::run_by_page) without
+    /// a request of their own.
+    ///
+    /// It may be called again: a vCPU that has its registers back already keeps them.
+    ///
+    /// # Errors
+    ///
+    /// As [`set_vm_done`](RequestQueue::set_vm_done). The restore stays open then, with no vCPU's
+    /// registers changed.
+    pub fn bring_all_back(&self, deadline: impl Into<Deadline>) -> Result<(), Error> {
+        let shared = &self.shared;
+        let all = Operation::set_vm_done(&shared.vcpus).in_epoch(shared.epoch);
+        let Remaining(remaining) = shared.queues[0].perform(&all, deadline)?;
+        shared.are_done(.., remaining);
+        Ok(())
+    }
+
     /// Waits until every vCPU has its registers back. Then the VM is RUNNING, with
     /// [`RestoreOptions::autorun`], or PAUSED, and waits for
-    /// [`resume`](RequestQueue::resume).
+    /// [`resume`](RequestQueue::resume). One with [`VmOptions::confirm`] is ARMED, and waits for
+    /// [`apply`](Self::apply). A [`pause`](RequestQueue::pause) ends the restore there: the VM is
+    /// PAUSED with what the vCPUs brought.
     ///
     /// # Errors
     ///
     /// [`Error::Restore`] names the first vCPU that failed: the restore is aborted.
-    /// [`Error::TimedOut`] at the deadline: it goes on, and may be waited for again. Or what ended
-    /// the queues.
+    /// [`Error::TimedOut`] at the deadline: it goes on, and may be waited for again.
+    /// [`Error::Apply`] where the last call of [`apply`](Self::apply) failed. Or what ended the
+    /// queues.
     pub fn wait(&mut self, deadline: impl Into<Deadline>) -> Result<(), Error> {
-        let deadline = deadline.into();
+        self.wait_until_back(deadline.into())?;
+        let unapplied = self.shared.progress().unapplied.clone();
+        unapplied.map_or(Ok(()), |failure| Err(failure.into()))
+    }
+
+    fn wait_until_back(&mut self, deadline: Deadline) -> Result<(), Error> {
         let session = self.shared.queues[0].session();
         let mut late = false;
         loop {
             match &self.shared.progress().end {
-                Some(End::Complete) => return Ok(()),
+                Some(End::Complete | End::Armed) => return Ok(()),
                 Some(End::Failed(failure)) => return Err(failure.clone().into()),
                 Some(End::Dropped) | None => {}
             }
@@ -218,9 +270,61 @@ impl Restore {
     ///
     /// # Errors
     ///
-    /// As [`wait`](Self::wait).
+    /// As [`wait`](Self::wait). For a VM with [`VmOptions::confirm`]
+    /// [`InvalidArgument::NeedsApply`], and the restore is aborted.
     pub fn finish(mut self, deadline: impl Into<Deadline>) -> Result<(), Error> {
-        self.wait(deadline)
+        match self.shared.confirm {
+            true => Err(InvalidArgument::NeedsApply.into()),
+            false => self.wait(deadline),
+        }
+    }
+
+    /// Waits until every vCPU has its registers back and the VM is ARMED, has `apply` put the
+    /// offsets into the hypervisor, and confirms them (CONFIRM_RUN). Then the VM is RUNNING, and
+    /// every vCPU runs. Returns CONFIRM_RUN's answer, which is also what every vCPU gets.
+    ///
+    /// `apply` is as in [`Frontend::resume_with`]: called once for each ARMED, and not again where
+    /// only the confirmation was lost, or is late.
+    ///
+    /// # Errors
+    ///
+    /// As [`Frontend::resume_with`]. After [`Error::Apply`] nobody runs: every vCPU's
+    /// [`run`](VcpuRestore::run), and [`wait`](Self::wait), return the same. Call this again, or
+    /// drop the restore, which aborts it. [`Error::Restore`] names the vCPU by which the restore
+    /// failed before.
+    pub fn apply(
+        &mut self,
+        deadline: impl Into<Deadline>,
+        apply: impl FnOnce(&Info) -> Result<(), ApplyError>,
+    ) -> Result<Run, Error> {
+        let deadline = deadline.into();
+        if !self.shared.confirm {
+            return Err(InvalidArgument::WithoutConfirm.into());
+        }
+        self.wait_until_back(deadline)?;
+        let shared = &self.shared;
+        shared.progress().unapplied = None;
+        let confirmed = confirm(&shared.queues, Some(shared.epoch), deadline, apply);
+        let mut progress = shared.progress();
+        match &confirmed {
+            Ok(_) => progress.end = Some(End::Complete),
+            Err(Error::Apply(failure)) => progress.unapplied = Some(failure.clone()),
+            Err(_) => {}
+        }
+        confirmed
+    }
+
+    /// As [`apply`](Self::apply), once: a restore that is not confirmed then is aborted.
+    ///
+    /// # Errors
+    ///
+    /// As [`apply`](Self::apply).
+    pub fn finish_with(
+        mut self,
+        deadline: impl Into<Deadline>,
+        apply: impl FnOnce(&Info) -> Result<(), ApplyError>,
+    ) -> Result<Run, Error> {
+        self.apply(deadline, apply)
     }
 }
 
@@ -233,12 +337,16 @@ impl Shared {
         &self.queues[vcpu as usize % self.queues.len()]
     }
 
-    /// RESTORE_DONE was answered.
-    fn is_done(&self, vcpu: u32, remaining: u32) {
+    /// DONE was answered, for these vCPUs.
+    fn are_done(&self, vcpus: impl SliceIndex<[bool], Output = [bool]>, remaining: u32) {
         let mut progress = self.progress();
-        progress.done[vcpu as usize] = true;
+        progress.done[vcpus].fill(true);
         if remaining == 0 {
-            progress.end.get_or_insert(End::Complete);
+            let end = match self.confirm {
+                true => End::Armed,
+                false => End::Complete,
+            };
+            progress.end.get_or_insert(end);
         }
         drop(progress);
         signal(&self.changed);
@@ -249,7 +357,7 @@ impl Shared {
     fn failed(&self, vcpu: u32, error: Error) -> Error {
         let mut progress = self.progress();
         match &progress.end {
-            Some(End::Complete) => return error,
+            Some(End::Complete | End::Armed) => return error,
             Some(End::Failed(failure)) => return failure.clone().into(),
             Some(End::Dropped) => return self.canceled(vcpu),
             None => {}
@@ -294,7 +402,7 @@ impl Progress {
 impl Drop for Restore {
     fn drop(&mut self) {
         let mut progress = self.shared.progress();
-        if progress.end.is_none() {
+        if matches!(progress.end, None | Some(End::Armed)) {
             progress.end = Some(End::Dropped);
             drop(progress);
             self.shared.abort();

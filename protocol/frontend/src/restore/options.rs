@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use crate::VmOptions;
+
 /// How a restore is opened: RESTORE_BEGIN's flags and time-out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RestoreOptions {
-    /// The last RESTORE_DONE leads to RUNNING, not PAUSED.
+    /// The last RESTORE_DONE leads to RUNNING, not PAUSED. A restore of a VM with
+    /// [`VmOptions::confirm`] has this always: it leads to ARMED, which is still the restore.
     pub autorun: bool,
     /// Counts that differ between vCPUs refuse the last RESTORE_DONE; else the largest counts.
     pub strict: bool,
@@ -17,6 +20,9 @@ pub struct RestoreOptions {
     /// [`wait_run`](crate::RequestQueue::wait_run) is refused with
     /// [`Status::TimedOut`](crate::Status::TimedOut). `None`: forever.
     pub timeout: Option<Duration>,
+    /// What a VM that is NEW is configured with. One that is configured already must have at least
+    /// these. Only [`Frontend::restore`](crate::Frontend::restore) looks at it.
+    pub vm: VmOptions,
 }
 
 impl RestoreOptions {
@@ -38,6 +44,13 @@ impl RestoreOptions {
     #[must_use]
     pub fn elapsed_since(mut self, realtime_ns: u64) -> Self {
         self.elapsed_since = Some(realtime_ns);
+        self
+    }
+
+    /// Sets [`vm`](Self::vm).
+    #[must_use]
+    pub fn vm(mut self, options: VmOptions) -> Self {
+        self.vm = options;
         self
     }
 

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use super::Shared;
-use crate::{Deadline, Error, Operation, Remaining, RequestQueue, Run, SavedVcpu, Ticket};
-use vhost_user_timer_protocol::Status;
+use crate::{Deadline, Error, Offsets, Operation, Remaining, RequestQueue, Run, SavedVcpu, Ticket};
 
 /// One vCPU's part of a [`Restore`](super::Restore). It can be sent to the vCPU's thread, which
 /// calls [`run`](Self::run).
@@ -16,11 +15,13 @@ pub struct VcpuRestore {
     shared: Arc<Shared>,
     index: u32,
     step: Step,
+    /// How often waiting vCPUs had been recalled when this one last learnt of it.
+    recalled: u64,
 }
 
 /// What is next.
 enum Step {
-    Stage,
+    BringBack,
     /// SET_VM is in flight.
     Staging(Ticket<()>),
     Complete,
@@ -33,9 +34,10 @@ enum Step {
 impl VcpuRestore {
     pub(super) fn new(shared: Arc<Shared>, index: u32) -> Self {
         VcpuRestore {
+            recalled: shared.queues[0].session().history.recalled(),
             shared,
             index,
-            step: Step::Stage,
+            step: Step::BringBack,
         }
     }
 
@@ -49,35 +51,55 @@ impl VcpuRestore {
         &self.shared.vcpus[self.index as usize]
     }
 
-    /// Brings the vCPU's registers back and waits until it may run: stages them (SET_VM), says
-    /// RESTORE_DONE, and waits for all the others (WAIT_RUN). It returns when the vCPU may run,
-    /// and not before, with the offsets that all vCPUs run with.
+    /// Brings the vCPU's registers back (SET_VM, RESTORE_DONE) and waits for all the others, and
+    /// for the confirmation where the VM has [`VmOptions::confirm`](crate::VmOptions::confirm)
+    /// (WAIT_RUN). It returns when the vCPU may run, and not before, with the offsets that all
+    /// vCPUs run with.
     ///
-    /// After [`Error::TimedOut`] it may be called again and goes on where it was.
+    /// After [`Error::TimedOut`] and [`Error::Apply`] it may be called again and goes on where it
+    /// was.
     ///
     /// # Errors
     ///
-    /// [`Error::TimedOut`] at the deadline. Any other error ends the restore if it is not complete
-    /// yet: it is aborted, and this and every other vCPU get [`Error::Restore`], which names the
-    /// first vCPU that failed. Where the [`Restore`](super::Restore) was dropped it is
-    /// [`Status::Canceled`], after a new restore [`Status::Stale`].
+    /// [`Error::TimedOut`] at the deadline. [`Error::Apply`], once, where the offsets were not
+    /// applied: nobody runs before the next attempt. Any other error ends the restore if it is not
+    /// complete yet: it is aborted, and this and every other vCPU get [`Error::Restore`], which
+    /// names the first vCPU that failed. Where the [`Restore`](super::Restore) was dropped it is
+    /// [`Status::Canceled`](crate::Status::Canceled), after a new restore
+    /// [`Status::Stale`](crate::Status::Stale). The restore's time-out in ARMED is
+    /// [`Status::TimedOut`](crate::Status::TimedOut), which ends nothing.
     pub fn run(&mut self, deadline: impl Into<Deadline>) -> Result<Run, Error> {
-        match self.advance(deadline.into()) {
-            Err(late @ Error::TimedOut { .. }) => Err(late),
-            Err(error) => Err(self.shared.failed(self.index, error)),
-            Ok(run) => Ok(run),
-        }
+        let deadline = deadline.into();
+        let ran = self.bring_back(deadline).and_then(|()| self.wait(deadline));
+        self.outcome(ran)
     }
 
-    fn advance(&mut self, deadline: Deadline) -> Result<Run, Error> {
-        let (vcpu, epoch) = (self.index, self.shared.epoch);
-        let queue = self.shared.queue_of(vcpu);
+    /// As [`run`](Self::run), and waits by the time page
+    /// ([`wait_run_by_page`](RequestQueue::wait_run_by_page)): all threads that do so share one
+    /// WAIT_RUN. After [`Restore::bring_all_back`](super::Restore::bring_all_back) a vCPU makes no
+    /// request of its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    pub fn run_by_page(&mut self, deadline: impl Into<Deadline>) -> Result<Offsets, Error> {
+        let deadline = deadline.into();
+        let brought = self.bring_back(deadline);
+        let ran = brought.and_then(|()| self.wait_by_page(deadline));
+        self.outcome(ran)
+    }
+
+    /// Brings the vCPU's registers back, unless they are.
+    fn bring_back(&mut self, deadline: Deadline) -> Result<(), Error> {
+        let (shared, vcpu) = (&*self.shared, self.index);
         loop {
             self.step = match &mut self.step {
-                Step::Stage => {
-                    let registers = &self.shared.vcpus[vcpu as usize];
+                Step::BringBack if shared.progress().done[vcpu as usize] => Step::Wait,
+                Step::BringBack => {
+                    let registers = &shared.vcpus[vcpu as usize];
                     let stage = Operation::set_vm(std::slice::from_ref(registers));
-                    Step::Staging(queue.submit_by(&stage.in_epoch(epoch), deadline)?)
+                    let stage = stage.in_epoch(shared.epoch);
+                    Step::Staging(shared.queue_of(vcpu).submit_by(&stage, deadline)?)
                 }
                 // Not pipelined: after a refused SET_VM there must be no RESTORE_DONE.
                 Step::Staging(ticket) => {
@@ -85,42 +107,73 @@ impl VcpuRestore {
                     Step::Complete
                 }
                 Step::Complete => {
-                    let done = Operation::restore_done(vcpu).in_epoch(epoch);
-                    Step::Completing(queue.submit_by(&done, deadline)?)
+                    let done = Operation::restore_done(vcpu).in_epoch(shared.epoch);
+                    Step::Completing(shared.queue_of(vcpu).submit_by(&done, deadline)?)
                 }
                 Step::Completing(ticket) => {
                     let Remaining(remaining) = ticket.wait_longer(deadline)?;
-                    self.shared.is_done(vcpu, remaining);
+                    let this = vcpu as usize;
+                    shared.are_done(this..=this, remaining);
                     Step::Wait
                 }
-                Step::Wait => return wait_at_the_gate(queue, vcpu, epoch, deadline),
+                Step::Wait => return Ok(()),
             };
+        }
+    }
+
+    /// Returns when the vCPU may run.
+    fn wait(&self, deadline: Deadline) -> Result<Run, Error> {
+        let wait = Operation::wait_run(self.index).in_epoch(self.shared.epoch);
+        let ticket = self.queue().submit_by(&wait, deadline)?;
+        self.check()?;
+        ticket.wait(deadline)
+    }
+
+    /// The same, by the time page.
+    fn wait_by_page(&self, deadline: Deadline) -> Result<Offsets, Error> {
+        let epoch = self.shared.epoch;
+        self.queue()
+            .wait_by_page_in(self.index, epoch, || self.check(), deadline)
+    }
+
+    /// Whether the vCPU may go on waiting, asked once its WAIT_RUN is submitted: what happens later
+    /// ends the WAIT_RUN.
+    fn check(&self) -> Result<(), Error> {
+        let (session, epoch) = (self.queue().session(), self.shared.epoch);
+        // A WAIT_RUN that comes after the abort would wait for the next RESUME and then run a vCPU
+        // that was not restored.
+        if session.history.was_aborted(epoch) {
+            return Err(self.shared.canceled(self.index));
+        }
+        let recalled = session.history.recalled_since(self.recalled, epoch);
+        match session.applying.failure().filter(|_| recalled) {
+            Some(failure) => Err(failure.into()),
+            None => Ok(()),
+        }
+    }
+
+    fn queue(&self) -> &RequestQueue {
+        self.shared.queue_of(self.index)
+    }
+
+    /// What the vCPU's thread gets, and what that means for the restore.
+    fn outcome<T>(&mut self, ran: Result<T, Error>) -> Result<T, Error> {
+        match ran {
+            Err(late @ Error::TimedOut { .. }) => Err(late),
+            Err(failure @ Error::Apply(_)) => {
+                self.recalled = self.queue().session().history.recalled();
+                Err(failure)
+            }
+            Err(error) => Err(self.shared.failed(self.index, error)),
+            Ok(ran) => Ok(ran),
         }
     }
 }
 
-/// Returns when the vCPU may run. Here the decision about the offsets has arrived and the vCPU
-/// does not run yet, on each thread of the restore, and nowhere else.
-fn wait_at_the_gate(
-    queue: &RequestQueue,
-    vcpu: u32,
-    epoch: u64,
-    deadline: Deadline,
-) -> Result<Run, Error> {
-    let wait = Operation::wait_run(vcpu).in_epoch(epoch);
-    let ticket = queue.submit_by(&wait, deadline)?;
-    // A WAIT_RUN that comes after the abort would wait for the next RESUME and then run a vCPU that
-    // was not restored. One that was submitted before is canceled with it.
-    if queue.session().history.was_aborted(epoch) {
-        let context = wait.context();
-        return Err(context.refused(Status::Canceled, epoch).into());
-    }
-    ticket.wait(deadline)
-}
-
 impl Drop for VcpuRestore {
     fn drop(&mut self) {
-        if !matches!(self.step, Step::Wait) {
+        let is_back = || self.shared.progress().done[self.index as usize];
+        if !matches!(self.step, Step::Wait) && !is_back() {
             self.shared.failed(self.index, Error::Abandoned);
         }
     }

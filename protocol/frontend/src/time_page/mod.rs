@@ -271,7 +271,7 @@ mod tests {
             };
             assert_eq!(page.read(), readable.then_some(time), "{seq}");
         }
-        bytes[4] = 4;
+        bytes[4] = 5;
         memory.write(offset, &bytes);
         assert_eq!(page.read(), None, "no such phase");
         bytes[4] = 2;

@@ -1,4 +1,4 @@
-//! Waiting for RUNNING by the time page.
+//! Waiting for RUNNING by the time page. ARMED is waited in, as RESTORING and PAUSED are.
 //!
 //! Threads that find the VM in the same state wait together, in a [`SharedWait`]. It has one
 //! WAIT_RUN in flight. One thread leads: it waits for that request's answer. The others sleep on
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::{NUDGE, PageTime, TimePage};
 use crate::sys::lock;
-use crate::{Deadline, Error, Operation, Refusal, RequestQueue, Run, Ticket};
+use crate::{ApplyFailure, Deadline, Error, Operation, Refusal, RequestQueue, Run, Ticket};
 use vhost_user_timer_protocol::{Phase, Status};
 
 /// The longest sleep on the futex, so that a backend that never wakes it delays nobody for longer.
@@ -56,9 +56,11 @@ struct SharedWait {
 }
 
 /// The result of the shared request.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Outcome {
     Run(Offsets),
+    /// The offsets could not be applied.
+    Unapplied(ApplyFailure),
     /// For a reason that applies to every waiting thread.
     Refused(Refusal),
     /// It ended for a reason that does not apply to every thread.
@@ -82,11 +84,24 @@ impl RequestQueue {
         vcpu: u32,
         deadline: impl Into<Deadline>,
     ) -> Result<Offsets, Error> {
-        let deadline = deadline.into();
+        self.wait_by_page_in(vcpu, 0, || Ok(()), deadline.into())
+    }
+
+    /// As [`wait_run_by_page`](Self::wait_run_by_page), in this epoch, or in any if that is 0.
+    /// `check` says whether to wait on. It is called once a WAIT_RUN is submitted.
+    pub(crate) fn wait_by_page_in(
+        &self,
+        vcpu: u32,
+        epoch: u64,
+        check: impl Fn() -> Result<(), Error>,
+        deadline: Deadline,
+    ) -> Result<Offsets, Error> {
         let session = self.shared.session();
         loop {
-            match session.page.read() {
+            let time = session.page.read();
+            match time.filter(|time| [0, time.epoch].contains(&epoch)) {
                 Some(time) if time.phase == Phase::Running => {
+                    check()?;
                     // A page that no backend writes any more may be wrong.
                     if let Some(offsets) = offsets(&time)
                         && session.watch.failure()?.is_none()
@@ -95,14 +110,17 @@ impl RequestQueue {
                     }
                 }
                 Some(time) if time.phase != Phase::New => {
-                    if let Some(result) = self.wait_together(&time, vcpu, deadline)? {
+                    if let Some(result) = self.wait_together(&time, vcpu, &check, deadline)? {
                         return result;
                     }
                     continue;
                 }
                 _ => {}
             }
-            return self.wait_run(vcpu, deadline).map(Offsets::from);
+            let wait = Operation::wait_run(vcpu).in_epoch(epoch);
+            let ticket = self.submit_by(&wait, deadline)?;
+            check()?;
+            return ticket.wait(deadline).map(Offsets::from);
         }
     }
 
@@ -112,15 +130,21 @@ impl RequestQueue {
         &self,
         time: &PageTime,
         vcpu: u32,
+        check: impl Fn() -> Result<(), Error>,
         deadline: Deadline,
     ) -> Result<Option<Result<Offsets, Error>>, Error> {
         let page = &self.shared.session().page;
         match self.join(page, time, vcpu) {
-            Ok(shared) => Ok(shared.wait(page, vcpu, deadline)),
+            Ok(shared) => {
+                check()?;
+                Ok(shared.wait(page, vcpu, deadline))
+            }
             // Other requests fill the queue: there will be room.
             Err(Error::QueueFull { .. }) => {
-                let call = Operation::wait_run(vcpu).in_epoch(time.epoch);
-                let run = self.perform(&call, deadline)?;
+                let wait = Operation::wait_run(vcpu).in_epoch(time.epoch);
+                let ticket = self.submit_by(&wait, deadline)?;
+                check()?;
+                let run = ticket.wait(deadline)?;
                 Ok(Some(Ok(run.into())))
             }
             Err(error) => Err(error),
@@ -211,9 +235,10 @@ impl SharedWait {
             {
                 Outcome::Refused(*refusal)
             }
+            Err(Error::Apply(failure)) => Outcome::Unapplied(failure.clone()),
             Err(_) => Outcome::Replay,
         };
-        let _ = self.outcome.set(outcome);
+        let _ = self.outcome.set(outcome.clone());
         match outcome {
             // The refusal was about another vCPU.
             Outcome::Replay if matches!(answer, Err(Error::Refused(_))) && self.vcpu != vcpu => {
@@ -226,12 +251,13 @@ impl SharedWait {
 }
 
 impl Outcome {
-    fn of(self, vcpu: u32) -> Option<Result<Offsets, Error>> {
+    fn of(&self, vcpu: u32) -> Option<Result<Offsets, Error>> {
         match self {
-            Outcome::Run(offsets) => Some(Ok(offsets)),
+            Outcome::Run(offsets) => Some(Ok(*offsets)),
+            Outcome::Unapplied(failure) => Some(Err(failure.clone().into())),
             Outcome::Refused(refusal) => {
                 let vcpu = Some(vcpu);
-                Some(Err(Refusal { vcpu, ..refusal }.into()))
+                Some(Err(Refusal { vcpu, ..*refusal }.into()))
             }
             Outcome::Replay => None,
         }

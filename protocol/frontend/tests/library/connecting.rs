@@ -15,11 +15,13 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 use vhost::vhost_user::VhostUserProtocolFeatures;
+use vhost_user_timer_frontend::CounterSource;
 use vhost_user_timer_frontend::Error;
 use vhost_user_timer_frontend::Frontend;
 use vhost_user_timer_frontend::Options;
 use vhost_user_timer_frontend::Phase;
 use vhost_user_timer_frontend::ShutdownHandle;
+use vhost_user_timer_protocol::wire::info_flags;
 use zerocopy::IntoBytes;
 
 #[test]
@@ -178,6 +180,37 @@ fn a_backend_that_this_library_cannot_work_with_is_named_so() {
 
     let error = connect_error(fake(), Options::default().request_queues(3));
     assert!(matches!(error, Error::MissingFeature(_)), "{error}");
+}
+
+#[test]
+fn a_backend_that_counts_by_something_else_than_the_hypervisor_is_an_error_that_says_so() {
+    let expect = || Options::default().host_counter(CounterSource::Cntvct);
+    let counting_by = |source: CounterSource, flags: u8| {
+        let mut fake = Fake::new(|request| Some(echo(request)));
+        fake.config.flags = source.info_flags() | flags;
+        fake
+    };
+    for (source, flags) in [
+        (CounterSource::NotTold, 0),
+        (CounterSource::Monotonic, 0),
+        (CounterSource::Monotonic, info_flags::ANCHORED),
+    ] {
+        match connect_error(counting_by(source, flags), expect()) {
+            Error::HostCounter(other) => {
+                assert_eq!(
+                    (other.expected, other.found),
+                    (CounterSource::Cntvct, source)
+                );
+                assert_eq!(other.anchored, flags != 0);
+            }
+            error => panic!("{source}: {error}"),
+        }
+    }
+    let pair = fake::pair(counting_by(CounterSource::Cntvct, 0), expect());
+    assert_eq!(
+        pair.frontend.config().unwrap().source,
+        CounterSource::Cntvct
+    );
 }
 
 #[test]

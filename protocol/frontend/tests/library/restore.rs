@@ -9,8 +9,8 @@ use crate::fake;
 use crate::fake::model::{Lost, Rig, VCPUS};
 use crate::fake::{run_of, saved_vcpu};
 use vhost_user_timer_frontend::{
-    Abi, Error, Frontend, InvalidArgument, Op, Options, Phase, Reconnect, Restore, RestoreOptions,
-    Run, SavedVcpu, SavedVm, Status, VcpuRestore,
+    Abi, ApplyError, Error, Frontend, Info, InvalidArgument, Op, Options, Phase, Reconnect,
+    Restore, RestoreOptions, Run, SavedVcpu, SavedVm, Status, VcpuRestore,
 };
 use zerocopy::IntoBytes;
 
@@ -103,6 +103,25 @@ fn a_vm_of_another_shape_is_refused_and_nothing_is_begun() {
             if saved.vcpus == VCPUS + 1 && backend.vcpus == VCPUS
     );
     assert!(other, "{error}");
+    assert_eq!(rig.vm.lock().unwrap().log, [(Op::GetInfo, 0)]);
+}
+
+#[test]
+fn what_needs_a_confirmation_is_refused_for_a_vm_that_runs_without_one() {
+    let (rig, frontend, mut restore) = opened();
+    let without = |error: &Error| {
+        matches!(
+            error,
+            Error::InvalidArgument(InvalidArgument::WithoutConfirm)
+        )
+    };
+    let never = |_: &Info| -> Result<(), ApplyError> { panic!("nothing may be applied") };
+    assert!(without(&restore.apply(LONG, never).unwrap_err()));
+    // The restore goes on.
+    assert_eq!(rig.vm.lock().unwrap().log, []);
+    drop(restore);
+    rig.vm.lock().unwrap().log.clear();
+    assert!(without(&frontend.resume_with(LONG, never).unwrap_err()));
     assert_eq!(rig.vm.lock().unwrap().log, [(Op::GetInfo, 0)]);
 }
 

@@ -110,7 +110,7 @@ fn a_page_of_nonsense_is_none_and_never_a_hang() {
         ..good
     };
     let phase = wire::Page {
-        phase: 4.into(),
+        phase: 5.into(),
         ..good
     };
     let ones: [u8; 64] = [0xff; 64];
