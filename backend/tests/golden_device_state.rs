@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Once;
 
 use vhost_user_timer::state::stream::{decode, encode};
-use vhost_user_timer_model::vm::{Effects, Now, Profile, Saved, SavedTimer, Vm};
+use vhost_user_timer_model::vm::{Effects, Now, Profile, Saved, SavedTimer, Vm, VmFlags};
 use vhost_user_timer_protocol::{Abi, CounterSource, Phase};
 
 /// The folder of this crate's Cargo.toml. It is looked up when the test runs, so that the program
@@ -45,6 +45,7 @@ fn golden() -> [(&'static str, Saved); 2] {
             Saved {
                 abi: Abi::Arm,
                 frequency: 24_000_000,
+                flags: VmFlags::default(),
                 counts: [0, u64::MAX],
                 vcpus: vec![[timer(0, 0), timer(7, u64::MAX)]],
             },
@@ -54,6 +55,7 @@ fn golden() -> [(&'static str, Saved); 2] {
             Saved {
                 abi: Abi::Arm64,
                 frequency: 1_000_000_000,
+                flags: VmFlags::default(),
                 counts: [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210],
                 vcpus: (0..8)
                     .map(|n| {

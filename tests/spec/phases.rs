@@ -22,7 +22,7 @@ scenarios! {
         an_unknown_abi_is_einval: "5.21" "5.24";
         a_frequency_is_any_up_to_the_highest_and_zero_is_the_backends: "5.22" "5.24";
         a_backend_of_one_frequency_refuses_every_other: "5.22" "5.23" "5.24";
-        a_reserved_byte_of_configure_vm_must_be_zero: "2.3";
+        an_unknown_flag_or_reserved_byte_of_configure_vm_is_einval: "2.3";
         resume_and_pause_go_between_paused_and_running: "3.2" "3.4" "3.11";
         pausing_a_paused_vm_changes_nothing: "5.10";
         resuming_a_running_vm_changes_nothing: "5.11" "8.10";
@@ -301,11 +301,12 @@ fn a_backend_of_one_frequency_refuses_every_other(on: World) {
     }
 }
 
-fn a_reserved_byte_of_configure_vm_must_be_zero(on: World) {
+fn an_unknown_flag_or_reserved_byte_of_configure_vm_is_einval(on: World) {
     let mut vm = on.fresh();
-    for at in 5..8 {
+    // Byte 5 has two flags.
+    for (at, value) in [(5, 4), (5, 0x80), (5, 0xff), (6, 1), (7, 1)] {
         let mut body = configure_body(1, 0, 0);
-        body[at] = 1;
+        body[at] = value;
         let outcome = vm.refused(op::CONFIGURE_VM, VM, &body);
         assert_eq!(outcome, (status::EINVAL, 0));
     }

@@ -170,6 +170,7 @@ mod tests {
         let vm = super::super::stream::encode(&vhost_user_timer_model::vm::Saved {
             abi: vhost_user_timer_protocol::Abi::Arm64,
             frequency: 1,
+            flags: vhost_user_timer_model::vm::VmFlags::default(),
             counts: [0, 0],
             vcpus: Vec::new(),
         });

@@ -8,7 +8,7 @@ use vhost_user_timer_protocol::Abi;
 
 pub use super::envelope::DecodeError;
 use super::envelope::StreamFormat;
-use vhost_user_timer_model::vm::{Saved, SavedTimer};
+use vhost_user_timer_model::vm::{Saved, SavedTimer, VmFlags};
 
 const FORMAT: StreamFormat = StreamFormat {
     magic: *b"vutimer1",
@@ -81,6 +81,7 @@ pub fn decode(bytes: &[u8]) -> Result<Saved, DecodeError> {
     Ok(Saved {
         abi: Abi::from_code(state.abi).ok_or(malformed("no such ABI"))?,
         frequency: state.frequency,
+        flags: VmFlags::default(),
         counts: [state.virt_count, state.phys_count],
         vcpus: state
             .vcpus
@@ -99,6 +100,7 @@ mod tests {
         Saved {
             abi: Abi::Arm64,
             frequency: 62_500_000,
+            flags: VmFlags::default(),
             counts: [0x0123_4567_89ab_cdef, u64::MAX],
             vcpus: (0..vcpus)
                 .map(|n| {

@@ -79,7 +79,8 @@ pub enum Notice {
     },
     /// A restore takes longer than the VMM allowed. It stays open.
     RestoreTimedOut {
-        /// The vCPUs that are missing, in index order.
+        /// The vCPUs that are missing, in index order; none in ARMED, where the VMM has not
+        /// confirmed the offsets.
         missing: Vec<u32>,
         /// How many vCPUs the VM has.
         vcpus: u32,
@@ -88,6 +89,12 @@ pub enum Notice {
     RealtimeWentBack {
         /// By how much, ns.
         ns: u64,
+    },
+    /// The VM has ONE_OFFSET, and a restore brought another physical count than the virtual one,
+    /// which the guest reads instead.
+    PhysicalCountMoved {
+        /// By how many ticks the guest's physical count moves.
+        ticks: i64,
     },
 }
 

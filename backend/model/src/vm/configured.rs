@@ -8,8 +8,9 @@ use vhost_user_timer_protocol::counter::Anchor;
 use vhost_user_timer_protocol::wire;
 use vhost_user_timer_protocol::{Abi, Phase, Timeline};
 
-use super::clock::{ByTimeline, Clock, Now, ticks_of_ns, ticks_to_pass};
-use super::restore::{Restore, Staged, Terms};
+use super::clock::{ByTimeline, Clock};
+use super::flags::VmFlags;
+use super::restore::Restore;
 use super::schedule::Schedule;
 use super::vcpu::{Reported, Vcpu};
 
@@ -18,11 +19,17 @@ use super::vcpu::{Reported, Vcpu};
 pub(super) enum State {
     Paused,
     Running(Schedule),
-    Restoring {
-        restore: Restore,
-        /// The VM from before the restore, in PAUSED, for RESTORE_ABORT.
-        before: Box<Configured>,
-    },
+    Restoring(Open),
+    /// By RESUME, or by a restore that is complete.
+    Armed(Option<Open>),
+}
+
+/// A restore, and the VM from before it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Open {
+    pub(super) restore: Restore,
+    /// The VM from before the restore, in PAUSED, for RESTORE_ABORT.
+    pub(super) before: Box<Configured>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -30,12 +37,13 @@ pub(super) struct Configured {
     pub(super) abi: Abi,
     /// Hz.
     pub(super) frequency: u64,
+    pub(super) flags: VmFlags,
     pub(super) anchor: Option<Anchor>,
     pub(super) clocks: ByTimeline<Clock>,
     /// SET_COUNTER_OFFSET fixed the offset.
     pub(super) pinned: bool,
     /// The physical clock is the VM's own. Otherwise it passes the host counter through, except in
-    /// RESTORING.
+    /// RESTORING. With ONE_OFFSET it is always the VM's own, and equals the virtual one.
     pub(super) phys_virtualised: bool,
     pub(super) vcpus: Vec<Vcpu>,
     /// The counts of the last GET_VM, which any vCPU may write back.
@@ -44,14 +52,20 @@ pub(super) struct Configured {
 }
 
 impl Configured {
-    pub(super) fn new(vcpus: u32, abi: Abi, frequency: u64) -> Self {
+    pub(super) fn new(vcpus: u32, abi: Abi, frequency: u64, flags: VmFlags) -> Self {
+        let virt = Clock::Frozen { count: 0 };
+        let phys = match flags.one_offset {
+            true => virt,
+            false => Clock::PASSED_THROUGH,
+        };
         Configured {
             abi,
             frequency,
+            flags,
             anchor: None,
-            clocks: [Clock::Frozen { count: 0 }, Clock::PASSED_THROUGH],
+            clocks: [virt, phys],
             pinned: false,
-            phys_virtualised: false,
+            phys_virtualised: flags.one_offset,
             vcpus: vec![Vcpu::default(); vcpus as usize],
             reported: Reported::default(),
             state: State::Paused,
@@ -66,7 +80,8 @@ impl Configured {
         match self.state {
             State::Paused => Phase::Paused,
             State::Running(_) => Phase::Running,
-            State::Restoring { .. } => Phase::Restoring,
+            State::Restoring(_) => Phase::Restoring,
+            State::Armed(_) => Phase::Armed,
         }
     }
 
@@ -112,7 +127,7 @@ impl Configured {
         self.phys_virtualised = true;
     }
 
-    fn freeze(&mut self, timeline: Timeline, host: u64) {
+    pub(super) fn freeze(&mut self, timeline: Timeline, host: u64) {
         let clock = &mut self.clocks[timeline.index()];
         *clock = clock.frozen(host);
     }
@@ -128,8 +143,17 @@ impl Configured {
     }
 
     pub(super) fn resume(&mut self, host: u64) {
+        self.start_counting(None, host);
+    }
+
+    /// Both clocks count from here on, and their offsets are decided. The VM runs, or is armed by
+    /// `restore` or RESUME until the VMM confirms the offsets.
+    pub(super) fn start_counting(&mut self, restore: Option<Open>, host: u64) {
         self.clocks = self.clocks.map(|clock| clock.counting(host));
-        self.start_running(host);
+        match self.flags.confirm {
+            true => self.state = State::Armed(restore),
+            false => self.start_running(host),
+        }
     }
 
     /// Runs, with the clocks as they are. Every line that is high is reported.
@@ -149,9 +173,8 @@ impl Configured {
     /// Ticks to the next instant at which time alone changes something.
     pub(super) fn ticks_to_next(&self, host: u64) -> Option<u64> {
         match &self.state {
-            State::Paused => None,
             State::Running(schedule) => Some(schedule.ticks_to_next(self.counts(host))),
-            State::Restoring { restore, .. } => restore.ticks_to_timeout(host),
+            _ => self.restore()?.ticks_to_timeout(host),
         }
     }
 
@@ -191,111 +214,40 @@ impl Configured {
         }
     }
 
-    // Restore.
+    // The restore: see `gate`.
+
+    /// The open restore, and what it puts back.
+    pub(super) fn open(&self) -> Option<&Open> {
+        match &self.state {
+            State::Restoring(open) | State::Armed(Some(open)) => Some(open),
+            _ => None,
+        }
+    }
+
+    /// The restore that can still be aborted: the open one, or the one that armed the VM.
+    pub(super) fn restore(&self) -> Option<&Restore> {
+        self.open().map(|open| &open.restore)
+    }
+
+    pub(super) fn restore_mut(&mut self) -> Option<&mut Restore> {
+        match &mut self.state {
+            State::Restoring(open) | State::Armed(Some(open)) => Some(&mut open.restore),
+            _ => None,
+        }
+    }
 
     /// The open restore.
     pub(super) fn restoring(&self) -> Option<&Restore> {
         match &self.state {
-            State::Restoring { restore, .. } => Some(restore),
+            State::Restoring(open) => Some(&open.restore),
             _ => None,
         }
     }
 
     pub(super) fn restoring_mut(&mut self) -> Option<&mut Restore> {
         match &mut self.state {
-            State::Restoring { restore, .. } => Some(restore),
+            State::Restoring(open) => Some(&mut open.restore),
             _ => None,
         }
     }
-
-    /// The VM from before the open restore.
-    pub(super) fn before_restore(&self) -> Option<&Configured> {
-        match &self.state {
-            State::Restoring { before, .. } => Some(before),
-            _ => None,
-        }
-    }
-
-    /// Opens a restore, or starts the open one over.
-    pub(super) fn begin_restore(&mut self, begin: &wire::RestoreBegin, host: u64) {
-        let before = match core::mem::replace(&mut self.state, State::Paused) {
-            State::Restoring { before, .. } => {
-                self.clone_from(&before);
-                before
-            }
-            _ => Box::new(self.clone()),
-        };
-        let timeout_ns = begin.timeout_ns.get();
-        let terms = Terms {
-            flags: begin.flags.get(),
-            saved_realtime_ns: begin.saved_realtime_ns.get(),
-            began: host,
-            timeout: (timeout_ns != 0).then(|| ticks_to_pass(timeout_ns, self.frequency)),
-        };
-        let staged = vec![Staged::default(); self.vcpus.len()];
-        self.open_restore(Restore::open(terms, staged), before, host);
-    }
-
-    /// Opens `restore`: both clocks stand still from here on, and no offset is decided.
-    pub(super) fn open_restore(&mut self, restore: Restore, before: Box<Configured>, host: u64) {
-        self.pinned = false;
-        for timeline in Timeline::ALL {
-            self.freeze(timeline, host);
-        }
-        self.state = State::Restoring { restore, before };
-    }
-
-    /// Aborts an open restore: everything is as it was before.
-    pub(super) fn abort_restore(&mut self) {
-        if let State::Restoring { before, .. } = core::mem::replace(&mut self.state, State::Paused)
-        {
-            *self = *before;
-        }
-    }
-
-    /// Closes the restore after its last vCPU. `settled` are the counts that the vCPUs brought.
-    pub(super) fn complete_restore(
-        &mut self,
-        settled: ByTimeline<Option<u64>>,
-        now: Now,
-    ) -> Completed {
-        let mut completed = Completed::default();
-        let State::Restoring { restore, .. } = core::mem::replace(&mut self.state, State::Paused)
-        else {
-            return completed;
-        };
-        if !self.pinned {
-            let mut elapsed = 0;
-            if restore.elapsed() {
-                match now.realtime_ns.checked_sub(restore.terms.saved_realtime_ns) {
-                    Some(ns) => elapsed = ticks_of_ns(ns, self.frequency),
-                    None => {
-                        completed.realtime_went_back_ns =
-                            Some(restore.terms.saved_realtime_ns - now.realtime_ns);
-                    }
-                }
-            }
-            self.phys_virtualised |= settled[Timeline::Physical.index()].is_some();
-            for timeline in Timeline::ALL {
-                let count = settled[timeline.index()].unwrap_or(self.count(timeline, now.host));
-                self.clocks[timeline.index()] = Clock::Frozen {
-                    count: count.wrapping_add(elapsed),
-                };
-            }
-            if !self.phys_virtualised {
-                self.clocks[Timeline::Physical.index()] = Clock::PASSED_THROUGH;
-            }
-        }
-        if restore.autorun() {
-            self.resume(now.host);
-        }
-        completed
-    }
-}
-
-/// What the log should say of a restore that was completed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Completed {
-    /// With ELAPSED: how far the wall clock lies before the save, ns.
-    pub(super) realtime_went_back_ns: Option<u64>,
 }

@@ -7,6 +7,7 @@
 //! - there is one pair of counter offsets per VM, changed only outside RUNNING;
 //! - a WAIT_RUN of a restore is answered only after every vCPU's RESTORE_DONE of that epoch,
 //!   and all waiters get the same offsets and the same instant;
+//! - in a VM with CONFIRM it is answered only after the VMM has confirmed these very offsets;
 //! - no vCPU's count decreases over pause and restore, unless the VMM itself writes a smaller
 //!   count;
 //! - the order of register writes never matters;
@@ -14,9 +15,11 @@
 //!
 //! Where to look:
 //!
-//! - `call`: what goes in and what comes out; `model`: [`Vm`]; `ops`: the operations;
-//! - `clock`: where time stands still; `restore`: who waits for whom; `configured`: how the two
-//!   make a VM; `registers`: what its registers read, and what writing them does;
+//! - `call`: what goes in and what comes out; `model`: [`Vm`]; `ops`, `ops_restore`: the
+//!   operations;
+//! - `clock`: where time stands still; `restore`: which vCPUs are missing; `gate`: how a restore
+//!   opens and ends; `configured`: how they make a VM; `registers`: what its registers read, and
+//!   what writing them does;
 //! - `timer`, `schedule`, `deadlines`: when a timer fires, and what is reported of it;
 //! - `page`: the time page; `record`, `saved`: the VM in a state file and in device state.
 
@@ -24,8 +27,11 @@ mod call;
 mod clock;
 mod configured;
 mod deadlines;
+mod flags;
+mod gate;
 mod model;
 mod ops;
+mod ops_restore;
 mod page;
 mod record;
 mod registers;
@@ -40,6 +46,7 @@ mod tests;
 
 pub use call::{Changed, Effects, Handled, Incoming, Notice, PageOrder, Released, Token};
 pub use clock::{Now, ns_of_ticks, ticks_of_ns};
+pub use flags::VmFlags;
 pub use model::{GuestCounter, MAX_FREQUENCY, OpenRestore, Profile, Vm};
 pub use record::{BadRecord, VcpuRecord, VmRecord};
 pub use saved::{LoadError, SaveError, Saved, SavedTimer, SavedVcpu};

@@ -26,7 +26,7 @@ pub enum GuestCounter {
     Running(u64),
 }
 
-/// An open restore, for those who must not run before it is over.
+/// A restore that keeps the vCPUs from running, for those who must not run before it is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenRestore {
     /// Its time-out has passed.
@@ -130,9 +130,10 @@ impl Vm {
         }
     }
 
-    /// The open restore, if there is one.
+    /// The restore that keeps the vCPUs from running, if there is one: it is open, or it has armed
+    /// the VM.
     pub fn open_restore(&self, now: Now) -> Option<OpenRestore> {
-        let restore = self.configured.as_ref().and_then(Configured::restoring)?;
+        let restore = self.configured.as_ref().and_then(Configured::restore)?;
         Some(OpenRestore {
             overdue: restore.overdue(now.host),
             ticks_left: restore
@@ -180,6 +181,7 @@ impl Vm {
             ] {
                 info.flags |= if set { flag } else { 0 };
             }
+            info.flags |= configured.flags.info();
         }
         info
     }
@@ -232,15 +234,16 @@ impl Vm {
             return;
         };
         configured.advance(now.host);
-        if let State::Restoring { restore, .. } = &mut configured.state
+        if let Some(restore) = configured.restore_mut()
             && restore.take_timeout(now.host)
         {
             effects.changed.vm = true;
+            let remaining = restore.remaining();
             effects.notices.push(Notice::RestoreTimedOut {
                 missing: restore.missing().collect(),
                 vcpus: configured.vcpus(),
             });
-            let missing = Refusal::new(Status::TimedOut, self.busy().detail);
+            let missing = Refusal::new(Status::TimedOut, remaining);
             self.release_all(missing, None, effects);
         }
     }

@@ -14,7 +14,8 @@ use vhost_user_timer_protocol::{Abi, Phase};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::clock::{ByTimeline, Clock, Now};
-use super::configured::{Configured, State};
+use super::configured::{Configured, Open, State};
+use super::flags::VmFlags;
 use super::model::{MAX_FREQUENCY, Profile, Vm};
 use super::restore::{Restore, Staged, Terms};
 use super::timer::{Timer, Timers};
@@ -43,7 +44,9 @@ mod flag {
     pub(super) const PINNED: u8 = 1 << 0;
     pub(super) const PHYS_VIRTUALISED: u8 = 1 << 1;
     pub(super) const ANCHORED: u8 = 1 << 2;
-    pub(super) const ALL: u8 = PINNED | PHYS_VIRTUALISED | ANCHORED;
+    pub(super) const CONFIRM: u8 = 1 << 3;
+    pub(super) const ONE_OFFSET: u8 = 1 << 4;
+    pub(super) const ALL: u8 = PINNED | PHYS_VIRTUALISED | ANCHORED | CONFIRM | ONE_OFFSET;
 }
 
 /// The VM's own part.
@@ -59,7 +62,9 @@ pub struct VmRecord {
     restore_flags: u32,
     /// [`Phase`](vhost_user_timer_protocol::Phase) code.
     phase: u16,
-    has_timeout: u16,
+    has_timeout: u8,
+    /// ARMED by a restore, which can still be aborted.
+    armed_by_restore: u8,
 }
 
 impl VmRecord {
@@ -67,7 +72,8 @@ impl VmRecord {
     pub fn vcpus(&self) -> u32 {
         match Phase::from_code(self.phase.into()) {
             Some(Phase::New) => 0,
-            Some(Phase::Restoring) => self.current.vcpus.max(self.before.vcpus),
+            // Armed by RESUME there is no VM from before a restore; its record is zero.
+            Some(Phase::Restoring | Phase::Armed) => self.current.vcpus.max(self.before.vcpus),
             _ => self.current.vcpus,
         }
     }
@@ -118,6 +124,8 @@ impl From<&Configured> for ConfiguredRecord {
             (configured.pinned, flag::PINNED),
             (configured.phys_virtualised, flag::PHYS_VIRTUALISED),
             (configured.anchor.is_some(), flag::ANCHORED),
+            (configured.flags.confirm, flag::CONFIRM),
+            (configured.flags.one_offset, flag::ONE_OFFSET),
         ] {
             record.flags |= if set { bit } else { 0 };
         }
@@ -145,7 +153,12 @@ impl ConfiguredRecord {
             return Err(BadRecord("flags"));
         }
         let abi = Abi::from_code(self.abi).ok_or(BadRecord("ABI"))?;
-        let mut configured = Configured::new(self.vcpus, abi, self.frequency);
+        let has = |bit| self.flags & bit != 0;
+        let flags = VmFlags {
+            confirm: has(flag::CONFIRM),
+            one_offset: has(flag::ONE_OFFSET),
+        };
+        let mut configured = Configured::new(self.vcpus, abi, self.frequency, flags);
         for (index, clock) in configured.clocks.iter_mut().enumerate() {
             *clock = match self.frozen[index] {
                 0 => Clock::Counting {
@@ -157,9 +170,13 @@ impl ConfiguredRecord {
                 _ => return Err(BadRecord("clock")),
             };
         }
-        configured.pinned = self.flags & flag::PINNED != 0;
-        configured.phys_virtualised = self.flags & flag::PHYS_VIRTUALISED != 0;
-        configured.anchor = (self.flags & flag::ANCHORED != 0).then_some(Anchor {
+        let [virt, phys] = configured.clocks;
+        if flags.one_offset && (virt != phys || !has(flag::PHYS_VIRTUALISED)) {
+            return Err(BadRecord("physical clock"));
+        }
+        configured.pinned = has(flag::PINNED);
+        configured.phys_virtualised = has(flag::PHYS_VIRTUALISED);
+        configured.anchor = has(flag::ANCHORED).then_some(Anchor {
             monotonic_ns: self.anchor[0],
             count: self.anchor[1],
         });
@@ -178,7 +195,8 @@ impl Vm {
         };
         if let Some(configured) = &self.configured {
             record.current = configured.into();
-            if let State::Restoring { restore, before } = &configured.state {
+            record.armed_by_restore = matches!(configured.state, State::Armed(Some(_))).into();
+            if let Some(Open { restore, before }) = configured.open() {
                 record.before = before.as_ref().into();
                 record.saved_realtime_ns = restore.terms.saved_realtime_ns;
                 record.began = restore.terms.began;
@@ -194,8 +212,8 @@ impl Vm {
     pub fn vcpu_records(&self) -> u32 {
         let configured = self.configured.as_ref();
         let before = configured
-            .and_then(Configured::before_restore)
-            .map(Configured::vcpus);
+            .and_then(Configured::open)
+            .map(|open| open.before.vcpus());
         configured.map(Configured::vcpus).max(before).unwrap_or(0)
     }
 
@@ -209,7 +227,7 @@ impl Vm {
         if let Some(vcpu) = configured.vcpus.get(index) {
             (record.cval, record.control) = split(&vcpu.timers);
         }
-        if let State::Restoring { restore, before } = &configured.state {
+        if let Some(Open { restore, before }) = configured.open() {
             if let Some(vcpu) = before.vcpus.get(index) {
                 (record.before_cval, record.before_control) = split(&vcpu.timers);
             }
@@ -245,11 +263,13 @@ impl Vm {
         if phase == Phase::New {
             return Ok(vm);
         }
-        if phase == Phase::Armed {
+        let mut configured = record.current.configured(max, current)?;
+        let armed = phase == Phase::Armed;
+        let by_restore = armed && record.armed_by_restore != 0;
+        if armed && !configured.flags.confirm {
             return Err(BadRecord("phase"));
         }
-        let mut configured = record.current.configured(max, current)?;
-        if phase == Phase::Restoring {
+        if phase == Phase::Restoring || by_restore {
             let before = record.before.configured(max, |index| {
                 join(vcpu(index).before_cval, vcpu(index).before_control)
             })?;
@@ -270,11 +290,18 @@ impl Vm {
                 timeout: (record.has_timeout != 0).then_some(record.timeout),
             };
             let restore = Restore::open(terms, staged);
-            if restore.remaining() == 0 {
-                return Err(BadRecord("missing vCPU, though the restore is open"));
-            }
-            let before = Box::new(before);
-            configured.state = State::Restoring { restore, before };
+            let open = Open {
+                before: Box::new(before),
+                restore,
+            };
+            configured.state = match (by_restore, open.restore.remaining()) {
+                (true, 0) => State::Armed(Some(open)),
+                (true, _) => return Err(BadRecord("restore, though the VM is armed by one")),
+                (false, 0) => return Err(BadRecord("missing vCPU, though the restore is open")),
+                (false, _) => State::Restoring(open),
+            };
+        } else if armed {
+            configured.state = State::Armed(None);
         }
         vm.configured = Some(configured);
         if phase == Phase::Running {

@@ -29,11 +29,20 @@ impl Configured {
         Register::from_id(id.get(), self.abi).map_err(|bad| Refusal::bad_id(bad, entry))
     }
 
+    /// Whether this timeline's count is the virtual one (ONE_OFFSET).
+    pub(super) fn follows(&self, timeline: Timeline) -> bool {
+        self.flags.one_offset && timeline != Timeline::Virtual
+    }
+
     // Reading.
 
     /// The count as this vCPU's register reads it: what it brought, while a restore is open,
     /// and the VM's count otherwise.
     fn vcpu_count(&self, vcpu: usize, timeline: Timeline, host: u64) -> u64 {
+        let timeline = match self.follows(timeline) {
+            true => Timeline::Virtual,
+            false => timeline,
+        };
         self.restoring()
             .filter(|_| !self.pinned)
             .and_then(|restore| restore.staged[vcpu].count(timeline))
@@ -131,30 +140,69 @@ impl Configured {
 
     // Writing.
 
-    /// Whether the phase lets this vCPU's registers be written, with a count among them or not.
+    /// Whether a write of this register is ignored: a count whose offset is pinned, or that follows
+    /// the virtual one.
+    pub(super) fn ignores(&self, register: Register) -> bool {
+        register.role() == Role::Count && (self.pinned || self.follows(register.timeline()))
+    }
+
+    /// How many of the registers of `values` that are present are counts whose writes are ignored.
+    pub(super) fn ignored(&self, values: &wire::Vcpu) -> u32 {
+        let ignored = self.registers_in(values).filter(|it| self.ignores(*it));
+        ignored.count() as u32
+    }
+
+    fn registers_in(&self, values: &wire::Vcpu) -> impl Iterator<Item = Register> {
+        let registers = self.abi.registers().iter().map(|&(register, _)| register);
+        registers.filter(|register| values.has(*register))
+    }
+
+    /// Whether the phase lets this vCPU's registers be written, with a count among them that is not
+    /// ignored, or without.
     pub(super) fn may_write(&self, vcpu: usize, a_count: bool) -> bool {
         match &self.state {
             State::Paused => true,
-            State::Running(_) => !a_count || self.pinned,
-            State::Restoring { restore, .. } => !restore.staged[vcpu].done,
+            State::Running(_) | State::Armed(_) => !a_count,
+            State::Restoring(open) => !open.restore.staged[vcpu].done,
         }
+    }
+
+    /// Whether this vCPU is done in a restore that can still be aborted.
+    pub(super) fn is_done(&self, vcpu: usize) -> bool {
+        let staged = self.restore().and_then(|restore| restore.staged.get(vcpu));
+        staged.is_some_and(|staged| staged.done)
+    }
+
+    /// Whether a vCPU that is done has the registers of `values` that are present: controls by the
+    /// bits that are stored, counts by what the vCPU brought. Ignored counts are not compared.
+    pub(super) fn has_already(&self, vcpu: usize, values: &wire::Vcpu) -> bool {
+        let mut compared = self.registers_in(values).filter(|it| !self.ignores(*it));
+        compared.all(|register| {
+            let timeline = register.timeline();
+            let timer = self.vcpus[vcpu].timers[timeline.index()];
+            let value = values.get(register);
+            match register.role() {
+                Role::Control => Timer::new(value, timer.cval) == timer,
+                Role::Compare => timer.cval == value,
+                Role::Count => self
+                    .restore()
+                    .is_some_and(|restore| restore.staged[vcpu].count(timeline) == Some(value)),
+            }
+        })
     }
 
     /// Writes the registers of `values` that are present, all together. [`Configured::may_write`]
-    /// allowed it. Returns how many were counts that a pinned offset makes ignored.
-    pub(super) fn write(&mut self, vcpu: usize, values: &wire::Vcpu) -> u32 {
-        let mut ignored = 0;
+    /// allowed it.
+    pub(super) fn write(&mut self, vcpu: usize, values: &wire::Vcpu) {
         for &(register, _) in self.abi.registers() {
             if values.has(register) {
-                ignored += u32::from(self.write_one(vcpu, register, values.get(register)));
+                self.write_one(vcpu, register, values.get(register));
             }
         }
         self.timers_changed(vcpu);
-        ignored
     }
 
-    /// Returns whether it was a count that a pinned offset makes ignored.
-    fn write_one(&mut self, vcpu: usize, register: Register, value: u64) -> bool {
+    fn write_one(&mut self, vcpu: usize, register: Register, value: u64) {
         let timeline = register.timeline();
         if let Some(restore) = self.restoring_mut() {
             restore.staged[vcpu].present |= register.present_bit();
@@ -163,19 +211,28 @@ impl Configured {
         match register.role() {
             Role::Control => timer.set_control(value),
             Role::Compare => timer.cval = value,
-            Role::Count if self.pinned => return true,
+            Role::Count if self.pinned => {}
             Role::Count => self.write_count(vcpu, timeline, value),
         }
-        false
     }
 
     fn write_count(&mut self, vcpu: usize, timeline: Timeline, count: u64) {
         if let Some(restore) = self.restoring_mut() {
+            // Also a count that follows another: the log says how far it moves.
             restore.staged[vcpu].counts[timeline.index()] = count;
-        } else if !self.was_reported(vcpu, timeline, count) {
-            self.clocks[timeline.index()] = Clock::Frozen { count };
-            self.phys_virtualised |= timeline == Timeline::Physical;
+        } else if !self.follows(timeline) && !self.was_reported(vcpu, timeline, count) {
+            self.set_count(timeline, count);
         }
+    }
+
+    /// Freezes the clock of this timeline, and those that follow it, at this count.
+    fn set_count(&mut self, timeline: Timeline, count: u64) {
+        for each in Timeline::ALL {
+            if each == timeline || self.follows(each) {
+                self.clocks[each.index()] = Clock::Frozen { count };
+            }
+        }
+        self.phys_virtualised |= timeline == Timeline::Physical;
     }
 
     /// Tells the schedule that this vCPU's timers may have changed.

@@ -1,8 +1,8 @@
-//! An open restore: what each vCPU has brought, and who is missing.
+//! A restore: what each vCPU has brought, and which vCPUs are missing.
 
 use alloc::vec::Vec;
 
-use vhost_user_timer_protocol::wire::restore_flags;
+use vhost_user_timer_protocol::wire::{self, restore_flags};
 use vhost_user_timer_protocol::{Abi, Register, Role, Timeline};
 
 use super::clock::ByTimeline;
@@ -45,9 +45,23 @@ pub(super) struct Terms {
     pub(super) timeout: Option<u64>,
 }
 
-/// The counts differ, in a STRICT restore.
+/// What the vCPUs brought of one timeline's count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct UnequalCounts;
+pub(super) struct Settled {
+    /// The largest count; `None` if no vCPU brought any.
+    pub(super) count: Option<u64>,
+    /// All brought the same.
+    pub(super) equal: bool,
+}
+
+impl Default for Settled {
+    fn default() -> Self {
+        Settled {
+            count: None,
+            equal: true,
+        }
+    }
+}
 
 impl Restore {
     /// A restore to which each vCPU has brought this much.
@@ -84,42 +98,69 @@ impl Restore {
             .map(|(vcpu, _)| vcpu)
     }
 
-    /// The registers that this vCPU must still set before it can be done, as
-    /// [`present`](vhost_user_timer_protocol::wire::present) bits: all of the virtual timeline,
-    /// without the count where the offset is pinned.
-    pub(super) fn lacks(&self, vcpu: usize, abi: Abi, pinned: bool) -> u32 {
+    /// The registers that this entry's vCPU must still set before it can be done, besides those of
+    /// the entry, as [`present`](wire::present) bits: all of the virtual timeline, without the
+    /// count where the offset is pinned.
+    pub(super) fn lacks(&self, entry: &wire::Vcpu, abi: Abi, pinned: bool) -> u32 {
         let registers = abi.registers().iter().map(|(register, _)| register);
         let needed = registers
             .filter(|register| register.timeline() == Timeline::Virtual)
             .filter(|register| !(pinned && register.role() == Role::Count))
             .fold(0, |bits, register| bits | register.present_bit());
-        needed & !self.staged[vcpu].present
+        needed & !entry.present.get() & !self.of(entry).present
     }
 
-    pub(super) fn set_done(&mut self, vcpu: usize) {
-        if !core::mem::replace(&mut self.staged[vcpu].done, true) {
-            self.done += 1;
+    /// What this entry's vCPU has brought.
+    fn of(&self, entry: &wire::Vcpu) -> &Staged {
+        &self.staged[entry.vcpu.get() as usize]
+    }
+
+    /// These vCPUs are done. No vCPU is named twice.
+    pub(super) fn set_done(&mut self, entries: &[wire::Vcpu]) {
+        for entry in entries {
+            let staged = &mut self.staged[entry.vcpu.get() as usize];
+            if !core::mem::replace(&mut staged.done, true) {
+                self.done += 1;
+            }
         }
     }
 
-    /// Whether this vCPU's RESTORE_DONE would be the last.
-    pub(super) fn would_complete(&self, vcpu: usize) -> bool {
-        self.remaining() == u32::from(!self.staged[vcpu].done)
+    /// Whether the last missing vCPU is among these. No vCPU is named twice.
+    pub(super) fn would_complete(&self, entries: &[wire::Vcpu]) -> bool {
+        let missing = entries.iter().filter(|entry| !self.of(entry).done).count();
+        self.remaining() != 0 && self.remaining() as usize == missing
     }
 
     /// The one count from which all vCPUs go on: the largest that any of them brought, so that none
-    /// sees time decrease. `None` if none of them brought any.
-    pub(super) fn settled_count(&self, timeline: Timeline) -> Result<Option<u64>, UnequalCounts> {
-        let counts = || {
-            self.staged
-                .iter()
-                .filter_map(|staged| staged.count(timeline))
-        };
-        let largest = counts().max();
-        if self.terms.flags & restore_flags::STRICT != 0 && counts().min() != largest {
-            return Err(UnequalCounts);
+    /// sees time decrease. `None` if none of them brought any. `entries` are what these vCPUs bring
+    /// in addition; `named` says whether a vCPU is among them.
+    pub(super) fn settled_count(
+        &self,
+        timeline: Timeline,
+        entries: &[wire::Vcpu],
+        named: impl Fn(usize) -> bool,
+    ) -> Settled {
+        let register = Register::of(timeline, Role::Count);
+        let brought_now = entries
+            .iter()
+            .filter_map(|entry| match entry.has(register) {
+                true => Some(entry.get(register)),
+                false => self.of(entry).count(timeline),
+            });
+        let staged = self.staged.iter().enumerate();
+        let brought_before = staged
+            .filter(|(vcpu, _)| !named(*vcpu))
+            .filter_map(|(_, staged)| staged.count(timeline));
+        let mut settled = Settled::default();
+        for count in brought_now.chain(brought_before) {
+            settled.equal &= settled.count.is_none_or(|before| before == count);
+            settled.count = settled.count.max(Some(count));
         }
-        Ok(largest)
+        settled
+    }
+
+    pub(super) fn strict(&self) -> bool {
+        self.terms.flags & restore_flags::STRICT != 0
     }
 
     /// Ticks until waiters are answered with ETIMEDOUT.

@@ -9,6 +9,7 @@ use vhost_user_timer_protocol::{Abi, Phase, Register, Role, Status, Timeline};
 use super::call::Effects;
 use super::clock::Now;
 use super::configured::Configured;
+use super::flags::VmFlags;
 use super::model::Vm;
 use super::restore::{Restore, Staged, Terms};
 use super::timer::Timer;
@@ -20,6 +21,8 @@ pub struct Saved {
     pub abi: Abi,
     /// Counter frequency, Hz.
     pub frequency: u64,
+    /// What CONFIGURE_VM asked for.
+    pub flags: VmFlags,
     /// The counts, by timeline.
     pub counts: [u64; Timeline::COUNT],
     /// Every vCPU's timers, in index order.
@@ -103,6 +106,7 @@ impl Vm {
         Ok(Saved {
             abi: configured.abi,
             frequency: configured.frequency,
+            flags: configured.flags,
             counts: Timeline::ALL.map(|timeline| configured.count(timeline, now.host)),
             vcpus: vcpus
                 .map(|vcpu| Timeline::ALL.map(|timeline| timer(vcpu, timeline)))
@@ -111,7 +115,8 @@ impl Vm {
     }
 
     /// Configures the VM as it was saved and opens a restore in which every vCPU has its registers
-    /// already. Each vCPU thread reads them, applies them and says RESTORE_DONE.
+    /// already. Each vCPU thread reads them, applies them and says RESTORE_DONE. A VM that was
+    /// configured before keeps its own flags.
     ///
     /// # Errors
     ///
@@ -140,7 +145,9 @@ impl Vm {
                 own: self.profile.frequency,
             });
         }
-        let mut configured = Configured::new(vcpus, saved.abi, saved.frequency);
+        let own = self.configured.as_ref().map(|configured| configured.flags);
+        let flags = own.unwrap_or(saved.flags);
+        let mut configured = Configured::new(vcpus, saved.abi, saved.frequency, flags);
         let before = match self.configured.take() {
             Some(before) => {
                 // The anchor is the host's, not the saved VM's.

@@ -116,10 +116,18 @@ impl TimerState {
                 Notice::Phase { from, to, epoch } => {
                     log::info!("VM {from} -> {to}, epoch {epoch}");
                 }
+                Notice::RestoreTimedOut { missing, .. } if missing.is_empty() => log::warn!(
+                    "Restore timed out: every vCPU is restored, but the VMM has not confirmed the \
+                     offsets (CONFIRM_RUN); the VM stays ARMED"
+                ),
                 Notice::RestoreTimedOut { missing, vcpus } => log::warn!(
                     "Restore timed out: {} of {vcpus} vCPUs missing: {}; it stays open",
                     missing.len(),
                     IndexRanges(&missing)
+                ),
+                Notice::PhysicalCountMoved { ticks } => log::warn!(
+                    "The VM has one offset, and the restore brought another physical count than \
+                     the virtual one: CNTPCT moves by {ticks} ticks"
                 ),
                 Notice::RealtimeWentBack { ns } => log::warn!(
                     "Restore with ELAPSED: the state was saved {} ms after this host's present \

@@ -41,6 +41,15 @@ impl Ask {
         Ask::new(op, VM_WIDE, body)
     }
 
+    /// The same request with the flag DONE.
+    #[must_use]
+    pub fn done(self) -> Self {
+        Ask {
+            flags: wire::request_flags::DONE,
+            ..self
+        }
+    }
+
     /// The same request for one epoch.
     #[must_use]
     pub fn in_epoch(self, epoch: u64) -> Self {
@@ -81,12 +90,17 @@ impl Ask {
         Ask::of_vm(Op::GetInfo, &[0u8; 0])
     }
 
-    /// CONFIGURE_VM; `frequency` in Hz, 0 for the backend's.
+    /// CONFIGURE_VM without flags; `frequency` in Hz, 0 for the backend's.
     pub fn configure(vcpus: u32, abi: u8, frequency: u64) -> Self {
+        Ask::configure_with(vcpus, abi, 0, frequency)
+    }
+
+    /// CONFIGURE_VM.
+    pub fn configure_with(vcpus: u32, abi: u8, flags: u8, frequency: u64) -> Self {
         let body = wire::ConfigureVm {
             vcpus: vcpus.into(),
             abi,
-            flags: 0,
+            flags,
             reserved: [0; 2],
             frequency: frequency.into(),
         };
@@ -231,13 +245,19 @@ impl Ask {
         Ask::of_vm(Op::SetTimePage, &body)
     }
 
+    fn is_done(&self) -> bool {
+        self.flags & wire::request_flags::DONE != 0
+    }
+
     /// The bytes of the answer's body if the request is granted.
     pub fn answer_len(&self) -> usize {
         match Op::from(self.op) {
             Op::GetInfo => size_of::<wire::Info>(),
             Op::GetRegList => Register::ALL.len() * size_of::<u64>(),
             Op::GetRegs => 2 * self.body.len(),
+            Op::SetRegs if self.is_done() => size_of::<wire::SetRegsDone>(),
             Op::SetRegs => size_of::<wire::SetRegsResult>(),
+            Op::SetVm if self.is_done() => size_of::<wire::RestoreDoneResult>(),
             Op::GetVm => {
                 let range = wire::VcpuRange::read_from_bytes(&self.body);
                 let vcpus = range.map_or(0, |range| range.count.get() as usize);
@@ -259,7 +279,9 @@ impl Ask {
             Ask::set_regs(0, &[(Register::TimerCtl, 1), (Register::TimerCval, 77)]),
             Ask::set_regs(0, &[(Register::TimerCnt, 123)]),
             Ask::get_vm(0, vcpus),
+            Ask::set_regs(0, &[(Register::TimerCtl, 1), (Register::TimerCval, 77)]).done(),
             Ask::set_vm(&[whole_vcpu(0, [1, 2, 3, 0, 5, 6])]),
+            Ask::set_vm(&[whole_vcpu(0, [1, 2, 3, 0, 5, 6])]).done(),
             Ask::set_offset(99),
             Ask::set_anchor(1, 2),
             Ask::pause(),

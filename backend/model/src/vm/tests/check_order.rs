@@ -33,7 +33,7 @@ fn operation_before_reserved() {
     for phase in PHASES {
         for vcpu in [0, 2, VM_WIDE] {
             let ask = Ask {
-                flags: 1,
+                flags: 2,
                 ..Ask::new(Op::Unknown(0x60), vcpu, &[1_u8; 3])
             };
             let verdict = Rig::in_phase(phase, 2).refused(&ask.in_epoch(9));
@@ -46,7 +46,7 @@ fn operation_before_reserved() {
 fn framing_before_reserved() {
     for (mut rig, mut ask) in everywhere() {
         ask.body.push(0);
-        ask.flags = 1;
+        ask.flags = 2;
         assert_eq!(rig.refused(&ask), (Status::Malformed, 0));
     }
 }
@@ -56,7 +56,7 @@ fn reserved_before_vcpu() {
     for (mut rig, ask) in everywhere() {
         if ask.vcpu != VM_WIDE {
             let ask = Ask {
-                flags: 1,
+                flags: 2,
                 vcpu: 2,
                 ..ask
             };
@@ -68,7 +68,7 @@ fn reserved_before_vcpu() {
 #[test]
 fn reserved_before_epoch_and_phase() {
     for (mut rig, ask) in everywhere() {
-        let ask = Ask { flags: 1, ..ask };
+        let ask = Ask { flags: 2, ..ask };
         assert_eq!(rig.refused(&ask.in_epoch(9)), (Status::Invalid, 0));
     }
     // The reserved fields of bodies, in phases in which the operation is refused.

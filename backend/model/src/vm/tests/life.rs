@@ -6,7 +6,7 @@ use vhost_user_timer_protocol::wire;
 use vhost_user_timer_protocol::{Abi, Register, Status, VM_WIDE};
 
 use super::rig::{Ask, PROFILE, Reply, Rig, START_REALTIME};
-use super::steps::{Between, Step, Story, Value, Write};
+use super::steps::{Between, How, Step, Story, Value, Write, perhaps_done};
 use crate::vm::{Notice, Now, Released, Timeline, Token};
 
 pub(super) type Verdict = Result<(), TestCaseError>;
@@ -23,6 +23,12 @@ impl Asked {
     /// The request, if it is well-formed.
     pub(super) fn body(&self) -> Option<Body<'_>> {
         Request::parse(&self.bytes).ok().map(|request| request.body)
+    }
+
+    /// Whether the request makes vCPUs be done: RESTORE_DONE, or one with the flag DONE.
+    pub(super) fn is_done(&self) -> bool {
+        Request::parse(&self.bytes)
+            .is_ok_and(|request| request.body == Body::RestoreDone || request.flags != 0)
     }
 
     /// The vCPU that the request is about.
@@ -57,7 +63,10 @@ pub(super) trait Witness {
 struct Life<'a, W> {
     rig: Rig,
     abi: Abi,
+    flags: u8,
     vcpus: u32,
+    /// The last SET_REGS or SET_VM that was done.
+    written: Option<Vec<u8>>,
     /// The last count that was read of each clock.
     last_read: [u64; 2],
     witness: &'a mut W,
@@ -73,20 +82,23 @@ pub(super) fn live(story: &Story, witness: &mut impl Witness) -> Verdict {
     let mut life = Life {
         rig,
         abi: Abi::from_code(story.abi).unwrap(),
+        flags: story.flags,
+        written: None,
         vcpus: story.vcpus,
         last_read: [0; 2],
         witness,
     };
-    life.configure(story.abi)?;
+    life.configure()?;
     for step in &story.steps {
-        life.step(step, story.abi)?;
+        life.step(step)?;
     }
     Ok(())
 }
 
 impl<W: Witness> Life<'_, W> {
-    fn configure(&mut self, abi: u8) -> Verdict {
-        self.ask(&Ask::configure(self.vcpus, abi, 0))
+    fn configure(&mut self) -> Verdict {
+        let abi = self.abi.code();
+        self.ask(&Ask::configure_with(self.vcpus, abi, self.flags, 0))
     }
 
     fn seen(&mut self, seen: &Seen<'_>) -> Verdict {
@@ -135,7 +147,7 @@ impl<W: Witness> Life<'_, W> {
         self.seen(&Seen::Passed(ticks, true))
     }
 
-    fn step(&mut self, step: &Step, abi: u8) -> Verdict {
+    fn step(&mut self, step: &Step) -> Verdict {
         match step {
             Step::Pass(ticks) => self.pass(*ticks),
             Step::Drift(ticks) => {
@@ -163,7 +175,7 @@ impl<W: Witness> Life<'_, W> {
             Step::Reset => {
                 self.rig.reset();
                 self.seen(&Seen::Reset)?;
-                self.configure(abi)
+                self.configure()
             }
             Step::Ask { ask, epoch } => {
                 let current = self.rig.vm.epoch();
@@ -177,14 +189,26 @@ impl<W: Witness> Life<'_, W> {
                 let ids: Vec<_> = registers.iter().map(|it| it.id(self.abi)).collect();
                 self.ask(&Ask::get_ids(*vcpu, &ids))
             }
-            Step::Set(vcpu, writes) => {
-                let values = self.values(writes).into_iter();
-                let entries = values.map(|(register, value)| (register.id(self.abi), value));
-                self.ask(&Ask::set_ids(*vcpu, &entries.collect::<Vec<_>>()))
+            Step::Set(vcpu, writes, done) => {
+                let ask = self.set_regs(*vcpu, writes);
+                self.ask(&perhaps_done(ask, *done))
             }
-            Step::SetVm(vcpus) => {
+            Step::SetVm(vcpus, done) => {
                 let entries = vcpus.iter().map(|(vcpu, writes)| self.entry(*vcpu, writes));
-                self.ask(&Ask::set_vm(&entries.collect::<Vec<_>>()))
+                let ask = Ask::set_vm(&entries.collect::<Vec<_>>());
+                self.ask(&perhaps_done(ask, *done))
+            }
+            Step::Again => match self.written.clone() {
+                Some(bytes) => self.ask_bytes(bytes, 4096, 1),
+                None => Ok(()),
+            },
+            Step::Confirm([virt, phys]) => {
+                let info = self.rig.vm.info(self.rig.now);
+                let wrong = |offset: u64, by| offset.wrapping_add(by);
+                self.ask(&Ask::confirm(
+                    wrong(info.cntvoff.get(), *virt),
+                    wrong(info.cntpoff.get(), *phys),
+                ))
             }
             Step::SetOffset(value) => self.ask(&Ask::set_offset(self.value(*value))),
             &Step::WriteBack {
@@ -193,7 +217,7 @@ impl<W: Witness> Life<'_, W> {
                 ticks,
                 between,
             } => self.write_back(vcpu, with_vm, ticks, between),
-            Step::RestoreAll(values) => self.restore_all(values),
+            Step::RestoreAll(values, how) => self.restore_all(values, *how),
             &Step::BeginHere {
                 flags,
                 saved_ns,
@@ -223,7 +247,14 @@ impl<W: Witness> Life<'_, W> {
         self.ask(&Ask::set_ids(vcpu, &entries))
     }
 
-    fn restore_all(&mut self, values: &[[Value; 4]]) -> Verdict {
+    /// SET_REGS; the last of several values for one register.
+    fn set_regs(&self, vcpu: u32, writes: &[Write]) -> Ask {
+        let values = self.values(writes).into_iter();
+        let entries = values.map(|(register, value)| (register.id(self.abi), value));
+        Ask::set_ids(vcpu, &entries.collect::<Vec<_>>())
+    }
+
+    fn restore_all(&mut self, values: &[[Value; 4]], how: How) -> Verdict {
         let bring = |(vcpu, [cnt, cval, pcnt, pcval]): (u32, &[Value; 4])| {
             let mut writes = vec![
                 (Register::TimerCtl, Value::This(u64::from(vcpu) % 3)),
@@ -235,12 +266,27 @@ impl<W: Witness> Life<'_, W> {
             if let Value::This(_) = pcnt {
                 writes.push((Register::PtimerCnt, *pcnt));
             }
-            self.entry(vcpu, &writes)
+            (vcpu, writes)
         };
-        let entries: Vec<_> = (0..).zip(values).map(bring).collect();
-        self.ask(&Ask::set_vm(&entries))?;
-        for vcpu in 0..self.vcpus {
-            self.ask(&Ask::restore_done(vcpu))?;
+        let brought: Vec<_> = (0..).zip(values).map(bring).collect();
+        let entries: Vec<_> = brought
+            .iter()
+            .map(|(vcpu, writes)| self.entry(*vcpu, writes))
+            .collect();
+        match how {
+            How::RestoreDone => {
+                self.ask(&Ask::set_vm(&entries))?;
+                for vcpu in 0..self.vcpus {
+                    self.ask(&Ask::restore_done(vcpu))?;
+                }
+            }
+            How::SetVm => self.ask(&Ask::set_vm(&entries).done())?,
+            How::SetRegs => {
+                for (vcpu, writes) in &brought {
+                    let ask = self.set_regs(*vcpu, writes);
+                    self.ask(&ask.done())?;
+                }
+            }
         }
         Ok(())
     }
@@ -258,6 +304,7 @@ impl<W: Witness> Life<'_, W> {
             return Ok(());
         };
         match asked.body() {
+            Some(Body::SetRegs(_) | Body::SetVm(_)) => self.written = Some(asked.bytes),
             Some(Body::SetCounterAnchor(anchor)) => {
                 let count = anchor.count.get();
                 self.rig.now.host = count;

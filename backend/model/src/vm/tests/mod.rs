@@ -8,6 +8,7 @@
 //! - `conditions`: when a timer fires, as the kernel's arch_timer edge cases have it;
 //! - `kvm_vectors`: what KVM on arm64 was measured to do, and where this device differs;
 //! - `orders`: the order of writes never matters;
+//! - `records`: the VM in a state file;
 //! - `properties`: random lives of a VM, drawn by [`steps`] and run by [`life`]: what must hold in
 //!   each of them, and that the VM's answers are to the byte those of the naive
 //!   [`Reference`](vhost_user_timer_reference::Reference).
@@ -21,6 +22,7 @@ mod life;
 mod orders;
 mod page;
 mod properties;
+mod records;
 mod refusals;
 mod rig;
 mod steps;

@@ -17,7 +17,7 @@ use crate::vm::{Notice, Released, Timeline, Token};
 /// The most steps of a life.
 const STEPS: usize = 60;
 
-fn config(cases: u32) -> ProptestConfig {
+pub(super) fn config(cases: u32) -> ProptestConfig {
     let default = ProptestConfig::default();
     ProptestConfig {
         // PROPTEST_CASES asks for more.
@@ -67,6 +67,7 @@ fn as_notice(notice: &Notice) -> reference::Notice {
             vcpus,
         },
         Notice::RealtimeWentBack { ns } => reference::Notice::RealtimeWentBack { ns },
+        Notice::PhysicalCountMoved { ticks } => reference::Notice::PhysicalCountMoved { ticks },
     }
 }
 
@@ -122,13 +123,15 @@ proptest! {
 
 // What must always hold, seen from outside.
 
-/// I1 to I3: the clocks and the gate.
+/// I1 to I3, and I8: the clocks and the gate.
 #[derive(Default)]
 struct Clocks {
-    /// Offsets of the VM while it runs.
+    /// Offsets of the VM while it runs or is armed.
     offsets: Option<[u64; 2]>,
     counts: [u64; 2],
-    was_restoring: bool,
+    was: Option<Phase>,
+    /// The last request confirmed the VM's offsets.
+    confirmed: bool,
     /// With ELAPSED: when the state was saved.
     saved_ns: Option<u64>,
     /// What the vCPUs brought to the open restore, and which are done.
@@ -156,13 +159,11 @@ fn may_move_a_count(asked: &Asked) -> bool {
             | Body::RestoreAbort
             | Body::RestoreDone,
         ) => true,
-        Some(Body::SetRegs(entries)) => entries.iter().any(|entry| a_count(entry.id.get())),
-        _ => false,
+        Some(Body::SetRegs(entries)) => {
+            asked.is_done() || entries.iter().any(|entry| a_count(entry.id.get()))
+        }
+        _ => asked.is_done(),
     }
-}
-
-fn is_restore_done(asked: &Asked) -> bool {
-    asked.body() == Some(Body::RestoreDone)
 }
 
 fn counts_of(info: &wire::Info) -> [u64; 2] {
@@ -173,46 +174,72 @@ fn counts_of(info: &wire::Info) -> [u64; 2] {
 impl Clocks {
     /// I2 and I3 of a restore: which vCPU has brought what.
     fn follow_restore(&mut self, asked: &Asked, rig: &Rig, info: &wire::Info) -> Verdict {
-        let vcpus = info.vcpus.get() as usize;
+        let restoring = self.was == Some(Phase::Restoring);
+        let mut named = Vec::new();
         match asked.body() {
             Some(Body::RestoreBegin(begin)) => {
+                let vcpus = info.vcpus.get() as usize;
                 let elapsed = begin.flags.get() & wire::restore_flags::ELAPSED != 0;
                 self.saved_ns = elapsed.then_some(begin.saved_realtime_ns.get());
                 self.brought = vec![None; vcpus];
                 self.done = vec![false; vcpus];
             }
-            Some(Body::RestoreDone) => {
-                self.done[asked.vcpu() as usize] = true;
-                if info.phase.get() != Phase::Restoring.code() {
-                    prop_assert!(self.done.iter().all(|done| *done));
-                    let pinned = info.flags & wire::info_flags::OFFSET_PINNED != 0;
-                    let largest = self.brought.iter().flatten().max();
-                    // A tick is a nanosecond here.
-                    let now = rig.now.realtime_ns;
-                    let elapsed = self.saved_ns.map_or(0, |saved| now.saturating_sub(saved));
-                    let settled = largest.map(|largest| largest.wrapping_add(elapsed));
-                    prop_assert!(pinned || settled == Some(counts_of(info)[0]));
-                }
-            }
-            Some(Body::SetVm(entries)) if !self.pinned => {
+            Some(Body::RestoreDone) => named.push(asked.vcpu()),
+            Some(Body::SetVm(entries)) => {
                 for entry in entries {
-                    if entry.present.get() & wire::present::CNT != 0 {
+                    named.push(entry.vcpu.get());
+                    if !self.pinned && restoring && entry.has(Register::TimerCnt) {
                         self.brought[entry.vcpu.get() as usize] =
                             Some(entry.get(Register::TimerCnt));
                     }
                 }
             }
-            Some(Body::SetRegs(entries)) if !self.pinned => {
+            Some(Body::SetRegs(entries)) => {
+                named.push(asked.vcpu());
                 for entry in entries {
                     let ids = [Abi::Arm64, Abi::Arm].map(|abi| Register::TimerCnt.id(abi));
-                    let is_count = ids.contains(&entry.id.get());
-                    if is_count && info.phase.get() == Phase::Restoring.code() {
+                    if !self.pinned && restoring && ids.contains(&entry.id.get()) {
                         self.brought[asked.vcpu() as usize] = Some(entry.value.get());
                     }
                 }
             }
             _ => {}
         }
+        if !(restoring && asked.is_done()) {
+            return Ok(());
+        }
+        for vcpu in named {
+            self.done[vcpu as usize] = true;
+        }
+        if info.phase.get() != Phase::Restoring.code() {
+            prop_assert!(self.done.iter().all(|done| *done));
+            let pinned = info.flags & wire::info_flags::OFFSET_PINNED != 0;
+            let largest = self.brought.iter().flatten().max();
+            // A tick is a nanosecond here.
+            let now = rig.now.realtime_ns;
+            let elapsed = self.saved_ns.map_or(0, |saved| now.saturating_sub(saved));
+            let settled = largest.map(|largest| largest.wrapping_add(elapsed));
+            prop_assert!(pinned || settled == Some(counts_of(info)[0]));
+        }
+        Ok(())
+    }
+
+    /// I8: a VM with CONFIRM runs by CONFIRM_RUN with its offsets, and by nothing else.
+    fn follow_confirmation(&mut self, asked: &Asked, info: &wire::Info, phase: Phase) -> Verdict {
+        self.confirmed = match asked.body() {
+            Some(Body::ConfirmRun(said)) => {
+                (said.cntvoff, said.cntpoff) == (info.cntvoff, info.cntpoff)
+            }
+            _ => false,
+        };
+        let confirms = info.flags & wire::info_flags::CONFIRM != 0;
+        let began = phase == Phase::Running && self.was != Some(Phase::Running);
+        prop_assert!(
+            !(confirms && began) || self.confirmed,
+            "{:?} let vCPUs run",
+            asked
+        );
+        prop_assert!(confirms || phase != Phase::Armed);
         Ok(())
     }
 }
@@ -223,9 +250,11 @@ impl Witness for Clocks {
         let counts = counts_of(&info);
         let phase = rig.vm.phase();
 
-        // I1: the offsets never change while the VM runs.
+        let counts_on = matches!(phase, Phase::Running | Phase::Armed);
+
+        // I1: the offsets never change while the VM runs, nor between their decision and that.
         let offsets = [info.cntvoff.get(), info.cntpoff.get()];
-        if phase != Phase::Running {
+        if !counts_on {
             self.offsets = None;
         } else {
             let known = *self.offsets.get_or_insert(offsets);
@@ -242,15 +271,15 @@ impl Witness for Clocks {
                 if done {
                     self.follow_restore(asked, rig, &info)?;
                 }
-                let restored = is_restore_done(asked);
-                let ran = self.was_restoring && phase == Phase::Running;
-                prop_assert!(!ran || restored, "{:?} let vCPUs run", asked);
+                self.follow_confirmation(asked, &info, phase)?;
+                let ran = self.was == Some(Phase::Restoring) && counts_on;
+                prop_assert!(!ran || asked.is_done(), "{:?} let vCPUs run", asked);
             }
             Seen::Passed(ticks, _) => {
                 for (count, before) in counts.into_iter().zip(self.counts) {
                     let passed = count.wrapping_sub(before);
                     prop_assert!(passed == 0 || passed == ticks);
-                    prop_assert!(passed == ticks || phase != Phase::Running);
+                    prop_assert!(passed == ticks || !counts_on);
                 }
             }
             Seen::Reset | Seen::HostIs(_) => {}
@@ -262,6 +291,8 @@ impl Witness for Clocks {
                     prop_assert_eq!(ok, released.run.is_some());
                     if let Some(run) = released.run {
                         prop_assert_eq!(phase, Phase::Running);
+                        let confirms = info.flags & wire::info_flags::CONFIRM != 0;
+                        prop_assert!(self.confirmed || !confirms);
                         prop_assert!(self.done.iter().all(|done| *done));
                         prop_assert_eq!([run.cntvoff.get(), run.cntpoff.get()], offsets);
                         prop_assert_eq!(run.host_count.get(), rig.now.host);
@@ -277,7 +308,7 @@ impl Witness for Clocks {
             self.brought.clear();
             self.done.clear();
         }
-        self.was_restoring = phase == Phase::Restoring;
+        self.was = Some(phase);
         self.counts = counts;
         self.pinned = info.flags & wire::info_flags::OFFSET_PINNED != 0;
         Ok(())

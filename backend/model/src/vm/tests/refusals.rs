@@ -1,6 +1,6 @@
 //! A refused operation changes nothing, and no bytes that a peer can send do harm.
 
-use vhost_user_timer_protocol::wire::restore_flags;
+use vhost_user_timer_protocol::wire::{configure_flags, restore_flags};
 use vhost_user_timer_protocol::{Phase, Register, Status, VM_WIDE};
 
 use super::rig::{Ask, ON, PHASES, Rig, whole_vcpu};
@@ -31,6 +31,17 @@ fn vms() -> Vec<Rig> {
     restoring.bring(1, 6);
     let mut restoring_pinned = restoring.clone();
     restoring_pinned.done(&Ask::set_offset(50));
+    let mut armed = Rig::armed(2);
+    armed.arm(0, Timeline::Virtual, ON, 0);
+    armed.wait(&Ask::wait_run(0));
+    let flags = configure_flags::ALL;
+    let mut armed_by_restore = Rig::armed_by_restore(2, flags, 40);
+    armed_by_restore.arm(1, Timeline::Physical, ON, 0);
+    armed_by_restore.wait(&Ask::wait_run(0));
+    let mut one_offset = Rig::configured(2, flags);
+    one_offset.done(&Ask::begin(2, restore_flags::STRICT));
+    one_offset.bring(0, 5);
+    one_offset.restored(0);
     vec![
         Rig::new(),
         paused,
@@ -39,6 +50,9 @@ fn vms() -> Vec<Rig> {
         running_pinned,
         restoring,
         restoring_pinned,
+        armed,
+        armed_by_restore,
+        one_offset,
     ]
 }
 
@@ -78,6 +92,10 @@ fn asks() -> Vec<Ask> {
         Ask::set_vm(&[whole_vcpu(1, [1; 6])]),
         Ask::set_vm(&[whole_vcpu(1, [1; 6]), whole_vcpu(1, [1; 6])]),
         Ask::set_regs(1, &Register::ALL.map(|register| (register, 9))),
+        Ask::set_regs(1, &Register::ALL.map(|register| (register, 9))).done(),
+        Ask::set_vm(&[whole_vcpu(1, [1; 6]), whole_vcpu(0, [0; 6])]).done(),
+        Ask::set_regs(0, &[]).done(),
+        Ask::configure_with(2, 0, 3, 0),
         Ask::get_vm(1, 2),
     ]);
     asks

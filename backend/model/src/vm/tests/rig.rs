@@ -24,7 +24,7 @@ pub(super) const PROFILE: Profile = Profile {
     source: CounterSource::Cntvct,
 };
 
-pub(super) const PHASES: [Phase; 4] = [Phase::New, Phase::Paused, Phase::Running, Phase::Restoring];
+pub(super) const PHASES: [Phase; 5] = Phase::ALL;
 
 /// A control register that lets the timer's line rise.
 pub(super) const ON: u64 = wire::ctl::ENABLE;
@@ -117,6 +117,32 @@ impl Rig {
         rig
     }
 
+    /// A VM just configured with these flags.
+    pub(super) fn configured(vcpus: u32, flags: u8) -> Self {
+        let mut rig = Rig::new();
+        rig.done(&Ask::configure_with(vcpus, 0, flags, 0));
+        rig
+    }
+
+    /// A VM with CONFIRM that RESUME has armed.
+    pub(super) fn armed(vcpus: u32) -> Self {
+        let mut rig = Rig::configured(vcpus, wire::configure_flags::CONFIRM);
+        rig.resume();
+        rig
+    }
+
+    /// A VM with these flags that a restore has armed, in which every vCPU brought this count.
+    pub(super) fn armed_by_restore(vcpus: u32, flags: u8, count: u64) -> Self {
+        let mut rig = Rig::configured(vcpus, flags | wire::configure_flags::CONFIRM);
+        rig.done(&Ask::begin(vcpus, wire::restore_flags::AUTORUN));
+        for vcpu in 0..vcpus {
+            rig.bring(vcpu, count);
+            rig.restored(vcpu);
+        }
+        assert_eq!(rig.vm.phase(), Phase::Armed);
+        rig
+    }
+
     /// A VM of `vcpus` vCPUs in a phase.
     pub(super) fn in_phase(phase: Phase, vcpus: u32) -> Self {
         match phase {
@@ -124,7 +150,7 @@ impl Rig {
             Phase::Paused => Rig::paused(vcpus),
             Phase::Running => Rig::running(vcpus),
             Phase::Restoring => Rig::restoring(vcpus, 0),
-            Phase::Armed => unreachable!("no VM confirms yet"),
+            Phase::Armed => Rig::armed(vcpus),
         }
     }
 
@@ -261,6 +287,13 @@ impl Rig {
 
     pub(super) fn resume(&mut self) -> wire::Run {
         self.done(&Ask::resume()).read()
+    }
+
+    /// CONFIRM_RUN with the VM's offsets.
+    pub(super) fn confirm(&mut self) -> wire::Run {
+        let info = self.info();
+        let ask = Ask::confirm(info.cntvoff.get(), info.cntpoff.get());
+        self.done(&ask).read()
     }
 
     /// Sets the registers that a vCPU needs for RESTORE_DONE.

@@ -50,8 +50,14 @@ pub(super) enum Step {
         mangling: Mangling,
     },
     Get(u32, Vec<Register>),
-    Set(u32, Vec<Write>),
-    SetVm(Vec<(u32, Vec<Write>)>),
+    /// SET_REGS, with DONE or without.
+    Set(u32, Vec<Write>, bool),
+    /// SET_VM, with DONE or without.
+    SetVm(Vec<(u32, Vec<Write>)>, bool),
+    /// The last SET_REGS or SET_VM that was done, once more.
+    Again,
+    /// CONFIRM_RUN, with offsets that are wrong by this.
+    Confirm([u64; 2]),
     SetOffset(Value),
     /// Counts are read, by GET_VM or by the vCPU alone; time passes; the vCPU writes them back.
     WriteBack {
@@ -61,12 +67,23 @@ pub(super) enum Step {
         between: Between,
     },
     /// Every vCPU sets what it must, and more, and is done.
-    RestoreAll(Vec<[Value; 4]>),
+    RestoreAll(Vec<[Value; 4]>, How),
     BeginHere {
         flags: u32,
         saved_ns: u64,
         timeout_ns: u64,
     },
+}
+
+/// By which requests every vCPU sets its registers and is done.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum How {
+    /// SET_VM, and a RESTORE_DONE each.
+    RestoreDone,
+    /// SET_VM with DONE.
+    SetVm,
+    /// A SET_REGS with DONE each.
+    SetRegs,
 }
 
 /// What comes between the reading of counts and their writing back.
@@ -197,13 +214,16 @@ fn any_ask(vcpus: u32) -> impl Strategy<Value = Ask> {
     let page = prop_oneof![Just((0x1000, 64)), Just((0, 0)), (0..300_u64, 0..300_u64)];
     prop_oneof![
         Just(Ask::get_info()),
-        (0..vcpus + 2, 0..3_u8, frequency)
-            .prop_map(|(vcpus, abi, frequency)| Ask::configure(vcpus, abi, frequency)),
+        (0..vcpus + 2, 0..3_u8, 0..5_u8, frequency).prop_map(|(vcpus, abi, flags, frequency)| {
+            Ask::configure_with(vcpus, abi, flags, frequency)
+        }),
         Just(Ask::get_reg_list(0)),
         vec(id(), 0..5).prop_map(|ids| Ask::get_ids(0, &ids)),
-        vec((id(), any::<u64>()), 0..4).prop_map(|entries| Ask::set_ids(0, &entries)),
+        (vec((id(), any::<u64>()), 0..4), any::<bool>())
+            .prop_map(|(entries, done)| perhaps_done(Ask::set_ids(0, &entries), done)),
         (0..vcpus + 1, 0..vcpus + 1).prop_map(|(first, count)| Ask::get_vm(first, count)),
-        vec(wire_vcpu(vcpus), 0..3).prop_map(|entries| Ask::set_vm(&entries)),
+        (vec(wire_vcpu(vcpus), 0..3), any::<bool>())
+            .prop_map(|(entries, done)| perhaps_done(Ask::set_vm(&entries), done)),
         any::<u64>().prop_map(Ask::set_offset),
         (any::<u64>(), any::<u64>()).prop_map(|(ns, count)| Ask::set_anchor(ns, count)),
         any::<bool>().prop_map(pause),
@@ -216,8 +236,13 @@ fn any_ask(vcpus: u32) -> impl Strategy<Value = Ask> {
         Just(Ask::restore_done(0)),
         Just(Ask::wait_run(0)),
         Just(Ask::abort()),
+        (any::<u64>(), any::<u64>()).prop_map(|(virt, phys)| Ask::confirm(virt, phys)),
         page.prop_map(|(address, length)| Ask::time_page(address, length)),
     ]
+}
+
+pub(super) fn perhaps_done(ask: Ask, done: bool) -> Ask {
+    if done { ask.done() } else { ask }
 }
 
 fn pause(keep_counting: bool) -> Ask {
@@ -269,6 +294,10 @@ fn of_vm(ask: Ask) -> Step {
     Step::Ask { ask, epoch: None }
 }
 
+fn how() -> impl Strategy<Value = How> {
+    prop::sample::select(&[How::RestoreDone, How::SetVm, How::SetRegs][..])
+}
+
 fn write_back(vcpus: u32) -> impl Strategy<Value = Step> {
     let between = prop_oneof![
         3 => Just(Between::Nothing),
@@ -298,11 +327,17 @@ fn step(vcpus: u32) -> impl Strategy<Value = Step> {
         12 => ask(vcpus),
         1 => mangled(vcpus),
         5 => (here.clone(), vec(register(), 0..4)).prop_map(|(vcpu, list)| Step::Get(vcpu, list)),
-        16 => (here.clone(), writes()).prop_map(|(vcpu, writes)| Step::Set(vcpu, writes)),
-        3 => vec((here.clone(), writes()), 0..4).prop_map(Step::SetVm),
+        16 => (here.clone(), writes(), prop::bool::weighted(0.2))
+            .prop_map(|(vcpu, writes, done)| Step::Set(vcpu, writes, done)),
+        3 => (vec((here.clone(), writes()), 0..4), any::<bool>())
+            .prop_map(|(vcpus, done)| Step::SetVm(vcpus, done)),
+        4 => Just(Step::Again),
+        4 => prop_oneof![4 => Just([0; 2]), 1 => Just([1, 0]), 1 => Just([0, 1])]
+            .prop_map(Step::Confirm),
         4 => write_back(vcpus),
         1 => value().prop_map(Step::SetOffset),
-        4 => vec([value(), value(), value(), value()], vcpus as usize).prop_map(Step::RestoreAll),
+        4 => (vec([value(), value(), value(), value()], vcpus as usize), how())
+            .prop_map(|(values, how)| Step::RestoreAll(values, how)),
         4 => Just(of_vm(Ask::resume())),
         3 => any::<bool>().prop_map(|keep_counting| of_vm(pause(keep_counting))),
         4 => (flags(), realtime(), timeout()).prop_map(|(flags, saved_ns, timeout_ns)| {
@@ -311,11 +346,13 @@ fn step(vcpus: u32) -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A life: how many vCPUs, which ABI, the host counter at first, and what happens.
+/// A life: how many vCPUs, which ABI, the flags of CONFIGURE_VM, the host counter at first, and
+/// what happens.
 #[derive(Clone, Debug)]
 pub(super) struct Story {
     pub(super) vcpus: u32,
     pub(super) abi: u8,
+    pub(super) flags: u8,
     pub(super) host: u64,
     pub(super) steps: Vec<Step>,
 }
@@ -329,16 +366,18 @@ pub(super) fn story(steps: usize) -> impl Strategy<Value = Story> {
     let vcpus = prop_oneof![3 => 1..=2_u32, 1 => 3..=8_u32];
     let abi = prop_oneof![9 => Just(0), 1 => Just(1)];
     let runs = prop::bool::weighted(0.7);
-    let head = (vcpus, abi, prop::sample::select(&HOSTS[..]), runs);
-    head.prop_flat_map(move |(vcpus, abi, host, runs)| {
+    let head = (vcpus, abi, 0..4_u8, prop::sample::select(&HOSTS[..]), runs);
+    head.prop_flat_map(move |(vcpus, abi, flags, host, runs)| {
         let step = prop_oneof![80 => step(vcpus), 1 => Just(Step::Reset)];
         vec(step, 1..=steps).prop_map(move |mut steps| {
             if runs {
+                steps.insert(0, Step::Confirm([0; 2]));
                 steps.insert(0, of_vm(Ask::resume()));
             }
             Story {
                 vcpus,
                 abi,
+                flags,
                 host,
                 steps,
             }

@@ -73,6 +73,11 @@ pub enum Notice {
         /// The number of vCPUs.
         vcpus: u32,
     },
+    /// With ONE_OFFSET, the vCPUs brought another physical count than the virtual one.
+    PhysicalCountMoved {
+        /// By how many ticks the physical count moves.
+        ticks: i64,
+    },
     /// ELAPSED found the wall clock before `saved_realtime_ns`.
     RealtimeWentBack {
         /// By how much, ns.
@@ -100,12 +105,17 @@ pub struct Reference {
     abi: usize,
     frequency: u64,
     clocks: [Clock; 2],
+    /// CONFIRM.
+    confirms: bool,
+    /// ONE_OFFSET.
+    one_offset: bool,
     physical_is_own: bool,
     pinned: bool,
     anchor: Option<(u64, u64)>,
     vcpus: Vec<Vcpu>,
     /// The counts that the last GET_VM reported.
     vm_told: [Told; 2],
+    /// The restore that is open, or that has armed the VM.
     restore: Option<Restore>,
     waiters: Vec<Waiter>,
     /// The phase that PHASE_CHANGED must still report.
@@ -126,6 +136,8 @@ impl Reference {
             abi: 0,
             frequency: profile.frequency,
             clocks: [Clock::default(); 2],
+            confirms: false,
+            one_offset: false,
             physical_is_own: false,
             pinned: false,
             anchor: None,
@@ -171,7 +183,7 @@ impl Reference {
         self.clocks.map(|clock| clock.count)
     }
 
-    /// The vCPUs that are missing in the open restore, in order.
+    /// The vCPUs that are missing in the restore, in order.
     pub fn missing(&self) -> Vec<u32> {
         let open = self.restore.is_some();
         (0..self.vcpus())
@@ -289,6 +301,15 @@ impl Reference {
         words(&[offset(virt), offset(phys), virt, phys, self.host])
     }
 
+    /// The phase in which the clocks count and vCPUs run, or wait for CONFIRM_RUN.
+    fn running_or_armed(&self) -> u32 {
+        if self.confirms {
+            phase::ARMED
+        } else {
+            phase::RUNNING
+        }
+    }
+
     fn report_all_lines(&mut self) {
         for vcpu in &mut self.vcpus {
             for (timer, clock) in vcpu.timers.iter_mut().zip(&self.clocks) {
@@ -308,10 +329,12 @@ impl Reference {
         for timer in self.vcpus.iter_mut().flat_map(|vcpu| &mut vcpu.timers) {
             timer.to_report = false;
         }
-        if to == phase::RUNNING {
+        if [phase::RUNNING, phase::ARMED].contains(&to) {
             self.clocks
                 .iter_mut()
                 .for_each(|clock| clock.counting = true);
+        }
+        if to == phase::RUNNING {
             self.report_all_lines();
             self.release(status::OK, 0);
         }

@@ -81,6 +81,7 @@ impl Reference {
 
     /// The count that a vCPU reads: the VM's, or what the vCPU staged in the open restore.
     fn count_of(&self, vcpu: usize, clock: usize) -> u64 {
+        let clock = if self.one_offset { 0 } else { clock };
         match self.vcpus[vcpu].set[1 + 3 * clock] {
             Some(count) if self.phase == phase::RESTORING && !self.pinned => count,
             _ => self.clocks[clock].count,
@@ -110,6 +111,21 @@ impl Reference {
         }
     }
 
+    /// Whether writes of this register are ignored.
+    pub(super) fn ignores(&self, register: usize) -> bool {
+        register % 3 == 1 && self.pinned || register == 4 && self.one_offset
+    }
+
+    /// Whether a vCPU that is done has this value already: as it brought it, if it is a count.
+    pub(super) fn has(&self, vcpu: usize, register: usize, value: u64) -> bool {
+        match register % 3 {
+            _ if self.ignores(register) => true,
+            0 => self.registers(vcpu)[register] & 3 == value & 3,
+            1 => self.vcpus[vcpu].set[register] == Some(value),
+            _ => self.registers(vcpu)[register] == value,
+        }
+    }
+
     /// Writes one register. Returns whether the write was ignored.
     pub(super) fn write(&mut self, vcpu: usize, register: usize, value: u64) -> bool {
         let clock = register / 3;
@@ -123,12 +139,13 @@ impl Reference {
             2 => timer.cval = value,
             _ if self.pinned => return true,
             _ if restoring => {}
+            _ if self.ignores(register) => {}
             _ => self.write_count(vcpu, clock, value),
         }
         if restoring {
             self.vcpus[vcpu].set[register] = Some(value);
         }
-        false
+        self.ignores(register)
     }
 
     /// Freezes a clock at a count, unless the vCPU writes back what it was told of it.
@@ -147,6 +164,9 @@ impl Reference {
                 counting: false,
             };
             self.physical_is_own |= clock == PHYSICAL;
+            if self.one_offset {
+                self.clocks[PHYSICAL] = self.clocks[clock];
+            }
         }
     }
 }

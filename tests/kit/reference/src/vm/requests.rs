@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::{Clock, PHYSICAL, Reference, Refusal, Vcpu, Waiter};
-use crate::contract::phase::{NEW, PAUSED, RESTORING, RUNNING};
+use crate::contract::phase::{ARMED, NEW, PAUSED, RESTORING, RUNNING};
 use crate::contract::{
-    self, VM, info_flag, info_source, op, restore, status, u16_at, u32_at, u64_at, words,
+    self, VM, configure, info_flag, info_source, op, restore, status, u16_at, u32_at, u64_at, words,
 };
 
 /// The bytes of a header, of requests and of answers.
@@ -21,6 +21,8 @@ struct Parsed<'a> {
     op: u16,
     vcpu: u32,
     epoch: u64,
+    /// The flag DONE.
+    done: bool,
     body: &'a [u8],
 }
 
@@ -43,7 +45,7 @@ fn has_length(op: u16, len: usize) -> bool {
 /// Whether a reserved field of the body is not zero, or a flag has no name.
 fn reserved_is_set(op: u16, body: &[u8]) -> bool {
     match op {
-        op::CONFIGURE_VM => body[5..8] != [0; 3],
+        op::CONFIGURE_VM => body[5] > 3 || body[6..8] != [0; 2],
         op::SET_COUNTER_OFFSET => u64_at(body, 8) != 0,
         op::PAUSE => u64_at(body, 0) > 1,
         op::RESTORE_BEGIN => {
@@ -67,13 +69,18 @@ impl<'a> Parsed<'a> {
         if !has_length(op, body.len()) {
             return Err(status::EPROTO);
         }
-        if flags != 0 || !names_a_vcpu && vcpu != VM || reserved_is_set(op, body) {
+        let known = match op {
+            op::SET_REGS | op::SET_VM => contract::DONE,
+            _ => 0,
+        };
+        if flags & !known != 0 || !names_a_vcpu && vcpu != VM || reserved_is_set(op, body) {
             return Err(status::EINVAL);
         }
         Ok(Parsed {
             op,
             vcpu,
             epoch: u64_at(header, 8),
+            done: flags == contract::DONE,
             body,
         })
     }
@@ -129,6 +136,7 @@ impl Reference {
             op,
             vcpu,
             epoch,
+            done,
             body,
         } = *request;
         if names_a_vcpu(op) == Some(true) && self.phase != NEW && vcpu >= self.vcpus() {
@@ -138,28 +146,38 @@ impl Reference {
             return Err((status::ESTALE, 0));
         }
         let one = vcpu as usize;
+        // ARMED by a restore, which is still there.
+        let restores: &[u32] = match self.restore {
+            Some(_) => &[RESTORING, ARMED],
+            None => &[],
+        };
         self.only_in(match op {
             op::GET_INFO | op::CONFIGURE_VM | op::SET_TIME_PAGE => {
-                &[NEW, PAUSED, RUNNING, RESTORING]
+                &[NEW, PAUSED, RUNNING, RESTORING, ARMED]
             }
+            op::SET_REGS if done => restores,
             op::GET_REG_LIST | op::GET_REGS | op::SET_REGS | op::GET_VM | op::WAIT_RUN => {
-                &[PAUSED, RUNNING, RESTORING]
+                &[PAUSED, RUNNING, RESTORING, ARMED]
             }
-            op::SET_COUNTER_OFFSET | op::RESTORE_BEGIN => &[PAUSED, RESTORING],
+            op::SET_COUNTER_OFFSET => &[PAUSED, RESTORING],
+            op::RESTORE_BEGIN => &[PAUSED, RESTORING, ARMED],
             op::SET_COUNTER_ANCHOR => &[PAUSED],
-            op::PAUSE | op::RESUME => &[PAUSED, RUNNING],
-            op::CONFIRM_RUN => &[RUNNING],
-            _ => &[RESTORING],
+            op::PAUSE | op::RESUME => &[PAUSED, RUNNING, ARMED],
+            op::CONFIRM_RUN => &[ARMED, RUNNING],
+            op::SET_VM if !done => &[RESTORING],
+            _ => restores,
         })?;
         let mut answer = Vec::new();
         match op {
             op::GET_INFO => answer = self.info(),
-            op::CONFIGURE_VM => self.configure(u32_at(body, 0), body[4], u64_at(body, 8))?,
+            op::CONFIGURE_VM => {
+                self.configure(u32_at(body, 0), body[4], body[5], u64_at(body, 8))?;
+            }
             op::GET_REG_LIST => answer = words(&self.ids()),
             op::GET_REGS => answer = self.get_regs(one, body)?,
-            op::SET_REGS => answer = self.set_regs(one, body)?,
+            op::SET_REGS => answer = self.set_regs(one, body, done)?,
             op::GET_VM => answer = self.get_vm(u32_at(body, 0), u32_at(body, 4))?,
-            op::SET_VM => self.set_vm(body)?,
+            op::SET_VM => answer = self.set_vm(body, done)?,
             op::SET_COUNTER_OFFSET => self.set_offset(u64_at(body, 0)),
             op::SET_COUNTER_ANCHOR => {
                 self.anchor = Some((u64_at(body, 0), u64_at(body, 8)));
@@ -167,15 +185,17 @@ impl Reference {
             }
             op::PAUSE => {
                 let keep_counting = u32_at(body, 0) == 1;
-                if self.phase == RUNNING && !keep_counting {
-                    self.clocks[0].counting = false;
-                    self.clocks[PHYSICAL].counting = !self.physical_is_own;
+                if self.phase != PAUSED && !keep_counting {
+                    self.freeze();
                 }
+                self.restore = None;
                 self.enter(PAUSED);
                 answer = self.run();
             }
             op::RESUME => {
-                self.enter(RUNNING);
+                if self.phase == PAUSED {
+                    self.enter(self.running_or_armed());
+                }
                 answer = self.run();
             }
             op::RESTORE_BEGIN => {
@@ -184,7 +204,7 @@ impl Reference {
                 }
                 self.restore_begin(u32_at(body, 4), u64_at(body, 8), u64_at(body, 16));
             }
-            op::RESTORE_DONE => answer = self.restore_done(vcpu)?,
+            op::RESTORE_DONE => answer = words(&[self.restore_done(&[vcpu])?.into()]),
             op::WAIT_RUN if self.phase != RUNNING => {
                 self.waiters.push(waiter);
                 return Ok(None);
@@ -196,6 +216,8 @@ impl Reference {
                 if answer[..16] != *body {
                     return Err((status::EINVAL, 0));
                 }
+                self.restore = None;
+                self.enter(RUNNING);
             }
             _ => {
                 // Where the memory is, only the device around the VM knows.
@@ -219,7 +241,9 @@ impl Reference {
         let flag = |set: bool, flag: u8| if set { flag } else { 0 };
         let flags = flag(self.pinned, info_flag::OFFSET_PINNED)
             | flag(self.anchor.is_some(), info_flag::ANCHORED)
-            | flag(self.physical_is_own, info_flag::PHYS_VIRTUALISED);
+            | flag(self.physical_is_own, info_flag::PHYS_VIRTUALISED)
+            | flag(self.confirms, info_flag::CONFIRM)
+            | flag(self.one_offset, info_flag::ONE_OFFSET);
         let source = match self.anchor {
             Some(_) => info_source::MONOTONIC,
             None => self.profile.source,
@@ -240,12 +264,21 @@ impl Reference {
         ])
     }
 
-    fn configure(&mut self, vcpus: u32, abi: u8, frequency: u64) -> Result<(), Refusal> {
+    /// PAUSE without KEEP_COUNTING.
+    pub(super) fn freeze(&mut self) {
+        self.clocks[0].counting = false;
+        self.clocks[PHYSICAL].counting = !self.physical_is_own;
+    }
+
+    fn configure(&mut self, vcpus: u32, abi: u8, flags: u8, frequency: u64) -> Result<(), Refusal> {
+        let confirms = flags & configure::CONFIRM != 0;
+        let one_offset = flags & configure::ONE_OFFSET != 0;
         let own = self.profile.frequency;
         let frequency = if frequency == 0 { own } else { frequency };
         if self.phase != NEW {
             let same = vcpus == self.vcpus()
                 && usize::from(abi) == self.abi
+                && (confirms, one_offset) == (self.confirms, self.one_offset)
                 && frequency == self.frequency;
             return if same { Ok(()) } else { Err(self.busy()) };
         }
@@ -260,10 +293,15 @@ impl Reference {
         self.abi = abi.into();
         self.frequency = frequency;
         self.vcpus = vec![Vcpu::default(); vcpus as usize];
-        self.clocks[PHYSICAL] = Clock {
-            count: self.host,
-            counting: true,
-        };
+        self.confirms = confirms;
+        self.one_offset = one_offset;
+        self.physical_is_own = one_offset;
+        if !one_offset {
+            self.clocks[PHYSICAL] = Clock {
+                count: self.host,
+                counting: true,
+            };
+        }
         self.enter(PAUSED);
         Ok(())
     }
@@ -292,18 +330,36 @@ impl Reference {
         Ok(answer)
     }
 
-    fn set_regs(&mut self, vcpu: usize, body: &[u8]) -> Result<Vec<u8>, Refusal> {
-        let entries = || {
-            body.chunks(16)
-                .map(|entry| (u64_at(entry, 0), u64_at(entry, 8)))
+    fn set_regs(&mut self, vcpu: usize, body: &[u8], done: bool) -> Result<Vec<u8>, Refusal> {
+        let was_done = self.restore.is_some() && self.vcpus[vcpu].done;
+        let written = if done && was_done {
+            self.set_regs_again(vcpu, body).ok_or_else(|| self.busy())?
+        } else {
+            self.set_regs_now(vcpu, body)?
         };
-        let a_count = entries().any(|(id, _)| self.register(id).is_ok_and(|it| it % 3 == 1));
-        let done = self.phase == RESTORING && self.vcpus[vcpu].done;
-        if done || self.phase == RUNNING && a_count && !self.pinned {
-            return Err(self.busy());
-        }
+        let remaining = match done {
+            true => self.restore_done(&[vcpu as u32])?.to_le_bytes().to_vec(),
+            false => Vec::new(),
+        };
+        let lines = self.lines(vcpu);
+        Ok([words(&[u64::from(lines) | written << 32]), remaining].concat())
+    }
+
+    /// SET_REGS of a vCPU that has these values already. Returns how many are ignored.
+    fn set_regs_again(&self, vcpu: usize, body: &[u8]) -> Option<u64> {
+        let values = self.values(body).ok()?;
+        let has = |register: usize| values[register].is_none_or(|it| self.has(vcpu, register, it));
+        (0..6).all(has).then(|| {
+            let ignored = |register: &usize| values[*register].is_some() && self.ignores(*register);
+            (0..6).filter(ignored).count() as u64
+        })
+    }
+
+    /// The values that SET_REGS sets, by register.
+    fn values(&self, body: &[u8]) -> Result<[Option<u64>; 6], Refusal> {
         let mut values = [None; 6];
-        for (n, (id, value)) in (0..).zip(entries()) {
+        for (n, entry) in (0..).zip(body.chunks(16)) {
+            let (id, value) = (u64_at(entry, 0), u64_at(entry, 8));
             let register = self.register(id).map_err(|status| (status, n))?;
             let differs = values[register].is_some_and(|before| before != value);
             if differs || self.is_too_large(register, value) {
@@ -311,6 +367,21 @@ impl Reference {
             }
             values[register] = Some(value);
         }
+        Ok(values)
+    }
+
+    /// SET_REGS. Returns how many writes are ignored.
+    fn set_regs_now(&mut self, vcpu: usize, body: &[u8]) -> Result<u64, Refusal> {
+        let writes_a_count = |entry: &[u8]| {
+            let register = self.register(u64_at(entry, 0));
+            register.is_ok_and(|it| it % 3 == 1 && !self.ignores(it))
+        };
+        let a_count = body.chunks(16).any(writes_a_count);
+        let done = self.phase == RESTORING && self.vcpus[vcpu].done;
+        if done || [RUNNING, ARMED].contains(&self.phase) && a_count {
+            return Err(self.busy());
+        }
+        let values = self.values(body)?;
         let mut ignored = 0;
         for (register, value) in values.into_iter().enumerate() {
             if let Some(value) = value {
@@ -321,7 +392,7 @@ impl Reference {
         for (timer, count) in self.vcpus[vcpu].timers.iter_mut().zip(counts) {
             timer.to_report &= timer.line(count);
         }
-        Ok(words(&[u64::from(self.lines(vcpu)) | ignored << 32]))
+        Ok(ignored)
     }
 
     fn get_vm(&mut self, first: u32, count: u32) -> Result<Vec<u8>, Refusal> {
@@ -347,31 +418,42 @@ impl Reference {
         Ok(answer)
     }
 
-    fn set_vm(&mut self, body: &[u8]) -> Result<(), Refusal> {
+    fn set_vm(&mut self, body: &[u8], done: bool) -> Result<Vec<u8>, Refusal> {
         let rows: Vec<_> = body.chunks(56).map(contract::Vcpu::of).collect();
         let index = |row: &contract::Vcpu| row.vcpu as usize;
-        for row in &rows {
-            if self.vcpus.get(index(row)).is_some_and(|vcpu| vcpu.done) {
+        let is_present = |row: &contract::Vcpu, register: usize| row.present >> register & 1 != 0;
+        let is_wrong = |vm: &Self, row: &contract::Vcpu| {
+            let too_large = |register| vm.is_too_large(register, row.registers[register]);
+            row.present > 0x3f || (0..6).any(|it| is_present(row, it) && too_large(it))
+        };
+        for row in rows.iter().filter(|row| row.vcpu < self.vcpus()) {
+            let has = |it: usize| self.has(index(row), it, row.registers[it]);
+            let same = (0..6).all(|register| !is_present(row, register) || has(register));
+            let again = done && same && !is_wrong(self, row);
+            if self.vcpus[index(row)].done && !again {
                 return Err(self.busy());
             }
         }
-        let is_present = |row: &contract::Vcpu, register: usize| row.present >> register & 1 != 0;
         for (n, row) in rows.iter().enumerate() {
-            let too_large = (0..6).any(|register| {
-                is_present(row, register) && self.is_too_large(register, row.registers[register])
-            });
             let twice = rows[..n].iter().any(|other| other.vcpu == row.vcpu);
-            if row.vcpu >= self.vcpus() || row.present > 0x3f || too_large || twice {
+            if row.vcpu >= self.vcpus() || twice || is_wrong(self, row) {
                 return Err((status::EINVAL, n as u32));
             }
         }
         for row in &rows {
+            if self.vcpus[index(row)].done {
+                continue;
+            }
             for register in 0..6 {
                 if is_present(row, register) {
                     self.write(index(row), register, row.registers[register]);
                 }
             }
         }
-        Ok(())
+        if !done {
+            return Ok(Vec::new());
+        }
+        let vcpus: Vec<_> = rows.iter().map(|row| row.vcpu).collect();
+        Ok(words(&[self.restore_done(&vcpus)?.into()]))
     }
 }

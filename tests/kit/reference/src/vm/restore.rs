@@ -2,9 +2,9 @@
 
 use super::registers::Timer;
 use super::{Clock, NS, Notice, PHYSICAL, Reference, Refusal};
-use crate::contract::{phase, restore, status, words};
+use crate::contract::{phase, restore, status};
 
-/// An open restore.
+/// A restore that is open, or that has armed the VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Restore {
     flags: u32,
@@ -46,6 +46,9 @@ impl Reference {
     }
 
     pub(super) fn restore_begin(&mut self, flags: u32, saved_realtime_ns: u64, timeout_ns: u64) {
+        if self.phase == phase::ARMED && self.restore.is_none() {
+            self.freeze();
+        }
         self.put_back();
         self.nothing_set();
         self.restore = Some(Restore {
@@ -73,17 +76,22 @@ impl Reference {
         self.release(status::ECANCELED, 0);
     }
 
-    pub(super) fn restore_done(&mut self, vcpu: u32) -> Result<Vec<u8>, Refusal> {
-        let lacks = self.lacks(vcpu);
-        if lacks != 0 {
-            return Err((status::ENODATA, lacks));
+    /// These vCPUs are done. Returns how many are missing.
+    pub(super) fn restore_done(&mut self, vcpus: &[u32]) -> Result<u32, Refusal> {
+        for vcpu in vcpus {
+            let lacks = self.lacks(*vcpu);
+            if lacks != 0 {
+                return Err((status::ENODATA, lacks));
+            }
         }
-        self.vcpus[vcpu as usize].done = true;
-        let remaining = self.missing().len() as u64;
-        if remaining == 0 {
+        for vcpu in vcpus {
+            self.vcpus[*vcpu as usize].done = true;
+        }
+        let remaining = self.missing().len() as u32;
+        if remaining == 0 && self.phase == phase::RESTORING {
             self.settle()?;
         }
-        Ok(words(&[remaining]))
+        Ok(remaining)
     }
 
     /// The last vCPU is done: settles the counts and ends the restore.
@@ -96,7 +104,8 @@ impl Reference {
             all.collect::<Vec<u64>>()
         });
         if !self.pinned {
-            for counts in &brought {
+            let looked_at = if self.one_offset { 1 } else { 2 };
+            for counts in &brought[..looked_at] {
                 let unequal = counts.iter().any(|count| *count != counts[0]);
                 if open.flags & restore::STRICT != 0 && unequal {
                     return Err((status::EINVAL, 0));
@@ -104,11 +113,14 @@ impl Reference {
             }
             self.settle_counts(&open, brought);
         }
-        self.restore = None;
-        self.enter(match open.flags & restore::AUTORUN {
+        let to = match open.flags & restore::AUTORUN {
             0 => phase::PAUSED,
-            _ => phase::RUNNING,
-        });
+            _ => self.running_or_armed(),
+        };
+        if to != phase::ARMED {
+            self.restore = None;
+        }
+        self.enter(to);
         Ok(())
     }
 
@@ -118,11 +130,21 @@ impl Reference {
             _ => self.elapsed_since(open.saved_realtime_ns),
         };
         self.physical_is_own |= !brought[PHYSICAL].is_empty();
+        let one_offset = self.one_offset;
+        if let (true, Some(virt), Some(phys)) =
+            (one_offset, brought[0].iter().max(), brought[1].iter().max())
+            && virt != phys
+        {
+            let ticks = virt.wrapping_sub(*phys) as i64;
+            self.notices.push(Notice::PhysicalCountMoved { ticks });
+        }
         for (clock, counts) in self.clocks.iter_mut().zip(brought) {
             let settled = counts.into_iter().max().unwrap_or(clock.count);
             clock.count = settled.wrapping_add(elapsed);
         }
-        if !self.physical_is_own {
+        if one_offset {
+            self.clocks[PHYSICAL] = self.clocks[0];
+        } else if !self.physical_is_own {
             self.clocks[PHYSICAL] = Clock {
                 count: self.host,
                 counting: true,
