@@ -3,6 +3,7 @@
 
 mod examples;
 mod gate;
+mod last_metre;
 mod launch;
 mod polling;
 mod restore_object;

@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// Long enough for a vCPU to reach the gate on an idle machine; no result depends on it.
 const TURN: Duration = Duration::from_millis(20);
 
-const VCPUS: u32 = 8;
+pub(crate) const VCPUS: u32 = 8;
 
 struct Served {
     backend: BackendProcess,
@@ -44,7 +44,7 @@ impl Served {
 }
 
 /// What a real KVM said, for as many vCPUs; the counts differ by seconds.
-fn saved() -> SavedVm {
+pub(crate) fn saved() -> SavedVm {
     let data = KvmData::recorded();
     let frequency = data.frequency.try_into().unwrap();
     let vcpus = KvmData::for_vcpus(&data.skewed, VCPUS);

@@ -14,25 +14,25 @@ use vhost_user_timer_kit::backend_process::find_program;
 /// Something that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(30);
 
-fn options() -> SpawnOptions {
+pub(crate) fn options() -> SpawnOptions {
     SpawnOptions::default()
         .arg("--log-level=warn")
         .frontend(Options::default().timeout(LIMIT))
 }
 
-fn spawn(options: SpawnOptions) -> Result<Backend, Error> {
+pub(crate) fn spawn(options: SpawnOptions) -> Result<Backend, Error> {
     Backend::spawn(find_program().unwrap(), options)
 }
 
 /// With a state file, and a library that launches the next backend.
-fn replaced(directory: &TempDir) -> SpawnOptions {
+pub(crate) fn replaced(directory: &TempDir) -> SpawnOptions {
     let reconnect = Reconnect::default().patience(LIMIT);
     options()
         .state_file(directory.path().join("state"))
         .frontend(Options::default().timeout(LIMIT).reconnect(reconnect))
 }
 
-fn kill(pid: u32) {
+pub(crate) fn kill(pid: u32) {
     let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
     kill_process(pid, Signal::KILL).unwrap();
 }

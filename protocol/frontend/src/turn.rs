@@ -121,9 +121,10 @@ impl Applying {
 }
 
 impl Entry<'_> {
-    /// The operation is on the ring.
+    /// The operation is on the ring. The confirmation, from within the turn, leads on to RUNNING
+    /// and to no other ARMED.
     pub(crate) fn sent(mut self) {
-        self.0.moves += 1;
+        self.0.moves += u64::from(self.0.by.is_none());
     }
 }
 

@@ -281,8 +281,8 @@ impl RequestQueue {
         Ok(SavedVm::read(info.abi, realtime_ns, vm)?)
     }
 
-    /// Restores one vCPU in an open restore: stages its registers and says RESTORE_DONE.
-    /// Returns how many vCPUs are still missing.
+    /// Restores one vCPU in an open restore: stages its registers and says RESTORE_DONE, by
+    /// one request. Returns how many vCPUs are still missing.
     ///
     /// A vCPU thread calls this and then [`wait_run`](Self::wait_run); the order of the threads
     /// does not matter.
@@ -291,9 +291,6 @@ impl RequestQueue {
         vcpu: &SavedVcpu,
         deadline: impl Into<Deadline>,
     ) -> Result<u32, Error> {
-        let deadline = deadline.into();
-        // Not pipelined: after a refused SET_VM there must be no RESTORE_DONE.
-        self.set_vm(std::slice::from_ref(vcpu), deadline)?;
-        self.restore_done(vcpu.index(), deadline)
+        self.set_vm_done(std::slice::from_ref(vcpu), deadline)
     }
 }

@@ -22,11 +22,8 @@ pub struct VcpuRestore {
 /// What is next.
 enum Step {
     BringBack,
-    /// SET_VM is in flight.
-    Staging(Ticket<()>),
-    Complete,
-    /// RESTORE_DONE is in flight.
-    Completing(Ticket<Remaining>),
+    /// SET_VM with DONE is in flight.
+    BringingBack(Ticket<Remaining>),
     /// The vCPU has its registers back.
     Wait,
 }
@@ -51,7 +48,7 @@ impl VcpuRestore {
         &self.shared.vcpus[self.index as usize]
     }
 
-    /// Brings the vCPU's registers back (SET_VM, RESTORE_DONE) and waits for all the others, and
+    /// Brings the vCPU's registers back (SET_VM with DONE) and waits for all the others, and
     /// for the confirmation where the VM has [`VmOptions::confirm`](crate::VmOptions::confirm)
     /// (WAIT_RUN). It returns when the vCPU may run, and not before, with the offsets that all
     /// vCPUs run with.
@@ -97,20 +94,11 @@ impl VcpuRestore {
                 Step::BringBack if shared.progress().done[vcpu as usize] => Step::Wait,
                 Step::BringBack => {
                     let registers = &shared.vcpus[vcpu as usize];
-                    let stage = Operation::set_vm(std::slice::from_ref(registers));
-                    let stage = stage.in_epoch(shared.epoch);
-                    Step::Staging(shared.queue_of(vcpu).submit_by(&stage, deadline)?)
+                    let done = Operation::set_vm_done(std::slice::from_ref(registers));
+                    let done = done.in_epoch(shared.epoch);
+                    Step::BringingBack(shared.queue_of(vcpu).submit_by(&done, deadline)?)
                 }
-                // Not pipelined: after a refused SET_VM there must be no RESTORE_DONE.
-                Step::Staging(ticket) => {
-                    ticket.wait_longer(deadline)?;
-                    Step::Complete
-                }
-                Step::Complete => {
-                    let done = Operation::restore_done(vcpu).in_epoch(shared.epoch);
-                    Step::Completing(shared.queue_of(vcpu).submit_by(&done, deadline)?)
-                }
-                Step::Completing(ticket) => {
+                Step::BringingBack(ticket) => {
                     let Remaining(remaining) = ticket.wait_longer(deadline)?;
                     let this = vcpu as usize;
                     shared.are_done(this..=this, remaining);

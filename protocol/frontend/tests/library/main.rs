@@ -1,6 +1,7 @@
 //! The frontend library against a fake backend in the same process.
 
 mod answers;
+mod apply;
 mod connecting;
 mod device_state;
 mod ending;

@@ -48,6 +48,11 @@ pub(crate) fn every_operation(queue: &RequestQueue) {
     let options = RestoreOptions::default();
     queue.restore_begin(options, LONG).unwrap();
     assert_eq!(queue.restore_done(8, LONG).unwrap(), 9);
+    assert_eq!(queue.set_vm_done(&vm.vcpus, LONG).unwrap(), 4);
+    let done = queue.set_regs_done(3, &values, LONG).unwrap();
+    assert_eq!((done.remaining, done.set), (4, Some(set)));
+    let run = queue.confirm_run(5, 6, LONG).unwrap();
+    assert_eq!((run.cntvoff, run.cntpoff), (5, 6));
     assert_eq!(queue.wait_run(7, LONG).unwrap().cntvoff, 1007);
     queue.restore_abort(LONG).unwrap();
     queue.set_time_page(0, 0, LONG).unwrap();

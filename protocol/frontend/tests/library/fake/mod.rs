@@ -19,7 +19,7 @@ use vhost::vhost_user::{Listener, VhostUserProtocolFeatures, VhostUserVirtioFeat
 use vhost_user_backend::{ShutdownHandle, VhostUserBackend, VhostUserDaemon, VringRwLock, VringT};
 use vhost_user_timer_frontend::{Frontend, Options, SavedVcpu};
 use vhost_user_timer_protocol::request::{Body, Request};
-use vhost_user_timer_protocol::wire::{self, ResponseHeader};
+use vhost_user_timer_protocol::wire::{self, ResponseHeader, request_flags};
 use vhost_user_timer_protocol::{Phase, Status, VERSION};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -354,6 +354,15 @@ pub(crate) fn info() -> wire::Info {
     }
 }
 
+/// An answer's body: that many vCPUs are missing.
+pub(crate) fn remaining(vcpus: u32) -> Vec<u8> {
+    let result = wire::RestoreDoneResult {
+        remaining: vcpus.into(),
+        reserved: 0.into(),
+    };
+    result.as_bytes().to_vec()
+}
+
 /// A `run` that identifies the vCPU.
 pub(crate) fn run_of(vcpu: u32) -> wire::Run {
     wire::Run {
@@ -388,6 +397,7 @@ pub(crate) fn echo(request: &[u8]) -> Vec<u8> {
         Ok(request) => request,
         Err(status) => return answer(status, 0, &[]),
     };
+    let done = request.flags & request_flags::DONE != 0;
     match request.body {
         Body::GetInfo => ok(info().as_bytes()),
         Body::GetVm(range) => {
@@ -404,7 +414,11 @@ pub(crate) fn echo(request: &[u8]) -> Vec<u8> {
         }
         Body::SetVm(vcpus) => {
             let wrong = vcpus.iter().position(|v| *v != vcpu(v.vcpu.get()));
-            wrong.map_or(ok(&[]), |n| answer(Status::Invalid, n as u32, &[]))
+            let body = match done {
+                true => remaining(vcpus[0].vcpu.get() + 1),
+                false => Vec::new(),
+            };
+            wrong.map_or(ok(&body), |n| answer(Status::Invalid, n as u32, &[]))
         }
         Body::Pause(pause) => ok(run_of(pause.keeps_counting().into()).as_bytes()),
         Body::Resume => ok(run_of(2).as_bytes()),
@@ -416,6 +430,14 @@ pub(crate) fn echo(request: &[u8]) -> Vec<u8> {
             });
             ok(values.collect::<Vec<_>>().as_bytes())
         }
+        Body::SetRegs(values) if done => {
+            let result = wire::SetRegsDone {
+                lines: request.vcpu.into(),
+                ignored: (values.len() as u32).into(),
+                remaining: (request.vcpu + 1).into(),
+            };
+            ok(result.as_bytes())
+        }
         Body::SetRegs(values) => {
             let result = wire::SetRegsResult {
                 lines: request.vcpu.into(),
@@ -423,12 +445,14 @@ pub(crate) fn echo(request: &[u8]) -> Vec<u8> {
             };
             ok(result.as_bytes())
         }
-        Body::RestoreDone => {
-            let result = wire::RestoreDoneResult {
-                remaining: (request.vcpu + 1).into(),
-                reserved: 0.into(),
+        Body::RestoreDone => ok(&remaining(request.vcpu + 1)),
+        Body::ConfirmRun(offsets) => {
+            let run = wire::Run {
+                cntvoff: offsets.cntvoff,
+                cntpoff: offsets.cntpoff,
+                ..Default::default()
             };
-            ok(result.as_bytes())
+            ok(run.as_bytes())
         }
         Body::WaitRun => ok(run_of(request.vcpu).as_bytes()),
         _ => ok(&[]),

@@ -8,8 +8,8 @@ use std::thread::JoinHandle;
 
 use vhost_user_backend::ShutdownHandle;
 use vhost_user_timer_frontend::{Frontend, Options};
-use vhost_user_timer_protocol::wire::{self, RequestHeader, restore_flags};
-use vhost_user_timer_protocol::{MAX_MESSAGE, Op, Phase};
+use vhost_user_timer_protocol::wire::{self, RequestHeader, configure_flags, restore_flags};
+use vhost_user_timer_protocol::{CounterSource, MAX_MESSAGE, Op, Phase};
 use vhost_user_timer_reference::{Ask, Profile, Reference, Waiter, whole_vcpu};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -20,6 +20,9 @@ pub(crate) const VCPUS: u32 = 4;
 
 /// The epoch that a VM begins with here, so that another VM's can be told from it.
 const EPOCH: u64 = 7;
+
+/// Where every answer goes: the fake keeps the requests that it holds.
+const WAITER: Waiter = Waiter { queue: 1, head: 0 };
 
 /// When a request is lost with its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +37,8 @@ pub(crate) enum Lost {
 
 pub(crate) struct Vm {
     vcpus: u32,
+    /// CONFIGURE_VM's flags.
+    options: u8,
     reference: Reference,
     /// How many SET_REGS and SET_VM were granted.
     pub(crate) writes: u32,
@@ -43,30 +48,35 @@ pub(crate) struct Vm {
     pub(crate) lost: fn(Op) -> Lost,
 }
 
-/// A VM in this phase and epoch. In RESTORING these vCPUs are done, and the others lack nothing
-/// else.
-fn reference(vcpus: u32, phase: Phase, epoch: u64, done: &[u32], flags: u32) -> Reference {
+/// A VM, configured with these options, in this phase and epoch. In RESTORING these vCPUs are done,
+/// and the others lack nothing else. ARMED is reached by RESUME.
+fn reference(
+    (vcpus, options): (u32, u8),
+    phase: Phase,
+    epoch: u64,
+    done: &[u32],
+    flags: u32,
+) -> Reference {
     let profile = Profile {
         max_vcpus: info().max_vcpus.get(),
         request_queues: info().request_queues.get(),
         frequency: info().frequency.get(),
         frequency_fixed: false,
-        source: 0,
+        source: CounterSource::Cntvct.code(),
     };
     let mut vm = Reference::new(profile, 0, 0);
     let mut grant = |ask: Ask| {
-        let waiter = Waiter { queue: 1, head: 0 };
-        let answer = vm.handle(&ask.bytes(), ask.room, waiter).unwrap();
+        let answer = vm.handle(&ask.bytes(), ask.room, WAITER).unwrap();
         assert_eq!(answer[..4], [0; 4], "{ask:?}");
     };
-    grant(Ask::configure(vcpus, 0, 0));
+    grant(Ask::configure_with(vcpus, 0, options, 0));
     let restoring = phase == Phase::Restoring;
     for _ in 1..epoch - u64::from(restoring) {
         grant(Ask::begin(vcpus, 0));
         grant(Ask::abort());
     }
     match phase {
-        Phase::Running => grant(Ask::resume()),
+        Phase::Running | Phase::Armed => grant(Ask::resume()),
         Phase::Restoring => {
             grant(Ask::begin(vcpus, flags));
             let rows: Vec<_> = (0..vcpus).map(|vcpu| whole_vcpu(vcpu, [0; 6])).collect();
@@ -77,8 +87,15 @@ fn reference(vcpus: u32, phase: Phase, epoch: u64, done: &[u32], flags: u32) -> 
         }
         _ => {}
     }
-    if phase == Phase::New {
-        vm.reset();
+    match phase {
+        Phase::New => vm.reset(),
+        Phase::Running if vm.phase() == Phase::Armed.code() => {
+            let info = info_of(&vm);
+            let confirm = Ask::confirm(info.cntvoff.get(), info.cntpoff.get());
+            let answer = vm.handle(&confirm.bytes(), confirm.room, WAITER).unwrap();
+            assert_eq!(answer[..4], [0; 4]);
+        }
+        _ => {}
     }
     assert_eq!((vm.phase(), vm.epoch()), (phase.code(), epoch));
     vm
@@ -93,8 +110,7 @@ impl Vm {
         if lost == Lost::Unseen {
             return None;
         }
-        let waiter = Waiter { queue: 1, head: 0 };
-        let mut answer = self.reference.handle(bytes, MAX_MESSAGE, waiter)?;
+        let mut answer = self.reference.handle(bytes, MAX_MESSAGE, WAITER)?;
         let granted = answer[..4] == [0; 4];
         self.writes += u32::from(granted && matches!(op, Op::SetRegs | Op::SetVm));
         if granted && op == Op::WaitRun {
@@ -118,23 +134,31 @@ impl Vm {
     }
 
     /// What the config space says.
-    fn info(&self) -> wire::Info {
-        let mut vm = self.reference.clone();
-        let ask = Ask::get_info();
-        let answer = vm.handle(&ask.bytes(), ask.room, Waiter { queue: 1, head: 0 });
-        wire::Info::read_from_bytes(&answer.unwrap()[16..]).unwrap()
+    pub(crate) fn info(&self) -> wire::Info {
+        info_of(&self.reference)
+    }
+
+    /// Lets time pass.
+    pub(crate) fn pass(&mut self, ns: u64) {
+        self.reference.pass(ns, ns);
     }
 
     /// A device state is loaded: the VM is RESTORING in a new epoch.
     pub(crate) fn load(&mut self) {
         let epoch = self.epoch() + 1;
-        self.reference = reference(self.vcpus, Phase::Restoring, epoch, &[], 0);
+        self.reference = reference((self.vcpus, self.options), Phase::Restoring, epoch, &[], 0);
     }
 
     /// How often an operation came.
     pub(crate) fn count(&self, op: Op) -> usize {
         self.log.iter().filter(|(is, _)| *is == op).count()
     }
+}
+
+fn info_of(vm: &Reference) -> wire::Info {
+    let ask = Ask::get_info();
+    let answer = vm.clone().handle(&ask.bytes(), ask.room, WAITER);
+    wire::Info::read_from_bytes(&answer.unwrap()[16..]).unwrap()
 }
 
 /// A VM that outlives its backends, and a frontend.
@@ -160,9 +184,23 @@ impl Rig {
         options: Options,
         change: impl FnOnce(&mut Fake),
     ) -> (Self, Frontend) {
+        Self::with_vm((vcpus, 0), options, change)
+    }
+
+    /// As [`new`](Self::new), with a VM that confirms, and has one offset.
+    pub(crate) fn confirming(options: Options) -> (Self, Frontend) {
+        Self::with_vm((VCPUS, configure_flags::ALL), options, |_| {})
+    }
+
+    fn with_vm(
+        (vcpus, vm_options): (u32, u8),
+        options: Options,
+        change: impl FnOnce(&mut Fake),
+    ) -> (Self, Frontend) {
         let vm = Arc::new(Mutex::new(Vm {
             vcpus,
-            reference: reference(vcpus, Phase::Paused, EPOCH, &[], 0),
+            options: vm_options,
+            reference: reference((vcpus, vm_options), Phase::Paused, EPOCH, &[], 0),
             writes: 0,
             log: Vec::new(),
             lost: |_| Lost::No,
@@ -221,7 +259,7 @@ impl Rig {
 
     pub(crate) fn set_epoch(&self, phase: Phase, epoch: u64, done: &[u32], flags: u32) {
         let mut vm = self.vm.lock().unwrap();
-        vm.reference = reference(vm.vcpus, phase, epoch, done, flags);
+        vm.reference = reference((vm.vcpus, vm.options), phase, epoch, done, flags);
     }
 
     pub(crate) fn lose(&self, lost: fn(Op) -> Lost) {

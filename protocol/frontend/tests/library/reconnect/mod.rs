@@ -21,7 +21,7 @@ pub(super) fn policy() -> Reconnect {
         .delays(SHORT, Duration::from_millis(10))
 }
 
-pub(super) fn options() -> Options {
+pub(crate) fn options() -> Options {
     Options::default().reconnect(policy())
 }
 

@@ -12,6 +12,7 @@ use crate::fake::model::Rig;
 use crate::fake::model::VCPUS;
 use crate::fake::run_of;
 use crate::fake::saved_vcpu;
+use crate::restore::saved;
 use std::collections::HashSet;
 use std::sync::mpsc::channel;
 use std::thread::ScopedJoinHandle;
@@ -26,7 +27,8 @@ use vhost_user_timer_frontend::RegValue;
 use vhost_user_timer_frontend::RequestQueue;
 use vhost_user_timer_frontend::RestoreOptions;
 use vhost_user_timer_frontend::Status;
-use vhost_user_timer_reference::contract::CNT;
+use vhost_user_timer_frontend::VmOptions;
+use vhost_user_timer_reference::contract::{CNT, CTL, CVAL};
 
 type Outcome = Result<u32, Error>;
 type Ask = fn(&RequestQueue) -> Outcome;
@@ -132,18 +134,122 @@ fn a_refusal_that_nothing_explains_away_stands() {
     });
 }
 
+/// Asks for a RESTORE_DONE of vCPU 3, by one operation or another.
+const DONES: [(Op, Ask); 3] = [
+    (Op::RestoreDone, |queue| queue.restore_done(3, LONG)),
+    (Op::SetVm, |queue| queue.set_vm_done(&[saved_vcpu(3)], LONG)),
+    (Op::SetRegs, |queue| {
+        let done = queue.set_regs_done(3, &DUE, LONG)?;
+        let lines = done
+            .set
+            .expect("the lines are asked for where they were lost");
+        assert_eq!((lines.virtual_line, lines.physical_line), (true, false));
+        Ok(done.remaining)
+    }),
+];
+
+/// A virtual timer whose line stands high once its vCPU is settled.
+const DUE: [RegValue; 3] = [
+    RegValue::new(CTL, 1),
+    RegValue::new(CVAL, 0),
+    RegValue::new(CNT, 1),
+];
+
+#[test]
+fn a_done_whose_answer_was_lost_is_done_whether_or_not_it_was_the_last() {
+    for lost in [|_| Lost::Done, |_| Lost::Unseen] as [fn(Op) -> Lost; 2] {
+        for ((op, ask), done) in DONES.into_iter().zip([&[0, 1, 2][..], &[0, 1]].repeat(3)) {
+            let (mut rig, frontend) = Rig::new(options());
+            tell(&frontend, &rig, Phase::Restoring, done);
+            rig.lose(lost);
+            let got = scope(|scope| {
+                let asking = scope.spawn(|| ask(frontend.queue()));
+                rig.fake.wait_for_held(1);
+                rig.kill();
+                rig.revive();
+                asking.join().unwrap()
+            });
+            let last = done.len() == 3;
+            let missing = got.unwrap_or_else(|error| panic!("{op}: {error}"));
+            assert_eq!(missing, u32::from(!last), "{op}");
+            let vm = rig.vm.lock().unwrap();
+            let phase = match last {
+                true => Phase::Paused,
+                false => Phase::Restoring,
+            };
+            assert_eq!(vm.phase(), phase, "{op}");
+            // Where the restore was complete by then, SET_REGS's lines are read again.
+            let lines = last && op == Op::SetRegs && lost(op) == Lost::Done;
+            assert_eq!(vm.count(op), if lines { 3 } else { 2 }, "{op}");
+        }
+    }
+}
+
+#[test]
+fn the_last_done_may_have_armed_the_vm() {
+    for lost in [|_| Lost::Done, |_| Lost::Unseen] as [fn(Op) -> Lost; 2] {
+        let (mut rig, frontend) = Rig::confirming(options());
+        let restore = frontend.restore(&saved(VCPUS), confirming()).unwrap();
+        rig.lose(lost);
+        scope(|scope| {
+            let bringing = scope.spawn(|| restore.bring_all_back(LONG));
+            rig.fake.wait_for_held(1);
+            rig.kill();
+            rig.revive();
+            bringing.join().unwrap().unwrap();
+        });
+        assert_eq!(restore.missing(), [0; 0]);
+        assert_eq!(rig.vm.lock().unwrap().phase(), Phase::Armed);
+    }
+}
+
+#[test]
+fn an_abort_in_armed_whose_answer_was_lost_is_done_once_and_no_vcpu_waits_on() {
+    for lost in [Lost::Done, Lost::Unseen] {
+        let (mut rig, frontend) = Rig::confirming(options());
+        let restore = frontend.restore(&saved(VCPUS), confirming()).unwrap();
+        restore.bring_all_back(LONG).unwrap();
+        let mut part = restore.vcpu(0).unwrap();
+        scope(|scope| {
+            let waiting = scope.spawn(move || part.run(LONG));
+            rig.fake.wait_for_held(1);
+            rig.lose(match lost {
+                Lost::Done => |_| Lost::Done,
+                _ => |_| Lost::Unseen,
+            });
+            let dropping = scope.spawn(move || drop(restore));
+            rig.fake.wait_for_held(2);
+            rig.kill();
+            rig.revive();
+            dropping.join().unwrap();
+            // The model answers no waiter.
+            let error = waiting.join().unwrap().unwrap_err();
+            assert_eq!(error.status(), Some(Status::Canceled), "{error:?}");
+        });
+        let vm = rig.vm.lock().unwrap();
+        let sent = if lost == Lost::Done { 1 } else { 2 };
+        assert_eq!(
+            (vm.phase(), vm.count(Op::RestoreAbort)),
+            (Phase::Paused, sent)
+        );
+    }
+}
+
+fn confirming() -> RestoreOptions {
+    RestoreOptions::default().vm(VmOptions::KVM)
+}
+
 #[test]
 fn an_end_and_an_abort_at_once_are_uncertain() {
-    for done_first in [true, false] {
+    let dones = DONES.map(|(_, done)| [(true, done), (false, done)]);
+    for (done_first, done) in dones.into_iter().flatten() {
         let (mut rig, frontend) = Rig::new(options());
         tell(&frontend, &rig, Phase::Restoring, &[0, 1, 2]);
         rig.lose(|_| Lost::Done);
         scope(|scope| {
             let queues = frontend.queues();
-            let asks: [Ask; 2] = [
-                |queue| queue.restore_done(3, LONG),
-                |queue| queue.restore_abort(LONG).map(|()| 0),
-            ];
+            let abort: Ask = |queue| queue.restore_abort(LONG).map(|()| 0);
+            let asks: [Ask; 2] = [done, abort];
             let first = scope.spawn(move || asks[usize::from(!done_first)](&queues[0]));
             rig.fake.wait_for_held(1);
             let second = scope.spawn(move || asks[usize::from(done_first)](&queues[1]));
