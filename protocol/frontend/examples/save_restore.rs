@@ -6,15 +6,16 @@
 //! cargo run --example save_restore /tmp/a.sock /tmp/b.sock
 //! ```
 //!
-//! No vCPU thread goes on before every one of them has its registers back, and all go on with the
-//! same offset.
+//! No vCPU thread goes on before every one of them has its registers back and the offset is where
+//! the guest's counter is made, and all go on with the same offset.
 
 use std::error::Error;
 use std::thread;
 use std::time::Duration;
 
 use vhost_user_timer_frontend::{
-    Abi, Frontend, Options, Phase, RestoreOptions, SavedVm, VcpuRestore,
+    Abi, ApplyError, Frontend, Info, Options, Phase, RestoreOptions, SavedVm, VcpuRestore,
+    VmOptions,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -44,8 +45,8 @@ fn save(frontend: &Frontend) -> Result<Vec<u8>, Box<dyn Error>> {
     let queue = frontend.queue();
     if queue.info(SECOND)?.phase == Phase::New {
         println!("the VM is new: it gets 4 vCPUs and runs");
-        queue.configure(4, Abi::Arm64, None, SECOND)?;
-        queue.resume(SECOND)?;
+        queue.configure_with(4, Abi::Arm64, None, VmOptions::KVM, SECOND)?;
+        frontend.resume_with(SECOND, put_into_hypervisor)?;
     }
     let paused = queue.pause(SECOND)?;
     println!("paused at virtual count {}", paused.virt_count);
@@ -54,29 +55,31 @@ fn save(frontend: &Frontend) -> Result<Vec<u8>, Box<dyn Error>> {
 
 fn restore(frontend: &Frontend, bytes: &[u8]) -> Result<(), Box<dyn Error>> {
     let saved = SavedVm::from_bytes(bytes)?;
-    let restore = frontend.restore(&saved, RestoreOptions::default())?;
+    let options = RestoreOptions::default().vm(VmOptions::KVM);
+    let restore = frontend.restore(&saved, options)?;
     // A VMM hands these to the vCPU threads that it has.
     let threads: Vec<_> = restore
         .vcpus()
         .map(|part| thread::spawn(move || vcpu_thread(part)))
         .collect();
-    // Every vCPU has its registers back, or the restore is aborted and all threads end.
-    let finished = restore.finish(10 * SECOND);
-    if finished.is_ok() {
-        println!("all {} vCPUs are back; none runs yet", saved.vcpus().len());
-        // One thread puts one offset into the hypervisor (KVM_ARM_SET_COUNTER_OFFSET) and into the
-        // backend, which keeps it over RESUME.
-        let queue = frontend.queue();
-        let offset = queue.info(SECOND)?.cntvoff;
-        queue.set_counter_offset(offset, SECOND)?;
-        queue.resume(SECOND)?;
-    }
-    let mut result = finished.map_err(Box::<dyn Error>::from);
+    // Every vCPU has its registers back and the offset is in the hypervisor, or the restore is
+    // aborted and all threads end.
+    let finished = restore.finish_with(10 * SECOND, |info| {
+        println!("all {} vCPUs are back; none runs yet", info.vcpus);
+        put_into_hypervisor(info)
+    });
+    let mut result = finished.map(drop).map_err(Box::<dyn Error>::from);
     for thread in threads {
         let ended = thread.join().map_err(|_| "a vCPU thread panicked")?;
         result = result.and(ended.map_err(Box::<dyn Error>::from));
     }
     result
+}
+
+/// One thread does this, while no vCPU runs.
+fn put_into_hypervisor(_info: &Info) -> Result<(), ApplyError> {
+    // KVM_ARM_SET_COUNTER_OFFSET with `_info.cntvoff`: `kvm::apply` of the feature `kvm`.
+    Ok(())
 }
 
 fn vcpu_thread(mut part: VcpuRestore) -> Result<(), vhost_user_timer_frontend::Error> {
