@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use serde::{Serialize, Serializer};
-use vhost_user_timer_frontend::{Info, Register, SavedVcpu, Vm};
+use vhost_user_timer_frontend::{Info, Phase, Register, SavedVcpu, Vm};
 use vhost_user_timer_protocol::wire::ctl;
 
 /// What `info` shows.
@@ -26,6 +26,9 @@ pub(crate) struct Summary {
     offset_pinned: bool,
     anchored: bool,
     phys_virtualised: bool,
+    confirm: bool,
+    one_offset: bool,
+    counter_source: String,
 }
 
 impl From<&Info> for Summary {
@@ -45,16 +48,30 @@ impl From<&Info> for Summary {
             offset_pinned: info.offset_pinned,
             anchored: info.anchored,
             phys_virtualised: info.phys_virtualised,
+            confirm: info.confirm,
+            one_offset: info.one_offset,
+            counter_source: info.source.to_string(),
         }
     }
 }
 
 impl Summary {
+    /// The phase, and what ends it where nothing else shows that.
+    fn phase_text(&self) -> String {
+        if self.phase == Phase::Armed.to_string() {
+            format!("{}: waits for the VMM's CONFIRM_RUN", self.phase)
+        } else {
+            self.phase.clone()
+        }
+    }
+
     pub(crate) fn text(&self) -> String {
         let flags: Vec<_> = [
             (self.offset_pinned, "offset pinned"),
             (self.anchored, "host counter anchored"),
             (self.phys_virtualised, "physical count virtualised"),
+            (self.confirm, "confirm"),
+            (self.one_offset, "one offset"),
         ]
         .into_iter()
         .filter_map(|(set, name)| set.then_some(name))
@@ -67,7 +84,7 @@ impl Summary {
         };
         let mut lines = Vec::new();
         let mut line = |name: &str, value: String| lines.push(format!("{name:<15} {value}"));
-        line("phase", self.phase.clone());
+        line("phase", self.phase_text());
         line("epoch", self.epoch.to_string());
         line("vCPUs", vcpus);
         line("restored", self.restored.to_string());
@@ -76,6 +93,7 @@ impl Summary {
         line("frequency", format!("{} Hz", grouped(self.frequency)));
         line("cntvoff", format!("{:#x}", self.cntvoff));
         line("cntpoff", format!("{:#x}", self.cntpoff));
+        line("host counter", self.counter_source.clone());
         line("host count", grouped(self.host_count));
         line("flags", flags);
         lines.join("\n")

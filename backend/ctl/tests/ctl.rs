@@ -71,6 +71,11 @@ fn info_shows_a_vm_that_is_not_configured_yet() {
     assert_eq!((&info["phase"], &info["vcpus"]), (&"NEW".into(), &0.into()));
     assert_eq!((&info["max_vcpus"], &info["epoch"]), (&4.into(), &1.into()));
     assert_eq!(info["cntvoff"], "0x0");
+    assert_eq!(info["counter_source"], "monotonic");
+    assert_eq!(
+        (&info["confirm"], &info["one_offset"]),
+        (&false.into(), &false.into())
+    );
     assert!(output.status.success());
     assert_eq!(output.stderr, b"");
 }
@@ -87,6 +92,7 @@ fn info_as_text_has_a_line_for_each_value() {
         "vCPUs           3 of at most 4",
         "request queues  1",
         "frequency       1,000,000,000 Hz",
+        "host counter    monotonic",
         "flags           none",
     ] {
         assert!(text.lines().any(|printed| printed == line), "{text}");
