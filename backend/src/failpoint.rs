@@ -41,6 +41,8 @@ points! {
     Created = "created",
     /// A change is about to be written.
     CommitBegun = "commit-begun",
+    /// The file has the version that the change needs.
+    VersionRaised = "version-raised",
     /// A slot is about to be written.
     SlotBegun = "slot-begun",
     /// A slot is marked as void, and still has the old record.

@@ -5,6 +5,7 @@
 //! instants as it is released is the black-box test `crash_safety`.
 #![cfg(debug_assertions)]
 
+use std::mem::offset_of;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use vhost_user_timer_kit::backend_process::BackendProcess;
 use vhost_user_timer_kit::reference::{Ask, whole_vcpu};
 use vhost_user_timer_kit::shadow::{Asked, Shadow, outcome, submit};
 use vhost_user_timer_kit::watch::{HOST_FREQUENCY, host_count};
-use vhost_user_timer_protocol::wire::restore_flags;
+use vhost_user_timer_protocol::wire::{ConfigureVm, configure_flags, request_flags, restore_flags};
 use vhost_user_timer_protocol::{Phase, Register};
 
 /// Something that takes longer hangs.
@@ -144,8 +145,87 @@ fn set_regs(vcpu: u32) -> Ask {
     Ask::set_regs(vcpu, &entries)
 }
 
+/// CONFIGURE_VM of a VM that confirms.
+fn configure_confirming() -> Ask {
+    let mut ask = configure();
+    ask.body[offset_of!(ConfigureVm, flags)] = configure_flags::CONFIRM;
+    ask
+}
+
+/// The same request with DONE.
+fn done(ask: Ask) -> Ask {
+    Ask {
+        flags: request_flags::DONE,
+        ..ask
+    }
+}
+
+/// The offset of a VM in ARMED, so that CONFIRM_RUN can be written down.
+const PINNED: u64 = 1 << 40;
+
 /// What is done first, what is killed, and how many slots of the file that writes.
-fn scenes() -> Vec<(&'static str, Vec<Ask>, Ask, u32)> {
+type Scene = (&'static str, Vec<Ask>, Ask, u32);
+
+/// A VM on its way to ARMED, and out of it.
+fn scenes_of_a_vm_that_confirms() -> Vec<Scene> {
+    let paused = || vec![configure_confirming(), set_regs(1), Ask::set_offset(PINNED)];
+    let resumed = || [paused(), vec![Ask::resume()]].concat();
+    let restoring = || vec![configure_confirming(), set_regs(1), begin()];
+    // The offset is pinned again, since RESTORE_BEGIN unpins it.
+    let but_one_done = || {
+        let rest = [
+            set_vm(),
+            Ask::set_offset(PINNED),
+            Ask::restore_done(2),
+            Ask::restore_done(0),
+        ];
+        [restoring(), rest.to_vec()].concat()
+    };
+    let armed = || [but_one_done(), vec![Ask::restore_done(1)]].concat();
+    let confirm = || Ask::confirm(PINNED, PINNED);
+    vec![
+        (
+            "CONFIGURE_VM, CONFIRM",
+            vec![],
+            configure_confirming(),
+            VCPUS + 1,
+        ),
+        ("RESUME to ARMED", paused(), Ask::resume(), 1),
+        ("CONFIRM_RUN after RESUME", resumed(), confirm(), 1),
+        ("PAUSE, ARMED", resumed(), Ask::pause(), 1),
+        ("SET_REGS, ARMED", resumed(), set_regs(2), 2),
+        (
+            "RESTORE_BEGIN, ARMED by RESUME",
+            resumed(),
+            begin(),
+            VCPUS + 1,
+        ),
+        (
+            "the last RESTORE_DONE to ARMED",
+            but_one_done(),
+            Ask::restore_done(1),
+            2,
+        ),
+        (
+            "the last SET_REGS with DONE to ARMED",
+            but_one_done(),
+            done(Ask::set_regs(1, &[])),
+            2,
+        ),
+        (
+            "SET_VM with DONE to ARMED",
+            restoring(),
+            done(set_vm()),
+            VCPUS + 1,
+        ),
+        ("CONFIRM_RUN of a restore", armed(), confirm(), 1),
+        ("PAUSE, ARMED by a restore", armed(), Ask::pause(), 1),
+        ("RESTORE_ABORT, ARMED", armed(), Ask::abort(), VCPUS + 1),
+        ("RESTORE_BEGIN, ARMED", armed(), begin(), VCPUS + 1),
+    ]
+}
+
+fn scenes() -> Vec<Scene> {
     let restoring = || vec![configure(), set_regs(0), begin(), set_vm()];
     let but_one_done = || {
         [
@@ -202,6 +282,7 @@ fn whole_at(point: Point) -> Option<bool> {
     match point {
         Point::Emptied | Point::Sized | Point::HeaderHalf | Point::Created => None,
         Point::CommitBegun
+        | Point::VersionRaised
         | Point::SlotBegun
         | Point::SlotVoid
         | Point::SlotHalf
@@ -214,8 +295,10 @@ fn whole_at(point: Point) -> Option<bool> {
     }
 }
 
-fn times(point: Point, slots: u32) -> u32 {
+/// How often this point is reached. Only CONFIGURE_VM with a flag needs another version.
+fn times(point: Point, ask: &Ask, slots: u32) -> u32 {
     match point {
+        Point::VersionRaised => u32::from(*ask == configure_confirming()),
         Point::SlotBegun
         | Point::SlotVoid
         | Point::SlotHalf
@@ -255,7 +338,7 @@ fn what_was_done_before_a_change_is_answered_before_it_though_they_came_together
 
 #[test]
 fn a_request_killed_at_any_step_is_done_wholly_or_not_at_all() {
-    for (name, before, ask, slots) in scenes() {
+    for (name, before, ask, slots) in [scenes(), scenes_of_a_vm_that_confirms()].concat() {
         let mut life = Life::new();
         let mut served = life.serve(None);
         for ask in before {
@@ -268,7 +351,7 @@ fn a_request_killed_at_any_step_is_done_wholly_or_not_at_all() {
             let Some(whole) = whole_at(point) else {
                 continue;
             };
-            for time in 1..=times(point, slots) {
+            for time in 1..=times(point, &ask, slots) {
                 let at = format!("{name}, {} for the {time}. time", point.name());
                 life.put(&file_before);
                 life.shadow = shadow_before.clone();
@@ -300,9 +383,10 @@ fn killed(life: &mut Life, ask: &Ask, kill_at: (Point, u32), whole: bool, at: &s
         life.look(&served);
         assert!(served.backend.terminate().success(), "{at}");
     }
-    // And it goes on.
+    // And it goes on; configured already, perhaps with a flag.
     let served = life.serve(None);
     assert!(life.ask(&served, configure()));
+    assert!(life.ask(&served, configure_confirming()));
     assert!(life.ask(&served, set_regs(0)));
     life.look(&served);
 }

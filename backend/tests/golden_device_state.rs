@@ -38,7 +38,7 @@ fn timer(control: u64, compare: u64) -> SavedTimer {
 }
 
 /// What the files hold, by name.
-fn golden() -> [(&'static str, Saved); 2] {
+fn golden() -> [(&'static str, Saved); 4] {
     [
         (
             "v1-1vcpu.bin",
@@ -63,6 +63,32 @@ fn golden() -> [(&'static str, Saved); 2] {
                         [virt, timer(7 - n, 1 << (8 * n))]
                     })
                     .collect(),
+            },
+        ),
+        (
+            "v2-confirm.bin",
+            Saved {
+                abi: Abi::Arm64,
+                frequency: 25_000_000,
+                flags: VmFlags {
+                    confirm: true,
+                    one_offset: false,
+                },
+                counts: [77, 1 << 63],
+                vcpus: vec![[timer(1, 88), timer(3, 99)]],
+            },
+        ),
+        (
+            "v2-confirm-one-offset.bin",
+            Saved {
+                abi: Abi::Arm64,
+                frequency: 62_500_000,
+                flags: VmFlags {
+                    confirm: true,
+                    one_offset: true,
+                },
+                counts: [0x0123_4567_89ab_cdef; 2],
+                vcpus: (0..2).map(|n| [timer(n, n), timer(5, n + 2)]).collect(),
             },
         ),
     ]

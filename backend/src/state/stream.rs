@@ -2,6 +2,9 @@
 //!
 //! The types here are the stream's own, so that nothing else can change it by accident. Nothing in
 //! a stream is trusted: [`decode`] gives a VM whose every field has been checked, or an error.
+//!
+//! A VM is written in the oldest version that can say all of it, so that an earlier backend can
+//! load a VM that has nothing new.
 
 use serde::{Deserialize, Serialize};
 use vhost_user_timer_protocol::Abi;
@@ -13,7 +16,7 @@ use vhost_user_timer_model::vm::{Saved, SavedTimer, VmFlags};
 const FORMAT: StreamFormat = StreamFormat {
     magic: *b"vutimer1",
     device: "timer device",
-    version: 1,
+    version: 2,
 };
 
 #[derive(Serialize, Deserialize)]
@@ -21,6 +24,15 @@ enum Versioned {
     /// Never written: version 0 is no version.
     V0,
     V1(V1),
+    /// Of a VM that was configured with flags.
+    V2(V2),
+}
+
+#[derive(Serialize, Deserialize)]
+struct V2 {
+    /// CONFIGURE_VM's, at least one of them.
+    flags: u8,
+    vm: V1,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -43,7 +55,7 @@ struct VcpuV1 {
 /// A saved VM as a stream.
 pub fn encode(saved: &Saved) -> Vec<u8> {
     let [virt_count, phys_count] = saved.counts;
-    let state = Versioned::V1(V1 {
+    let vm = V1 {
         abi: saved.abi.code(),
         frequency: saved.frequency,
         virt_count,
@@ -59,8 +71,11 @@ pub fn encode(saved: &Saved) -> Vec<u8> {
                 pcval: phys.compare,
             })
             .collect(),
-    });
-    FORMAT.encode(&state)
+    };
+    FORMAT.encode(&match saved.flags.bits() {
+        0 => Versioned::V1(vm),
+        flags => Versioned::V2(V2 { flags, vm }),
+    })
 }
 
 /// The saved VM of a stream.
@@ -71,8 +86,11 @@ pub fn encode(saved: &Saved) -> Vec<u8> {
 /// frequency a backend accepts is for the VM to say.
 pub fn decode(bytes: &[u8]) -> Result<Saved, DecodeError> {
     let malformed = DecodeError::Malformed;
-    let Versioned::V1(state) = FORMAT.decode(bytes)? else {
-        return Err(malformed("no version"));
+    let (flags, state) = match FORMAT.decode(bytes)? {
+        Versioned::V0 => return Err(malformed("no version")),
+        Versioned::V1(vm) => (0, vm),
+        Versioned::V2(V2 { flags: 0, .. }) => return Err(malformed("version 2 without a flag")),
+        Versioned::V2(V2 { flags, vm }) => (flags, vm),
     };
     let timer = |control: u8, compare| SavedTimer {
         control: control.into(),
@@ -81,7 +99,7 @@ pub fn decode(bytes: &[u8]) -> Result<Saved, DecodeError> {
     Ok(Saved {
         abi: Abi::from_code(state.abi).ok_or(malformed("no such ABI"))?,
         frequency: state.frequency,
-        flags: VmFlags::default(),
+        flags: VmFlags::from_bits(flags).ok_or(malformed("an unknown flag"))?,
         counts: [state.virt_count, state.phys_count],
         vcpus: state
             .vcpus
@@ -95,6 +113,7 @@ pub fn decode(bytes: &[u8]) -> Result<Saved, DecodeError> {
 mod tests {
     use super::*;
     use vhost_user_timer_protocol::MAX_STREAM;
+    use vhost_user_timer_protocol::wire::configure_flags;
 
     fn saved(vcpus: u64) -> Saved {
         Saved {
@@ -118,13 +137,31 @@ mod tests {
         }
     }
 
+    /// The same VM with each combination of flags.
+    fn with_flags(saved: &Saved) -> impl Iterator<Item = Saved> {
+        (0..=configure_flags::ALL).map(|bits| Saved {
+            flags: VmFlags::from_bits(bits).expect("flags"),
+            ..saved.clone()
+        })
+    }
+
     #[test]
     fn what_is_written_is_read_at_every_size() {
         for vcpus in [0, 1, 8, 512, 4096] {
-            let bytes = encode(&saved(vcpus));
-            assert_eq!(decode(&bytes).unwrap(), saved(vcpus));
-            assert!(bytes.len() < MAX_STREAM / 20);
+            for saved in with_flags(&saved(vcpus)) {
+                let bytes = encode(&saved);
+                assert_eq!(decode(&bytes).unwrap(), saved);
+                assert!(bytes.len() < MAX_STREAM / 20);
+            }
         }
+    }
+
+    #[test]
+    fn a_vm_with_flags_is_written_in_version_2_and_any_other_in_version_1() {
+        let versions: Vec<_> = with_flags(&saved(2))
+            .map(|saved| encode(&saved)[12])
+            .collect();
+        assert_eq!(versions, [1, 2, 2, 2]);
     }
 
     #[test]
@@ -150,19 +187,28 @@ mod tests {
         let good = encode(&saved(2))[12..].to_vec();
         assert!(decode(&FORMAT.with_payload(&good)).is_ok());
         assert_eq!(
-            decode(&FORMAT.with_payload(&[2])),
+            decode(&FORMAT.with_payload(&[3])),
             Err(DecodeError::Version {
-                version: 2,
-                newest: 1
+                version: 3,
+                newest: 2
             })
         );
         assert_eq!(
             decode(&FORMAT.with_payload(&[0xff])),
             Err(DecodeError::Version {
                 version: 0xff,
-                newest: 1
+                newest: 2
             })
         );
+        // Version 2 is version 1 after its flags: none, and one that there is not.
+        for flags in [0, 4] {
+            let flagged = [&[2, flags], &good[1..]].concat();
+            let refused = decode(&FORMAT.with_payload(&flagged));
+            assert!(
+                matches!(refused, Err(DecodeError::Malformed(_))),
+                "{refused:?}"
+            );
+        }
         let longer = [&good[..], &[0]].concat();
         let mut abi = good.clone();
         abi[1] = 9;

@@ -46,7 +46,8 @@ mod flag {
     pub(super) const ANCHORED: u8 = 1 << 2;
     pub(super) const CONFIRM: u8 = 1 << 3;
     pub(super) const ONE_OFFSET: u8 = 1 << 4;
-    pub(super) const ALL: u8 = PINNED | PHYS_VIRTUALISED | ANCHORED | CONFIRM | ONE_OFFSET;
+    pub(super) const ALL_OF_LAYOUT_2: u8 = PINNED | PHYS_VIRTUALISED | ANCHORED;
+    pub(super) const ALL: u8 = ALL_OF_LAYOUT_2 | CONFIRM | ONE_OFFSET;
 }
 
 /// The VM's own part.
@@ -68,6 +69,17 @@ pub struct VmRecord {
 }
 
 impl VmRecord {
+    /// The first version of the state file's layout that can say this: 2, or 3 for a VM with flags
+    /// of CONFIGURE_VM. Only such a VM is ever ARMED.
+    pub fn layout(&self) -> u32 {
+        let flags = self.current.flags | self.before.flags;
+        if flags & !flag::ALL_OF_LAYOUT_2 == 0 {
+            2
+        } else {
+            3
+        }
+    }
+
     /// How many vCPUs' records belong to it.
     pub fn vcpus(&self) -> u32 {
         match Phase::from_code(self.phase.into()) {

@@ -27,18 +27,18 @@ pub struct TimerConfig {
 impl TimerConfig {
     /// The host counter for the VM that the state file holds, or for a new VM.
     pub(super) fn counter(&self, opening: Option<&Opening>) -> Result<HostCounter, DeviceError> {
-        let kept = match opening {
-            Some(opening) => opening.source()?.zip(opening.counter()),
-            None => None,
-        };
-        let source = match (self.source, kept) {
-            (SourceChoice::Named(source), _) => source,
-            (SourceChoice::Auto, Some((source, _))) => source,
-            (SourceChoice::Auto, None) => Source::DEFAULT,
-        };
-        let counter = HostCounter::open(source).map_err(DeviceError::Counter)?;
-        // A rate that was measured is the VM's for as long as the VM lives.
-        Ok(kept.map_or(counter, |(_, id)| counter.at_rate(id.frequency)))
+        match self.source {
+            SourceChoice::Named(source) => {
+                let counter = HostCounter::open(source).map_err(DeviceError::Counter)?;
+                // A rate that was measured is the VM's for as long as the VM lives.
+                let kept = opening.and_then(Opening::counter);
+                Ok(kept.map_or(counter, |kept| counter.at_rate(kept.frequency)))
+            }
+            SourceChoice::Auto => match opening.map(Opening::host_counter).transpose()?.flatten() {
+                Some(counter) => Ok(counter),
+                None => HostCounter::open(Source::DEFAULT).map_err(DeviceError::Counter),
+            },
+        }
     }
 
     /// The limits of the VM that counts by this counter.

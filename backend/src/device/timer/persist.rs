@@ -96,6 +96,8 @@ pub(crate) fn commit(store: &Store, vm: &Vm, changed: &Changed) {
         } else {
             changed.vcpus.iter().copied().for_each(&mut put);
         }
-        change.put(Record::Vm, vm.vm_record().as_bytes());
+        let record = vm.vm_record();
+        change.needs_version(record.layout());
+        change.put(Record::Vm, record.as_bytes());
     });
 }

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use vhost_user_timer_counter::{CounterId, Source};
+use vhost_user_timer_counter::{CounterId, Source, SourceError};
 
 /// A counter as an error names it.
 fn named(counter: &CounterId) -> String {
@@ -45,6 +45,20 @@ pub enum StateFileError {
         wrote: CounterId,
         /// What was asked for.
         given: CounterId,
+    },
+    /// Its VM counts by a counter that this host does not have any more.
+    #[error(
+        "the state file {} was written with --counter-source {counter}, which this host cannot read; \
+         delete the file to start over, without the VM's time",
+        path.display()
+    )]
+    NoCounter {
+        /// Which file.
+        path: PathBuf,
+        /// By what its VM counts.
+        counter: Source,
+        /// Why it cannot be read.
+        source: SourceError,
     },
     /// Its VM counts by a source of a later version.
     #[error(

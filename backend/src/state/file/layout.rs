@@ -1,12 +1,18 @@
 //! Where everything is in a state file. `STATE-FILE.md` has the drawing.
 
+use std::mem::offset_of;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use vhost_user_timer_counter::CounterId;
 
 pub(super) const MAGIC: [u8; 8] = *b"vutstate";
-/// The layout of the file and of the records in it.
-pub(super) const VERSION: u32 = 2;
+/// The version of a new file, and the oldest that is read.
+pub const FIRST_VERSION: u32 = 2;
+/// The newest version. A file has the version that its records need.
+pub const NEWEST_VERSION: u32 = 3;
+/// Where the version is: a `u32`.
+pub(super) const VERSION_AT: usize = offset_of!(Header, version);
 
 /// Where the commit is: a `u64` in the host's byte order, as all numbers here.
 pub(super) const COMMIT: usize = 64;
@@ -93,7 +99,7 @@ impl Header {
     pub(super) fn new(counter: CounterId, boot_id: [u8; 36]) -> Self {
         let header = Header {
             magic: MAGIC,
-            version: VERSION,
+            version: FIRST_VERSION,
             source: counter.source,
             source_frequency: counter.frequency,
             boot_id,

@@ -32,8 +32,8 @@ use zerocopy::IntoBytes;
 
 use crate::failpoint::{Point, reached};
 pub use error::StateFileError;
-pub use layout::{CLOCK_RECORD, Record, VCPU_RECORD, VM_RECORD};
-use layout::{COMMIT, HEAD, SlotHead, VOID, checksum, vcpus_in};
+pub use layout::{CLOCK_RECORD, FIRST_VERSION, NEWEST_VERSION, Record, VCPU_RECORD, VM_RECORD};
+use layout::{COMMIT, HEAD, SlotHead, VERSION_AT, VOID, checksum, vcpus_in};
 pub use opening::Opening;
 
 /// A state file that this process has locked.
@@ -42,6 +42,8 @@ pub struct StateFile {
     region: MmapRegion,
     /// Holds the lock.
     _file: File,
+    /// As the header has it.
+    version: u32,
     /// The generation of the last change.
     commit: u64,
     /// By [`Record::index`].
@@ -86,10 +88,14 @@ impl StateFile {
         for (slots, in_use) in slots.iter_mut().zip(in_use) {
             slots.in_use = *in_use;
         }
+        let version = region
+            .as_volatile_slice()
+            .load(VERSION_AT, Ordering::Acquire);
         let mut state = StateFile {
             path,
             region,
             _file: file,
+            version: version.unwrap_or(FIRST_VERSION),
             commit,
             slots,
             // Nothing is allocated for a change.
@@ -113,6 +119,18 @@ impl StateFile {
     /// The clock device's record, where one was found when the file was opened.
     pub fn clock(&self) -> Option<&[u8]> {
         self.clock.as_deref()
+    }
+
+    /// Makes the file one of this version, if it is of an earlier one. A version can hold all that
+    /// an earlier one can, so the file is whole before the change that needs it and after.
+    fn raise_version(&mut self, version: u32) {
+        if version > self.version {
+            let stored = self.bytes().store(version, VERSION_AT, Ordering::Release);
+            debug_assert!(stored.is_ok());
+            compiler_fence(Ordering::SeqCst);
+            reached(Point::VersionRaised);
+            self.version = version;
+        }
     }
 
     fn keep_vm(&mut self, record: &[u8]) {
@@ -196,6 +214,12 @@ pub struct Change<'a> {
 }
 
 impl Change<'_> {
+    /// States which version of the layout the records of this change need. A program that reads
+    /// only earlier versions then discards the file instead of misreading a record.
+    pub fn needs_version(&mut self, version: u32) {
+        self.file.raise_version(version);
+    }
+
     /// Puts a record into the change.
     pub fn put(&mut self, which: Record, record: &[u8]) {
         match which {

@@ -9,13 +9,15 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 use rustix::io::Errno;
-use vhost_user_timer_counter::{CounterId, Source};
+use vhost_user_timer_counter::{CounterId, HostCounter, Source};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::failpoint::{Point, reached};
 use crate::state::file::contents::{Contents, read_back};
-use crate::state::file::layout::{COMMIT, Header, MAGIC, VERSION, VOID, file_len};
+use crate::state::file::layout::{
+    COMMIT, FIRST_VERSION, Header, MAGIC, NEWEST_VERSION, VOID, file_len,
+};
 use crate::state::file::{StateFile, StateFileError};
 
 /// See the module.
@@ -83,19 +85,28 @@ impl Opening {
         self.previous.as_ref().map(|previous| previous.counter)
     }
 
-    /// The source of that counter.
+    /// That counter, ready to be read, at the rate that it had.
     ///
     /// # Errors
     ///
-    /// [`StateFileError::UnknownCounter`].
-    pub fn source(&self) -> Result<Option<Source>, StateFileError> {
-        let source = |id: CounterId| {
-            Source::from_code(id.source).ok_or_else(|| StateFileError::UnknownCounter {
-                path: self.path.clone(),
-                code: id.source,
-            })
+    /// [`StateFileError::UnknownCounter`] and [`StateFileError::NoCounter`].
+    pub fn host_counter(&self) -> Result<Option<HostCounter>, StateFileError> {
+        let Some(id) = self.counter() else {
+            return Ok(None);
         };
-        self.counter().map(source).transpose()
+        let path = self.path.clone();
+        let Some(counter) = Source::from_code(id.source) else {
+            let code = id.source;
+            return Err(StateFileError::UnknownCounter { path, code });
+        };
+        match HostCounter::open(counter) {
+            Ok(opened) => Ok(Some(opened.at_rate(id.frequency))),
+            Err(source) => Err(StateFileError::NoCounter {
+                path,
+                counter,
+                source,
+            }),
+        }
     }
 
     /// Refuses a file that was written with another counter than this one.
@@ -287,10 +298,11 @@ fn read_header(file: &File, path: &Path) -> Result<Option<Header>, StateFileErro
 
 /// Why the VM of this header is gone, or cannot be read.
 fn why_discarded(header: &Header, boot_id: [u8; 36]) -> Option<String> {
-    if header.version != VERSION {
-        let version = header.version;
+    let version = header.version;
+    if !(FIRST_VERSION..=NEWEST_VERSION).contains(&version) {
         return Some(format!(
-            "the file has version {version}, and this backend reads version {VERSION}"
+            "the file has version {version}, and this backend reads versions {FIRST_VERSION} to \
+             {NEWEST_VERSION}"
         ));
     }
     (header.boot_id != boot_id).then(|| "the host was rebooted since".to_owned())

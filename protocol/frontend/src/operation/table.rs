@@ -215,4 +215,12 @@ impl<'a> Operation<'a, RawAnswer> {
     pub fn raw(op: Op, vcpu: u32, body: &'a [u8], answer: usize) -> Self {
         Operation::new(op, vcpu, Body::Bytes(body), answer)
     }
+
+    /// The same request with these header flags
+    /// ([`request_flags`](vhost_user_timer_protocol::wire::request_flags)).
+    #[must_use]
+    pub fn with_flags(mut self, flags: u16) -> Self {
+        self.flags = flags;
+        self
+    }
 }

@@ -20,7 +20,7 @@ pub enum Outcome {
 /// Those of [`RequestQueue::submit`].
 pub fn submit(queue: &RequestQueue, ask: &Ask) -> Result<Ticket<RawAnswer>, Error> {
     let operation = Operation::raw(Op::from(ask.op), ask.vcpu, &ask.body, ask.answer_len());
-    queue.submit(&operation.in_epoch(ask.epoch))
+    queue.submit(&operation.in_epoch(ask.epoch).with_flags(ask.flags))
 }
 
 /// What a ticket gave; `None` if the backend is gone without an answer.

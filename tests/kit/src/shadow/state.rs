@@ -37,7 +37,7 @@ impl Instant {
         let host_at = match ask.op {
             op::GET_INFO => 56,
             op::GET_VM => 16,
-            op::PAUSE | op::RESUME => 32,
+            op::PAUSE | op::RESUME | op::CONFIRM_RUN => 32,
             _ => return None,
         };
         let host = u64_at(body, host_at);

@@ -1,5 +1,6 @@
 //! The VM and the clock device in a state file, through the timer device's own way to it.
 
+mod confirming;
 mod golden;
 mod refusals;
 
@@ -81,8 +82,14 @@ impl Kept {
 
     /// Performs an operation, without taking it into the file.
     fn perform(&mut self, op: Op, vcpu: u32, body: &[u8]) {
+        self.perform_with(0, op, vcpu, body);
+    }
+
+    /// The same with these flags in its header.
+    fn perform_with(&mut self, flags: u16, op: Op, vcpu: u32, body: &[u8]) {
         let header = RequestHeader {
             op: op.code().into(),
+            flags: flags.into(),
             vcpu: vcpu.into(),
             ..Default::default()
         };
@@ -105,8 +112,13 @@ impl Kept {
     }
 
     fn configure(&mut self, vcpus: u32) {
+        self.configure_with(vcpus, 0);
+    }
+
+    fn configure_with(&mut self, vcpus: u32, flags: u8) {
         let configure = wire::ConfigureVm {
             vcpus: vcpus.into(),
+            flags,
             ..Default::default()
         };
         self.op(Op::ConfigureVm, VM_WIDE, configure.as_bytes());
@@ -114,7 +126,7 @@ impl Kept {
     }
 
     /// A random operation that mostly succeeds.
-    fn perform_random(&mut self, random: &mut impl FnMut(u64) -> u64) {
+    fn perform_random(&mut self, random: &mut dyn FnMut(u64) -> u64) {
         let vcpu = random(4) as u32;
         let register = Register::ALL[random(6) as usize].id(Abi::Arm64);
         let entry = wire::RegValue {
@@ -266,16 +278,19 @@ fn the_clock_devices_record_is_kept_with_the_vm_and_as_whole() {
     }
 }
 
-#[test]
-fn a_commit_cut_short_anywhere_leaves_the_vm_from_before_it() {
+/// Cuts commits short, and checks that the VM is the one from before each.
+fn cut_commits_short(
+    configure_flags: u8,
+    mut perform: impl FnMut(&mut Kept, &mut dyn FnMut(u64) -> u64),
+) {
     let folder = tempfile::tempdir().unwrap();
     let (path, torn_path) = (folder.path().join("state"), folder.path().join("torn"));
     let mut random = generator(7);
     let mut kept = Kept::new(&path);
-    kept.configure(4);
+    kept.configure_with(4, configure_flags);
     for round in 0..300 {
         let before = (std::fs::read(&path).unwrap(), records(&kept.vm));
-        kept.perform_random(&mut random);
+        perform(&mut kept, &mut random);
         kept.commit();
         let after = std::fs::read(&path).unwrap();
         for _ in 0..3 {
@@ -291,6 +306,11 @@ fn a_commit_cut_short_anywhere_leaves_the_vm_from_before_it() {
             );
         }
     }
+}
+
+#[test]
+fn a_commit_cut_short_anywhere_leaves_the_vm_from_before_it() {
+    cut_commits_short(0, |kept, random| kept.perform_random(random));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Files that are refused or discarded.
 
+use vhost_user_timer_counter::Source;
+
 use super::*;
 
 #[test]
@@ -134,23 +136,39 @@ fn a_backend_for_fewer_vcpus_refuses_a_larger_vm() {
 }
 
 #[test]
-fn a_host_counter_of_a_later_version_is_refused_by_name() {
+fn a_host_counter_that_cannot_be_read_here_is_refused_and_the_file_left_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state");
-    let later = CounterId {
-        source: 77,
-        ..COUNTER
+    let foreign = if cfg!(target_arch = "aarch64") {
+        Source::Tsc
+    } else {
+        Source::Cntvct
     };
-    drop(open(&path, 1, |_| later).unwrap());
-    let before = std::fs::read(&path).unwrap();
-    let refused = Opening::new(&path).unwrap().source().unwrap_err();
-    assert_eq!(
-        refused.to_string(),
-        format!(
-            "the state file {} was written with a host counter that this backend does not know \
-             (code 77); restart the version that wrote it, or delete the file to start over",
-            path.display()
-        )
-    );
-    assert_eq!(std::fs::read(&path).unwrap(), before);
+    for (code, text) in [
+        (
+            77,
+            "written with a host counter that this backend does not know (code 77); restart the \
+             version that wrote it, or delete the file to start over"
+                .to_owned(),
+        ),
+        (
+            foreign.code(),
+            format!(
+                "written with --counter-source {foreign}, which this host cannot read; delete the \
+                 file to start over, without the VM's time"
+            ),
+        ),
+    ] {
+        let _ = std::fs::remove_file(&path);
+        let other = CounterId {
+            source: code,
+            ..COUNTER
+        };
+        drop(open(&path, 1, |_| other).unwrap());
+        let before = std::fs::read(&path).unwrap();
+        let refused = Opening::new(&path).unwrap().host_counter().unwrap_err();
+        let text = format!("the state file {} was {text}", path.display());
+        assert_eq!(refused.to_string(), text);
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+    }
 }
