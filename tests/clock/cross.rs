@@ -76,6 +76,24 @@ fn with_an_offset_told_the_counter_is_the_hosts_less_that() {
 }
 
 #[test]
+fn in_armed_there_is_no_running_count_to_pair_and_from_confirm_run_on_there_is() {
+    let rig = both();
+    let mut timer = Client::connect(&rig);
+    timer.configure_confirming(2);
+    timer.resume();
+    let mut guest = ClockDriver::connect(&rig);
+    for _ in 0..2 {
+        assert_eq!(timer.info().phase, phase::ARMED);
+        refused(&mut guest, true, rtc_status::EIO);
+        let run = timer.confirm();
+        let pair = cross(&mut guest);
+        assert!((run.virt_count..=host_count() - run.cntvoff).contains(&pair.cycles));
+        timer.pause();
+        timer.resume();
+    }
+}
+
+#[test]
 fn the_counter_is_what_the_vms_own_virtual_counter_reads() {
     for vcpus in [1, 2] {
         let rig = both();

@@ -32,6 +32,26 @@ fn restoring(rig: &Rig, flags: u32, timeout: Duration) -> Client {
     timer
 }
 
+/// A VMM with a restore of two vCPUs open, in a VM that confirms.
+fn restoring_to_armed(rig: &Rig, timeout: Duration) -> Client {
+    let mut timer = Client::connect(rig);
+    timer.configure_confirming(2);
+    let timeout = timeout.as_nanos() as u64;
+    let begin = restore_body(2, restore::AUTORUN, 0, timeout);
+    timer.vm(op::RESTORE_BEGIN, &begin).ok(0);
+    timer
+}
+
+/// A VMM whose restore has led to ARMED.
+fn armed(rig: &Rig, timeout: Duration) -> Client {
+    let mut timer = restoring_to_armed(rig, timeout);
+    for vcpu in 0..2 {
+        restored(&mut timer, vcpu);
+    }
+    assert_eq!(timer.info().phase, phase::ARMED);
+    timer
+}
+
 fn restored(timer: &mut Client, vcpu: u32) {
     timer.bring(vcpu, 1_000);
     timer.restore_done(vcpu);
@@ -90,6 +110,92 @@ fn the_last_restore_done_lets_it_go_on() {
         held.goes_on();
         assert_ne!(timer.info().phase, phase::RESTORING);
     }
+}
+
+#[test]
+fn in_a_vm_that_confirms_it_is_held_until_confirm_run() {
+    let rig = both();
+    let mut timer = restoring_to_armed(&rig, Duration::ZERO);
+    let held = Held::at(&rig);
+    for vcpu in 0..2 {
+        held.is_held(&mut timer);
+        restored(&mut timer, vcpu);
+    }
+    assert_eq!(timer.info().phase, phase::ARMED);
+    held.is_held(&mut timer);
+    timer.confirm();
+    held.goes_on();
+}
+
+#[test]
+fn one_that_starts_its_rings_in_armed_is_held_until_the_restore_is_over() {
+    let ways: [fn(&mut Client); 5] = [
+        |timer| _ = timer.confirm(),
+        |timer| _ = timer.pause(),
+        |timer| _ = timer.vm(op::RESTORE_ABORT, &[]).ok(0),
+        |timer| timer.driver.control.reset_device().expect("RESET_DEVICE"),
+        |timer| {
+            timer.restore_begin(2, 0);
+            for vcpu in 0..2 {
+                restored(timer, vcpu);
+            }
+        },
+    ];
+    for over in ways {
+        let rig = both();
+        let mut timer = armed(&rig, Duration::ZERO);
+        let held = Held::at(&rig);
+        let log = rig.log_with(HOLDING);
+        assert!(
+            log.contains("every vCPU is restored, and CONFIRM_RUN is missing"),
+            "{log}"
+        );
+        held.is_held(&mut timer);
+        over(&mut timer);
+        held.goes_on();
+    }
+}
+
+#[test]
+fn another_restore_in_armed_holds_it_on() {
+    let rig = both();
+    let mut timer = armed(&rig, Duration::ZERO);
+    let held = Held::at(&rig);
+    timer.restore_begin(2, restore::AUTORUN);
+    for vcpu in 0..2 {
+        held.is_held(&mut timer);
+        restored(&mut timer, vcpu);
+    }
+    held.is_held(&mut timer);
+    timer.confirm();
+    held.goes_on();
+}
+
+#[test]
+fn the_time_out_in_armed_lets_it_go_on_and_the_log_names_confirm_run() {
+    let rig = both();
+    let timeout = Duration::from_millis(400);
+    let began = Instant::now();
+    let mut timer = armed(&rig, timeout);
+    let held = Held::at(&rig);
+    held.goes_on();
+    assert!(began.elapsed() >= timeout);
+    assert_eq!(timer.info().phase, phase::ARMED);
+    let log = rig.log_with("is let go on, though a restore is open");
+    let line = log.lines().find(|line| line.contains("is let go on"));
+    assert!(line.unwrap().contains("ERROR"), "{log}");
+    assert!(line.unwrap().contains("CONFIRM_RUN is missing"), "{log}");
+}
+
+#[test]
+fn a_vm_that_resume_armed_holds_nobody_back() {
+    let rig = both();
+    let mut timer = Client::connect(&rig);
+    timer.configure_confirming(2);
+    timer.resume();
+    assert_eq!(timer.info().phase, phase::ARMED);
+    drop(ClockDriver::connect(&rig));
+    held_nobody_back(rig);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! - [`raw_driver`]: an independent driver for black-box tests, hostile on demand;
 //! - `contract`: the wire contract, typed by hand, and a client over that driver;
 //! - [`mod@reference`]: a naive VM that serves requests by SPEC.md's text;
+//! - [`confirming`]: what that client sends to a VM that confirms;
 //! - [`clock_driver`]: a guest's driver of the clock device, by hand too;
 //! - [`kvm_data`]: timer registers recorded on a real KVM/arm64;
 //! - [`qemu`]: a real guest, under QEMU;
@@ -13,6 +14,7 @@
 
 pub mod backend_process;
 pub mod clock_driver;
+pub mod confirming;
 #[doc(hidden)]
 pub mod contract;
 pub mod kvm_data;

@@ -4,13 +4,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use vhost_user_timer_model::vm::{GuestCounter, Now, ns_of_ticks};
+use vhost_user_timer_model::vm::{GuestCounter, Now, OpenRestore, ns_of_ticks};
 
 use crate::device::clock::{GuestTime, GuestTimeGuard};
 use crate::device::timer::{TimerDevice, TimerState};
 
 /// For how long a restore without a time-out holds the clock device's frontend back.
 const LONGEST_HOLD: Duration = Duration::from_secs(60);
+
+/// What an open restore waits for, as the log names it.
+fn awaited(restore: &OpenRestore) -> String {
+    match restore.missing {
+        0 => "every vCPU is restored, and CONFIRM_RUN is missing".to_owned(),
+        missing => format!("{missing} vCPUs are missing"),
+    }
+}
 
 impl GuestTimeGuard for MutexGuard<'_, TimerState> {
     fn host_count(&mut self) -> u64 {
@@ -27,8 +35,9 @@ impl GuestTime for TimerDevice {
         self.state()
     }
 
-    /// Waits while a restore is open: until it ends, its time-out passes, or the wait is canceled.
-    /// A restore without a time-out holds for 60 s at most.
+    /// Waits while a restore is open, in ARMED too: until the VM runs or is paused, the restore's
+    /// time-out passes, or the wait is canceled. A restore without a time-out holds for 60 s at
+    /// most.
     fn hold(&self, canceled: &AtomicBool) {
         let mut state = self.state();
         let began = Instant::now();
@@ -40,9 +49,8 @@ impl GuestTime for TimerDevice {
             };
             if !std::mem::replace(&mut logged, true) {
                 log::info!(
-                    "Holding the clock device's frontend back: a restore is open, and {} vCPUs are \
-                     missing",
-                    restore.missing
+                    "Holding the clock device's frontend back: a restore is open, and {}",
+                    awaited(&restore)
                 );
             }
             let left = match restore.ticks_left {
@@ -52,9 +60,9 @@ impl GuestTime for TimerDevice {
             if restore.overdue || left.is_zero() {
                 log::error!(
                     "The clock device's frontend is let go on, though a restore is open after {} ms \
-                     and {} vCPUs are missing: they may see another time than those that run",
+                     and {}: its vCPUs may see another time than those that run later",
                     began.elapsed().as_millis(),
-                    restore.missing
+                    awaited(&restore)
                 );
                 return;
             }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vhost_user_timer_counter::HostCounter;
 use vhost_user_timer_model::vm::{Anchor, Effects, Notice, Now, PageOrder, Vm};
-use vhost_user_timer_protocol::{IndexRanges, MAX_MESSAGE, Status};
+use vhost_user_timer_protocol::{IndexRanges, MAX_MESSAGE, Phase, Status};
 
 use crate::device::timer::alarm::Alarm;
 use crate::device::timer::instant::instant;
@@ -114,20 +114,25 @@ impl TimerState {
         for notice in self.effects.notices.drain(..) {
             match notice {
                 Notice::Phase { from, to, epoch } => {
-                    log::info!("VM {from} -> {to}, epoch {epoch}");
+                    let next = match to {
+                        Phase::Armed => ": waits for CONFIRM_RUN",
+                        _ => "",
+                    };
+                    log::info!("VM {from} -> {to}, epoch {epoch}{next}");
                 }
-                Notice::RestoreTimedOut { missing, .. } if missing.is_empty() => log::warn!(
-                    "Restore timed out: every vCPU is restored, but the VMM has not confirmed the \
-                     offsets (CONFIRM_RUN); the VM stays ARMED"
+                Notice::RestoreTimedOut { missing, vcpus } if missing.is_empty() => log::warn!(
+                    "Restore timed out: all {vcpus} vCPUs are restored, and CONFIRM_RUN is missing; \
+                     the VM stays ARMED"
                 ),
                 Notice::RestoreTimedOut { missing, vcpus } => log::warn!(
                     "Restore timed out: {} of {vcpus} vCPUs missing: {}; it stays open",
                     missing.len(),
                     IndexRanges(&missing)
                 ),
-                Notice::PhysicalCountMoved { ticks } => log::warn!(
-                    "The VM has one offset, and the restore brought another physical count than \
-                     the virtual one: CNTPCT moves by {ticks} ticks"
+                Notice::PhysicalCountMoved { ticks } => log::info!(
+                    "ONE_OFFSET: the restored physical count is not the virtual one, so the \
+                     guest's CNTPCT moves by {ticks:+} ticks of {} Hz",
+                    self.vm.frequency()
                 ),
                 Notice::RealtimeWentBack { ns } => log::warn!(
                     "Restore with ELAPSED: the state was saved {} ms after this host's present \

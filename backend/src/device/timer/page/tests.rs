@@ -1,7 +1,7 @@
 use std::sync::atomic::AtomicBool;
 
 use super::*;
-use vhost_user_timer_protocol::{CounterSource, Op, VM_WIDE};
+use vhost_user_timer_protocol::{CounterSource, Op, Phase, VM_WIDE};
 use vm_memory::GuestMemoryAtomic;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -40,9 +40,14 @@ fn perform(vm: &mut Vm, op: Op, body: &(impl IntoBytes + Immutable), host: u64) 
 }
 
 fn configured(frequency: u64) -> Vm {
+    configured_with(0, frequency)
+}
+
+fn configured_with(flags: u8, frequency: u64) -> Vm {
     let mut vm = vm();
     let configure = wire::ConfigureVm {
         vcpus: 1.into(),
+        flags,
         frequency: frequency.into(),
         ..Default::default()
     };
@@ -119,6 +124,38 @@ fn a_change_is_written_once_and_wakes_where_the_phase_changed() {
     assert_eq!(pinned, numbered(&vm, &page));
     assert_eq!(pinned.seq.get(), paused.seq.get() + 2);
     assert_eq!(pinned.wake, paused.wake, "the phase is the same");
+}
+
+#[test]
+fn the_page_of_an_armed_vm_says_so_with_both_clocks_counting_and_each_change_wakes() {
+    let (memory, mut page) = (memory(), Page::new());
+    let mut vm = configured_with(wire::configure_flags::ALL, 0);
+    assert!(page.start(AT, 64, &vm, &memory));
+    let paused = said(&memory);
+    assert_eq!(paused.flags.get(), 3, "both stand still");
+    resume(&mut vm);
+    page.follow(&vm, &memory);
+    let armed = said(&memory);
+    assert_eq!(
+        (armed.phase.get(), armed.flags.get(), armed.wake.get()),
+        (Phase::Armed.code(), 0, paused.wake.get() + 1)
+    );
+    // The count was 0 at host count 100.
+    assert_eq!((armed.cntvoff.get(), armed.cntpoff.get()), (100, 100));
+    let confirm = wire::ConfirmRun {
+        cntvoff: armed.cntvoff,
+        cntpoff: armed.cntpoff,
+    };
+    perform(&mut vm, Op::ConfirmRun, &confirm, 150);
+    page.follow(&vm, &memory);
+    let running = said(&memory);
+    let expected = wire::Page {
+        seq: (armed.seq.get() + 2).into(),
+        phase: Phase::Running.code().into(),
+        wake: (armed.wake.get() + 1).into(),
+        ..armed
+    };
+    assert_eq!(running, expected);
 }
 
 #[test]
