@@ -2,8 +2,8 @@
 //! served.
 
 use vhost_user_timer_kit::contract::{
-    CNT, CTL, CVAL, Client, Info, VM, VmState, op, pause_body, phase, regs_body, request, restore,
-    restore_body, status, words,
+    CNT, CTL, CVAL, Client, Info, VM, VmState, configure_body, op, pause_body, phase, regs_body,
+    request, restore, restore_body, status, words,
 };
 use vhost_user_timer_kit::raw_driver::{Cut, Layout, Rig, seed};
 
@@ -18,7 +18,7 @@ fn snapshot(client: &mut Client) -> (Info, Option<VmState>) {
             },
             None,
         ),
-        phase::RUNNING => {
+        phase::RUNNING | phase::ARMED => {
             let mut state = client.state().at_rest(false);
             state.virt_count = 0;
             for vcpu in &mut state.vcpus {
@@ -46,7 +46,10 @@ fn snapshot(client: &mut Client) -> (Info, Option<VmState>) {
 fn in_phase(rig: &Rig, wanted: u32) -> Client {
     let mut client = Client::connect(rig);
     if wanted != phase::NEW {
-        client.configure(2);
+        match wanted {
+            phase::ARMED => client.configure_confirming(2),
+            _ => client.configure(2),
+        }
         client.set(0, &[(CTL, 2), (CVAL, 77), (CNT, 1 << 40)]);
     }
     match wanted {
@@ -57,13 +60,26 @@ fn in_phase(rig: &Rig, wanted: u32) -> Client {
             client.restore_done(1);
             client.set(0, &[(CVAL, 5)]);
         }
+        phase::ARMED => {
+            client.restore_begin(2, restore::AUTORUN);
+            for vcpu in 0..2 {
+                client.bring(vcpu, 9);
+                client.restore_done(vcpu);
+            }
+        }
         _ => {}
     }
     assert_eq!(client.info().phase, wanted);
     client
 }
 
-const PHASES: [u32; 4] = [phase::NEW, phase::PAUSED, phase::RUNNING, phase::RESTORING];
+const PHASES: [u32; 5] = [
+    phase::NEW,
+    phase::PAUSED,
+    phase::RUNNING,
+    phase::RESTORING,
+    phase::ARMED,
+];
 
 /// Sends a request that must be refused with this outcome, and checks that nothing changed.
 #[track_caller]
@@ -143,7 +159,7 @@ fn reserved_bits_of_bodies_are_einval() {
 #[test]
 fn a_request_in_the_wrong_phase_changes_nothing() {
     let rig = Rig::launch(&[]);
-    let cases: [(u32, u16, u32, Vec<u8>, u32); 12] = [
+    let cases: [(u32, u16, u32, Vec<u8>, u32); 20] = [
         (phase::NEW, op::RESUME, VM, vec![], 0),
         (phase::NEW, op::SET_REGS, 0, regs_body(&[(CTL, 1)]), 0),
         (phase::PAUSED, op::RESTORE_DONE, 0, vec![], 1),
@@ -180,6 +196,20 @@ fn a_request_in_the_wrong_phase_changes_nothing() {
             1,
         ),
         (phase::RESTORING, op::SET_REGS, 1, regs_body(&[(CTL, 1)]), 1),
+        (phase::NEW, op::CONFIRM_RUN, VM, words(&[0, 0]), 0),
+        (phase::PAUSED, op::CONFIRM_RUN, VM, words(&[0, 0]), 1),
+        (phase::RESTORING, op::CONFIRM_RUN, VM, words(&[0, 0]), 1),
+        (phase::ARMED, op::SET_COUNTER_OFFSET, VM, words(&[1, 0]), 4),
+        (phase::ARMED, op::SET_COUNTER_ANCHOR, VM, words(&[1, 1]), 4),
+        (phase::ARMED, op::SET_VM, VM, vec![0; 56], 4),
+        (phase::ARMED, op::SET_REGS, 0, regs_body(&[(CNT, 1)]), 4),
+        (
+            phase::ARMED,
+            op::CONFIGURE_VM,
+            VM,
+            configure_body(2, 0, 0),
+            4,
+        ),
     ];
     for (phase, op, vcpu, body, detail) in cases {
         let mut client = in_phase(&rig, phase);
@@ -192,7 +222,7 @@ fn a_request_in_the_wrong_phase_changes_nothing() {
 #[test]
 fn a_vcpu_that_is_not_there_and_an_epoch_that_is_not_now_change_nothing() {
     let rig = Rig::launch(&[]);
-    for wanted in [phase::PAUSED, phase::RUNNING, phase::RESTORING] {
+    for wanted in PHASES.into_iter().filter(|phase| *phase != phase::NEW) {
         let mut client = in_phase(&rig, wanted);
         let set = regs_body(&[(CTL, 1), (CVAL, 1)]);
         for vcpu in [2, VM] {
@@ -229,6 +259,9 @@ fn an_answer_without_room_changes_nothing() {
         (phase::PAUSED, op::SET_REGS, 0, regs_body(&[(CNT, 1)]), 24),
         (phase::RESTORING, op::RESTORE_DONE, 1, vec![], 24),
         (phase::PAUSED, op::WAIT_RUN, 1, vec![], 56),
+        (phase::ARMED, op::RESUME, VM, vec![], 56),
+        (phase::ARMED, op::PAUSE, VM, pause_body(0), 56),
+        (phase::ARMED, op::RESTORE_DONE, 1, vec![], 24),
     ] {
         let mut client = in_phase(&rig, wanted);
         let bytes = request(op, vcpu, 0, &body);
@@ -245,6 +278,27 @@ fn an_answer_without_room_changes_nothing() {
         }
         assert_eq!(snapshot(&mut client), before);
         client.reset_and_leave();
+    }
+}
+
+#[test]
+fn a_confirmation_without_room_for_its_answer_releases_nobody() {
+    let rig = Rig::launch(&[]);
+    let mut client = in_phase(&rig, phase::ARMED);
+    let waiting = client.wait_run(1, 0);
+    let info = client.info();
+    let body = words(&[info.cntvoff, info.cntpoff]);
+    let bytes = request(op::CONFIRM_RUN, VM, 0, &body);
+    refused(&mut client, &bytes, 55, (status::E2BIG, 56));
+    for room in [0, 15] {
+        assert_eq!(client.driver.call(1, &bytes, room, &Layout::plain()).len, 0);
+    }
+    let stale = request(op::CONFIRM_RUN, VM, info.epoch - 1, &body);
+    refused(&mut client, &stale, 56, (status::ESTALE, 0));
+    assert_eq!(client.info().phase, phase::ARMED);
+    let confirm = client.driver.submit(1, &bytes, 56, &Layout::plain());
+    for answer in client.all_released(1, &[waiting, confirm]) {
+        answer.ok(40);
     }
 }
 

@@ -1,4 +1,5 @@
 //! Frontends that break the rules.
 
+mod armed;
 mod bad_input;
 mod frontend;

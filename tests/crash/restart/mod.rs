@@ -1,6 +1,7 @@
 //! A backend that is started on the state file of an earlier one goes on where that one was,
 //! whether it was killed or told to end. A file that it cannot use is refused, with a message.
 
+mod armed;
 mod clocks_and_timers;
 mod files;
 mod replaced;
