@@ -140,6 +140,7 @@ impl Session {
         options: &Options,
         reconnector: Option<Reconnector>,
     ) -> Result<Self, Error> {
+        let applying = Applying::new(shutdown.clone())?;
         Ok(Session {
             watch: ConnectionWatch::new(&connection.socket, shutdown)?,
             memory,
@@ -148,7 +149,7 @@ impl Session {
             page,
             timeout: options.timeout,
             host_counter: options.host_counter,
-            applying: Applying::default(),
+            applying,
             answered: AtomicBool::new(false),
             connection: Mutex::new(Arc::new(connection)),
             generation: AtomicU64::new(0),

@@ -6,11 +6,14 @@
 //! is over, and nothing in RUNNING.
 
 use std::error::Error as StdError;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, ThreadId};
 
-use crate::sys::{lock, wait};
-use crate::{Deadline, Error, Info, InvalidArgument};
+use rustix::event::{PollFd, PollFlags};
+
+use crate::sys::{drain, eventfd, lock, poll, signal};
+use crate::{Deadline, Error, Info, InvalidArgument, ShutdownHandle};
 use vhost_user_timer_protocol::Op;
 
 /// Why an `apply` closure could not put the offsets into the hypervisor.
@@ -35,11 +38,11 @@ pub(crate) fn ends_armed(op: Op) -> bool {
 }
 
 /// Who applies, and what was applied.
-#[derive(Default)]
 pub(crate) struct Applying {
     state: Mutex<State>,
-    /// Nobody has the turn any more.
-    free: Condvar,
+    /// Readable while nobody has the turn.
+    free: OwnedFd,
+    shutdown: ShutdownHandle,
 }
 
 #[derive(Default)]
@@ -71,14 +74,26 @@ pub(crate) struct Turn<'a>(&'a Applying);
 pub(crate) struct Entry<'a>(MutexGuard<'a, State>);
 
 impl Applying {
+    pub(crate) fn new(shutdown: ShutdownHandle) -> Result<Self, Error> {
+        let free = eventfd()?;
+        signal(&free);
+        Ok(Applying {
+            state: Mutex::default(),
+            free,
+            shutdown,
+        })
+    }
+
     /// Waits for the turn.
     ///
     /// # Errors
     ///
-    /// [`Error::TimedOut`], and [`InvalidArgument::InsideApply`] where this thread has it.
+    /// [`Error::TimedOut`], [`Error::ShutDown`], and [`InvalidArgument::InsideApply`] where this
+    /// thread has it.
     pub(crate) fn turn(&self, deadline: Deadline) -> Result<Turn<'_>, Error> {
         let mut state = self.free(deadline)?;
         state.by = Some(thread::current().id());
+        drain(&self.free);
         Ok(Turn(self))
     }
 
@@ -99,19 +114,28 @@ impl Applying {
     }
 
     fn free(&self, deadline: Deadline) -> Result<MutexGuard<'_, State>, Error> {
-        let mut state = lock(&self.state);
-        while let Some(by) = state.by {
-            if by == thread::current().id() {
-                return Err(InvalidArgument::InsideApply.into());
+        loop {
+            let state = lock(&self.state);
+            match state.by {
+                None => return Ok(state),
+                Some(by) if by == thread::current().id() => {
+                    return Err(InvalidArgument::InsideApply.into());
+                }
+                Some(_) => drop(state),
             }
-            if deadline.has_passed() {
+            let mut fds = [
+                PollFd::new(&self.free, PollFlags::IN),
+                PollFd::from_borrowed_fd(self.shutdown.as_fd(), PollFlags::IN),
+            ];
+            poll(&mut fds, deadline)?;
+            if !fds[1].revents().is_empty() {
+                return Err(Error::ShutDown);
+            } else if fds[0].revents().is_empty() {
                 return Err(Error::TimedOut {
                     what: "the thread that applies the offsets",
                 });
             }
-            state = wait(&self.free, state, deadline);
         }
-        Ok(state)
     }
 
     /// Why the offsets could not be applied the last time.
@@ -173,8 +197,7 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut state = self.state();
         (state.by, state.in_closure) = (None, false);
-        drop(state);
-        self.0.free.notify_all();
+        signal(&self.0.free);
     }
 }
 
@@ -187,8 +210,8 @@ mod tests {
     const LONG: Duration = Duration::from_secs(30);
 
     #[test]
-    fn what_ends_an_armed_waits_for_the_turn_and_fails_inside_of_the_closure() {
-        let applying = Applying::default();
+    fn what_ends_an_armed_waits_for_the_turn_or_the_shutdown_and_fails_inside_of_the_closure() {
+        let applying = Applying::new(ShutdownHandle::new().unwrap()).unwrap();
         let turn = applying.turn(LONG.into()).unwrap();
         // This thread may send the confirmation.
         applying.enter().unwrap().unwrap().sent();
@@ -204,14 +227,24 @@ mod tests {
         let inside = |error| matches!(error, Error::InvalidArgument(InvalidArgument::InsideApply));
         assert!(applying.enter().is_err_and(inside));
         assert!(applying.turn(LONG.into()).is_err_and(inside));
-        drop(turn);
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| applying.wait_until_free(Deadline::NEVER));
+            drop(turn);
+            waiting.join().unwrap().unwrap();
+        });
         assert!(applying.enter().unwrap().is_some());
-        assert!(applying.turn(LONG.into()).is_ok());
+        let _turn = applying.turn(LONG.into()).unwrap();
+        applying.shutdown.shut_down();
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| applying.wait_until_free(Deadline::NEVER));
+            let ended = waiting.join().unwrap();
+            assert!(matches!(ended, Err(Error::ShutDown)), "{ended:?}");
+        });
     }
 
     #[test]
     fn a_closure_that_panics_gives_the_turn_back() {
-        let applying = Applying::default();
+        let applying = Applying::new(ShutdownHandle::new().unwrap()).unwrap();
         thread::scope(|scope| {
             let panics = scope.spawn(|| {
                 let turn = applying.turn(LONG.into()).unwrap();
