@@ -8,7 +8,8 @@ use vhost_user_timer_tools::model::limits::Limits;
 use vhost_user_timer_tools::model::mutant::{Fault, Mutant};
 use vhost_user_timer_tools::model::run::{Effort, Verdict, check};
 use vhost_user_timer_tools::model::{
-    FORWARD, GATE, IN_TIME, NOT_FALSELY, ONE_OFFSET, ONE_RUN, OPENS, RECORDED, REPORTED, SETTLED,
+    CONFIRMED, FORWARD, GATE, IN_TIME, NOT_FALSELY, ONE_OFFSET, ONE_RUN, OPENS, RECORDED, REPORTED,
+    SETTLED,
 };
 
 fn explore(limits: Limits, device: impl Device) -> Verdict {
@@ -40,6 +41,29 @@ fn the_real_vm_keeps_every_promise_with_one_vcpu_and_more_of_everything() {
     };
     let verdict = explore(limits, real(1));
     assert!(verdict.ok(), "{verdict:#?}");
+}
+
+#[test]
+fn the_real_vm_keeps_every_promise_to_a_vmm_that_confirms() {
+    let verdict = explore(Limits::SMALL.confirming(), real(3));
+    assert!(verdict.failures.is_empty(), "{:#?}", verdict.failures);
+    assert!(verdict.exhaustive);
+    assert_eq!(
+        verdict.never, [""; 0],
+        "must be possible, but is never reached"
+    );
+}
+
+#[test]
+fn the_real_vm_keeps_every_promise_with_one_offset_for_both_counts() {
+    let limits = Limits {
+        vcpus: 2,
+        one_offset: true,
+        ..Limits::SMALL.confirming()
+    };
+    let verdict = explore(limits, real(2));
+    assert!(verdict.failures.is_empty(), "{:#?}", verdict.failures);
+    assert!(verdict.exhaustive);
 }
 
 #[test]
@@ -174,4 +198,27 @@ fn a_waiter_that_is_forgotten_is_caught() {
 #[test]
 fn a_change_that_is_missing_in_the_state_file_is_caught() {
     caught(Fault::KeepsFromStateFile, ONE_RESTORE, RECORDED);
+}
+
+#[test]
+fn a_gate_that_opens_when_the_offsets_are_decided_is_caught() {
+    let resumes = Limits::QUIET.confirming();
+    caught(Fault::ReleasesAtArmed, resumes, CONFIRMED);
+    caught(Fault::ReleasesAtArmed, ONE_RESTORE.confirming(), CONFIRMED);
+}
+
+#[test]
+fn a_confirmation_of_other_offsets_that_opens_the_gate_is_caught() {
+    let one_pause = Limits {
+        pauses: 1,
+        ..ONE_TICK
+    };
+    caught(Fault::TakesAnyOffsets, one_pause.confirming(), CONFIRMED);
+}
+
+#[test]
+fn a_vmm_that_writes_a_count_wakes_its_vcpu_and_goes_on_to_the_next_is_caught() {
+    let confirming = ONE_TICK.confirming();
+    caught(Fault::ResumeLoop, confirming, ONE_OFFSET);
+    caught(Fault::ResumeLoop, confirming, FORWARD);
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::thread::available_parallelism;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use vhost_user_timer_model::vm::Vm;
 use vhost_user_timer_tools::model::device;
 use vhost_user_timer_tools::model::limits::Limits;
@@ -20,6 +20,10 @@ struct Args {
     /// memory; each further step of anything takes several times that
     #[arg(long)]
     large: bool,
+
+    /// Only a VM of this kind [default: one of each kind, one after the other]
+    #[arg(long, value_name = "KIND", value_enum)]
+    vm: Option<Kind>,
 
     /// Number of vCPUs [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
@@ -82,14 +86,28 @@ struct Args {
     threads: Option<u16>,
 }
 
+/// What the VM is configured with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// Neither CONFIRM nor ONE_OFFSET
+    Plain,
+    /// CONFIRM: the VMM puts the offsets into its hypervisor, and confirms them
+    Confirm,
+    /// CONFIRM and ONE_OFFSET
+    OneOffset,
+}
+
 impl Args {
-    fn limits(&self) -> Limits {
-        let base = if self.large {
-            Limits::LARGE
-        } else {
-            Limits::DEFAULT
+    fn limits(&self, kind: Kind) -> Limits {
+        let base = match (kind, self.large) {
+            (Kind::Plain, false) => Limits::DEFAULT,
+            (Kind::Plain, true) => Limits::LARGE,
+            (_, false) => Limits::CONFIRM,
+            (_, true) => Limits::LARGE_CONFIRM,
         };
         Limits {
+            one_offset: kind == Kind::OneOffset,
+            confirm: base.confirm,
             vcpus: self.vcpus.unwrap_or(base.vcpus),
             vmm_threads: self.vmm_threads.unwrap_or(base.vmm_threads),
             ticks: self.ticks.unwrap_or(base.ticks),
@@ -118,7 +136,19 @@ impl Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let (limits, effort) = (args.limits(), args.effort());
+    let effort = args.effort();
+    let kinds = Kind::value_variants().iter().copied();
+    let ok = kinds
+        .filter(|kind| args.vm.is_none_or(|only| only == *kind))
+        .all(|kind| explore(args.limits(kind), effort));
+    match ok {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+/// Explores a VM of one kind. Returns whether everything holds.
+fn explore(limits: Limits, effort: Effort) -> bool {
     println!("model: {limits}; threads={}", effort.threads);
     let explore = |effort| {
         let device = Vm::new(device::profile(limits.vcpus));
@@ -140,10 +170,11 @@ fn main() -> ExitCode {
             ..effort
         });
     }
-    report(&limits, &verdict)
+    report(&limits, &verdict);
+    verdict.ok()
 }
 
-fn report(limits: &Limits, verdict: &Verdict) -> ExitCode {
+fn report(limits: &Limits, verdict: &Verdict) {
     let figures = format!(
         "states={} unique={} depth={} vcpus={} seconds={:.1}",
         verdict.states,
@@ -174,10 +205,5 @@ fn report(limits: &Limits, verdict: &Verdict) -> ExitCode {
         println!(
             "model: FAILED, because a case that must be possible was never reached; {figures}"
         );
-    }
-    if verdict.ok() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
     }
 }

@@ -29,6 +29,9 @@ pub enum Action {
     Vmm(Deed),
     /// The same, and the backend is killed before anyone sees an answer.
     VmmAndDie(Deed),
+    /// The VMM reads the offsets of the armed VM, puts them into its hypervisor, and is about to
+    /// confirm them. It has one thread for that: two could overtake each other.
+    Apply,
     /// The alarm expires, and the frontend takes all events.
     TakeEvents,
     /// The frontend stops the queue of a vCPU that waits, and starts it again.
@@ -90,6 +93,7 @@ impl fmt::Display for Action {
             Action::ServeAndDie(queue) => write!(f, "queue {queue} is served, then a kill"),
             Action::Vmm(deed) => write!(f, "{deed:?}"),
             Action::VmmAndDie(deed) => write!(f, "{deed:?} is served, then a kill"),
+            Action::Apply => write!(f, "the VMM puts the offsets into its hypervisor"),
             Action::TakeEvents => write!(f, "the frontend takes all events"),
             Action::StopQueue(vcpu) => write!(f, "the queue of vCPU {vcpu} is stopped"),
             Action::Reconnect { lost } => write!(f, "the frontend reconnects; {}", kept(lost)),

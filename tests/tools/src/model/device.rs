@@ -16,6 +16,9 @@ pub const FREQUENCY: u64 = 1_000_000_000;
 /// Writable bytes of every request: more than any answer here needs.
 const ROOM: usize = 256;
 
+/// cntvoff and cntpoff, or the counts of the two clocks.
+pub type Pair = [u64; 2];
+
 /// The answer to a WAIT_RUN that waited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply {
@@ -112,6 +115,10 @@ pub trait Device: Clone + Debug + Eq + Hash + Send + Sync + 'static {
     fn disconnect(&mut self, now: Now) {
         self.vm_mut().disconnect(now);
     }
+
+    /// A vCPU of the VMM enters the guest, released by this answer. `put_in` are the offsets in the
+    /// hypervisor, which the VMM has put in before, and which it leaves alone here.
+    fn enters(&mut self, _now: Now, _run: &Run, _put_in: &mut Pair) {}
 
     /// The process is killed, and another resumes from the state file.
     fn restart(&mut self, now: Now) {

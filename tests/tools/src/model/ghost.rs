@@ -8,12 +8,10 @@ use vhost_user_timer_protocol::wire::{
 use vhost_user_timer_protocol::{Phase, Status};
 use zerocopy::FromBytes;
 
-use super::device::Answer;
+use super::device::{Answer, Pair};
+use super::limits::Limits;
 use super::request::{Ask, Request, Timer};
-use super::{FORWARD, NOT_FALSELY, ONE_OFFSET, REPORTED, SETTLED};
-
-/// cntvoff and cntpoff, or the counts of the two clocks.
-pub type Pair = [u64; 2];
+use super::{CONFIRMED, FORWARD, GATE, NOT_FALSELY, ONE_OFFSET, REPORTED, SETTLED};
 
 /// A timer's line in RUNNING, and whether it was reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,11 +33,15 @@ pub struct Part {
     brought: Option<u64>,
 }
 
-/// What is known of an open restore.
+/// What is known of a restore that is open, or armed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Open {
     /// What each vCPU has done.
     pub parts: Vec<Part>,
+    /// AUTORUN.
+    autorun: bool,
+    /// Every vCPU is done, and the VM is armed.
+    armed: bool,
     /// The host counter at which waiters get ETIMEDOUT.
     patience: Option<u64>,
     /// What there was before the restore.
@@ -58,13 +60,25 @@ struct Facts {
 /// An observer that sees all requests and all answers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Ghost {
+    /// The VM has CONFIRM.
+    confirm: bool,
+    /// The VM has ONE_OFFSET.
+    one_offset: bool,
     facts: Facts,
     open: Option<Box<Open>>,
     lines: Vec<Line>,
     /// The offsets since RUNNING began.
     ran: Option<Pair>,
+    /// The offsets of the last CONFIRM_RUN, until the VM is no longer RUNNING.
+    confirmed: Option<Pair>,
     /// The properties that were found violated on the way.
     broken: Vec<&'static str>,
+}
+
+/// The answer to SET_REGS; with DONE there is more behind it.
+fn written(answer: &Answer) -> Option<SetRegsResult> {
+    let result = SetRegsResult::read_from_prefix(&answer.body);
+    result.ok().map(|(result, _)| result)
 }
 
 fn offsets(info: &Info) -> Pair {
@@ -73,8 +87,10 @@ fn offsets(info: &Info) -> Pair {
 
 impl Ghost {
     /// Of a VM that is PAUSED.
-    pub fn new(timers: Vec<Timer>) -> Self {
+    pub fn new(limits: &Limits, timers: Vec<Timer>) -> Self {
         Ghost {
+            confirm: limits.confirm,
+            one_offset: limits.one_offset,
             lines: vec![Line::Low; timers.len()],
             facts: Facts {
                 floors: [0; 2],
@@ -83,13 +99,19 @@ impl Ghost {
             },
             open: None,
             ran: None,
+            confirmed: None,
             broken: Vec::new(),
         }
     }
 
-    /// The open restore.
+    /// The restore that is open, or armed.
     pub fn open(&self) -> Option<&Open> {
         self.open.as_deref()
+    }
+
+    /// The offsets that the VMM has confirmed for the VM that is RUNNING.
+    pub fn confirmed(&self) -> Option<Pair> {
+        self.confirmed
     }
 
     /// Whether a restore is open in which this vCPU is missing.
@@ -130,10 +152,15 @@ impl Ghost {
         }
         let vcpu = request.vcpu as usize;
         match request.ask {
-            Ask::Bring { timer, count } => {
+            // Of a vCPU that is done, it brings again what is there.
+            Ask::Bring { done: true, .. } if !self.misses(request.vcpu) => {}
+            Ask::Bring { timer, count, done } => {
                 self.facts.timers[vcpu] = timer;
                 self.count_written(vcpu, count, answer, was);
                 self.timer_written(vcpu, answer, after);
+                if done {
+                    self.vcpu_done(vcpu, after);
+                }
             }
             Ask::SetTimer(timer) => {
                 self.facts.timers[vcpu] = timer;
@@ -141,10 +168,17 @@ impl Ghost {
             }
             Ask::SetCount(count) => self.count_written(vcpu, count, answer, was),
             Ask::Done => self.vcpu_done(vcpu, after),
-            Ask::Begin { timeout, .. } => {
+            Ask::Begin {
+                timeout, autorun, ..
+            } => {
                 let began = after.host_count.get();
-                self.begun((timeout != 0).then_some(began + timeout));
+                self.begun(autorun, (timeout != 0).then_some(began + timeout));
             }
+            Ask::Confirm(offsets) => {
+                self.confirmed = Some(offsets);
+                self.open = None;
+            }
+            Ask::Pause { .. } if was == Phase::Armed => self.open = None,
             Ask::Abort => {
                 if let Some(open) = self.open.take() {
                     self.facts = open.before;
@@ -154,11 +188,11 @@ impl Ghost {
                 self.facts.pinned = true;
                 self.facts.floors = [after.host_count.get().wrapping_sub(offset); 2];
             }
-            Ask::WaitRun | Ask::Configure(_) | Ask::Pause { .. } | Ask::Resume => {}
+            Ask::WaitRun | Ask::Configure { .. } | Ask::Pause { .. } | Ask::Resume => {}
         }
     }
 
-    fn begun(&mut self, patience: Option<u64>) {
+    fn begun(&mut self, autorun: bool, patience: Option<u64>) {
         let vcpus = self.lines.len();
         let before = match self.open.take() {
             Some(open) => open.before,
@@ -170,33 +204,41 @@ impl Ghost {
         };
         self.open = Some(Box::new(Open {
             parts: vec![Part::default(); vcpus],
+            autorun,
+            armed: false,
             patience,
             before,
         }));
     }
 
     fn count_written(&mut self, vcpu: usize, count: u64, answer: &Answer, was: Phase) {
-        let result = SetRegsResult::read_from_bytes(&answer.body);
-        if !result.is_ok_and(|result| result.ignored.get() == 0) {
+        if written(answer).is_none_or(|result| result.ignored.get() != 0) {
             return;
         }
         match &mut self.open {
             Some(open) => open.parts[vcpu].brought = Some(count),
             // The VMM may set time back, but not under a running vCPU.
-            None if was == Phase::Paused => self.facts.floors[0] = count,
+            None if was == Phase::Paused => self.set_floor(count),
             None => {}
+        }
+    }
+
+    /// The virtual count is this from now on.
+    fn set_floor(&mut self, count: u64) {
+        self.facts.floors[0] = count;
+        if self.one_offset {
+            self.facts.floors[1] = count;
         }
     }
 
     /// The write's own answer says how it left the line, so no report is due for that.
     fn timer_written(&mut self, vcpu: usize, answer: &Answer, after: &Info) {
-        if self.open.is_some() {
+        if after.phase.get() == Phase::Restoring.code() {
             return;
         }
         let count = after.host_count.get().wrapping_sub(after.cntvoff.get());
         let high = self.facts.timers[vcpu].line(count);
-        let said = SetRegsResult::read_from_bytes(&answer.body)
-            .is_ok_and(|result| result.lines.get() & LINE_VIRTUAL != 0);
+        let said = written(answer).is_some_and(|result| result.lines.get() & LINE_VIRTUAL != 0);
         self.expect(REPORTED, said || !high);
         self.expect(NOT_FALSELY, high || !said);
         if self.ran.is_some() {
@@ -216,10 +258,16 @@ impl Ghost {
         if open.parts.iter().any(|part| !part.done) {
             return;
         }
+        if std::mem::replace(&mut open.armed, true) {
+            // It was already.
+            return;
+        }
         let largest = open.parts.iter().filter_map(|part| part.brought).max();
-        self.open = None;
+        if !(self.confirm && open.autorun) {
+            self.open = None;
+        }
         if let Some(largest) = largest.filter(|_| !self.facts.pinned) {
-            self.facts.floors[0] = largest;
+            self.set_floor(largest);
             let count = after.host_count.get().wrapping_sub(after.cntvoff.get());
             self.expect(SETTLED, count == largest);
         }
@@ -229,12 +277,23 @@ impl Ghost {
     pub fn stepped(&mut self, is: Phase, info: &Info) {
         let now = offsets(info);
         let host = info.host_count.get();
+        let right = match is {
+            Phase::Restoring => self.open.as_ref().is_some_and(|open| !open.armed),
+            Phase::Armed => self.confirm && self.open.as_ref().is_none_or(|open| open.armed),
+            _ => self.open.is_none(),
+        };
+        self.expect(GATE, right);
+        if self.one_offset {
+            self.expect(ONE_OFFSET, now[0] == now[1]);
+        }
         if is == Phase::Running {
+            self.expect(CONFIRMED, self.confirmed == Some(now) || !self.confirm);
             let constant = *self.ran.get_or_insert(now) == now;
             self.expect(ONE_OFFSET, constant);
             self.lines_rise(now, host);
         } else {
             self.ran = None;
+            self.confirmed = None;
             self.lines.fill(Line::Low);
         }
         if is != Phase::Restoring {

@@ -22,8 +22,8 @@ impl<D: Device> System<D> {
                 .is_none_or(|ticks| wakes <= ticks)
     }
 
-    /// Whether the missing vCPUs can be restored and the VM resumed, and then all waiters are
-    /// released.
+    /// Whether the missing vCPUs can be restored, the VM resumed and its offsets confirmed, and
+    /// whether all waiters are released then.
     pub fn gate_can_be_opened(&self) -> bool {
         if !self.holds(OPENS) {
             return false;
@@ -44,6 +44,11 @@ impl<D: Device> System<D> {
             }
         }
         serve(&mut device, Request::of_vm(Ask::Resume));
+        if device.vm().phase() == Phase::Armed {
+            let info = device.vm().info(now);
+            let offsets = [info.cntvoff.get(), info.cntpoff.get()];
+            serve(&mut device, Request::of_vm(Ask::Confirm(offsets)));
+        }
         let in_peace = |reply: &Reply| {
             let status = Status::from(reply.header.status.get());
             matches!(status, Status::Ok | Status::TimedOut)
@@ -74,6 +79,9 @@ impl<D: Device> fmt::Display for System<D> {
                 Thread::Running([cntvoff, _]) => write!(f, "; vCPU {vcpu} runs at {cntvoff}")?,
             }
         }
+        if self.left.confirm {
+            write!(f, "; in the hypervisor: {}", self.put_in[0])?;
+        }
         Ok(())
     }
 }
@@ -95,6 +103,7 @@ impl<D: Device> System<D> {
 
     fn thread_name(&self, queue: usize) -> String {
         match u32::try_from(queue).map_or(0, |queue| queue.wrapping_sub(self.vcpus())) {
+            _ if queue == self.applier() => "the VMM's applier".to_owned(),
             vmm if vmm < VM_WIDE / 2 => format!("VMM thread {vmm}"),
             _ => format!("the thread of vCPU {queue}"),
         }

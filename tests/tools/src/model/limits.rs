@@ -10,6 +10,10 @@ pub struct Limits {
     pub vcpus: u32,
     /// Threads of the VMM that act on the VM as a whole.
     pub vmm_threads: u32,
+    /// The VM has CONFIRM, and the VMM puts the offsets into its hypervisor.
+    pub confirm: bool,
+    /// The VM has ONE_OFFSET.
+    pub one_offset: bool,
     /// Steps of the host counter.
     pub ticks: u8,
     /// RESTORE_BEGIN.
@@ -55,10 +59,21 @@ impl Limits {
         ..Limits::DEFAULT
     };
 
+    /// For a VM with CONFIRM: a sixth of that.
+    pub const CONFIRM: Limits = Limits {
+        disturbances: 2,
+        ..Limits::DEFAULT.confirming()
+    };
+
+    /// For a VM with CONFIRM, twice [`DEFAULT`](Self::DEFAULT).
+    pub const LARGE_CONFIRM: Limits = Limits::DEFAULT.confirming();
+
     /// Three vCPUs run, and nothing else happens.
     pub const QUIET: Limits = Limits {
         vcpus: 3,
         vmm_threads: 1,
+        confirm: false,
+        one_offset: false,
         ticks: 0,
         begins: 0,
         aborts: 0,
@@ -74,6 +89,8 @@ impl Limits {
     const UNLIMITED: Limits = Limits {
         vcpus: 1,
         vmm_threads: 1,
+        confirm: false,
+        one_offset: false,
         ticks: u8::MAX,
         begins: u8::MAX,
         aborts: u8::MAX,
@@ -85,6 +102,15 @@ impl Limits {
         restarts: u8::MAX,
         disturbances: u8::MAX,
     };
+
+    /// The same limits for a VM with CONFIRM.
+    #[must_use]
+    pub const fn confirming(self) -> Self {
+        Limits {
+            confirm: true,
+            ..self
+        }
+    }
 
     /// The same limits in their one normal form: none is above the limit of all together.
     #[must_use]
@@ -121,6 +147,8 @@ impl fmt::Display for Limits {
         let Limits {
             vcpus,
             vmm_threads,
+            confirm,
+            one_offset,
             ticks,
             begins,
             aborts,
@@ -132,10 +160,16 @@ impl fmt::Display for Limits {
             restarts,
             disturbances,
         } = self;
+        let kind = match (confirm, one_offset) {
+            (false, false) => "",
+            (true, false) => " CONFIRM",
+            (false, true) => " ONE_OFFSET",
+            (true, true) => " CONFIRM ONE_OFFSET",
+        };
         write!(
             f,
-            "vcpus={vcpus} vmm-threads={vmm_threads} ticks={ticks}; at most {disturbances} of \
-             begins={begins} aborts={aborts} pauses={pauses} offsets={offsets} counts={counts} \
+            "vcpus={vcpus}{kind} vmm-threads={vmm_threads} ticks={ticks}; at most {disturbances} \
+             of begins={begins} aborts={aborts} pauses={pauses} offsets={offsets} counts={counts} \
              timers={timers} disconnects={disconnects} restarts={restarts}"
         )
     }

@@ -12,6 +12,9 @@
 //!   (I1);
 //! - [`GATE`]: no vCPU is released, and the VM is not RUNNING, while a vCPU is missing in the open
 //!   restore; a waiter of one epoch is not released in another (I2);
+//! - [`CONFIRMED`]: in a VM with CONFIRM, no vCPU is released before the VMM has put these very
+//!   offsets into its hypervisor and confirmed them; and what the guest reads is made of the
+//!   offsets there (I8);
 //! - [`ONE_RUN`]: all vCPUs that are released together get the same instant (I2);
 //! - [`FORWARD`]: no count is below one that a vCPU has seen, or brought to the last completed
 //!   restore, unless the VMM wrote it (I3);
@@ -23,12 +26,13 @@
 //!   times out (I7);
 //! - [`RECORDED`]: the state file is given every change, so that a backend that is started again
 //!   continues from the VM as it was (I5);
-//! - [`OPENS`]: from every state, an open restore can be completed and the VM resumed, and then
-//!   every waiter is released, once: no deadlock.
+//! - [`OPENS`]: from every state, an open restore can be completed, the VM resumed and its offsets
+//!   confirmed, and then every waiter is released, once: no deadlock.
 //!
-//! [`mutant`] shows that the check can fail: backends that get one thing wrong each.
+//! [`mutant`] shows that the check can fail: backends, and a VMM, that get one thing wrong each.
 
 pub mod action;
+mod choices;
 pub mod device;
 pub mod ghost;
 mod inspect;
@@ -50,6 +54,8 @@ use system::System;
 pub const ONE_OFFSET: &str = "I1: one pair of offsets, constant while RUNNING";
 /// I2: nobody runs before every vCPU is done.
 pub const GATE: &str = "I2: nobody runs before every vCPU is done";
+/// I8: nobody runs before the VMM has confirmed these very offsets.
+pub const CONFIRMED: &str = "I8: nobody runs before these very offsets are confirmed";
 /// I2: all vCPUs that are released together get the same instant.
 pub const ONE_RUN: &str = "I2: all vCPUs that are released together get one instant";
 /// I3: no count decreases.
@@ -68,9 +74,10 @@ pub const RECORDED: &str = "I5: every change reaches the state file";
 pub const OPENS: &str = "The gate can always be opened";
 
 /// The properties that are checked at every step.
-const HELD: [&str; 8] = [
+const HELD: [&str; 9] = [
     ONE_OFFSET,
     GATE,
+    CONFIRMED,
     ONE_RUN,
     FORWARD,
     SETTLED,
@@ -146,6 +153,7 @@ impl<D: Device> Model for Timers<D> {
             Property::always(HELD[5], Self::held::<5>),
             Property::always(HELD[6], Self::held::<6>),
             Property::always(HELD[7], Self::held::<7>),
+            Property::always(HELD[8], Self::held::<8>),
             Property::always(IN_TIME, |model: &Self, state: &System<D>| {
                 model.first_failure(IN_TIME, state.wakes_in_time())
             }),
@@ -192,6 +200,16 @@ impl<D: Device> Model for Timers<D> {
             twice && limits.begins > 0 && limits.restarts > 0 && limits.vcpus > 1,
             "the backend restarts in the middle of a restore",
             |_, state| state.note.restarted_under_way,
+        );
+        sometimes(
+            limits.confirm && twice && limits.begins > 0 && limits.aborts > 0,
+            "a restore is aborted when all are back but nothing is confirmed",
+            |_, state| state.note.aborted_armed,
+        );
+        sometimes(
+            limits.confirm && limits.restarts > 0,
+            "the backend restarts before the offsets are confirmed",
+            |_, state| state.note.restarted_armed,
         );
         properties
     }

@@ -9,7 +9,7 @@ use vhost_user_timer_protocol::wire::{
 use vhost_user_timer_protocol::{Abi, Phase, Register, Request as Parsed, Status};
 use zerocopy::FromBytes;
 
-use super::device::{self, Answer, Device, Served};
+use super::device::{self, Answer, Device, Pair, Served};
 use super::request::{Ask, Request, Timer};
 
 /// What is wrong.
@@ -43,6 +43,13 @@ pub enum Fault {
     AnswersDiffer,
     /// A RESTORE_DONE is missing from the state file.
     KeepsFromStateFile,
+    /// The gate opens when the offsets are decided: before they are in the hypervisor.
+    ReleasesAtArmed,
+    /// The gate opens when any offsets are confirmed, be they those of an earlier RESUME.
+    TakesAnyOffsets,
+    /// The VMM resumes its vCPUs in a loop: it writes a vCPU's count, wakes the vCPU, and goes to
+    /// the next one. In KVM, each of the writes moves the offset of the whole VM.
+    ResumeLoop,
 }
 
 /// What a vCPU brought last.
@@ -62,6 +69,8 @@ pub struct Mutant {
     last_count: Option<u64>,
     /// An event to report once more.
     again: Option<Event>,
+    /// The counts at which a loop resumes the vCPUs, once one of them runs.
+    loop_at: Option<Pair>,
     timed_out: bool,
 }
 
@@ -75,6 +84,7 @@ impl Mutant {
             done: vec![false; vcpus as usize],
             last_count: None,
             again: None,
+            loop_at: None,
             timed_out: false,
         }
     }
@@ -88,7 +98,14 @@ impl Mutant {
     fn forge_done(&mut self, now: Now, vcpu: usize, brought: Brought) -> Served {
         let Brought { timer, count } = brought;
         let of_vcpu = |ask| Request::of_vcpu(vcpu as u32, 0, ask);
-        let mut served = self.forge(now, of_vcpu(Ask::Bring { timer, count }));
+        let mut served = self.forge(
+            now,
+            of_vcpu(Ask::Bring {
+                timer,
+                count,
+                done: false,
+            }),
+        );
         served
             .replies
             .extend(self.forge(now, of_vcpu(Ask::Done)).replies);
@@ -183,6 +200,24 @@ impl Mutant {
         }
     }
 
+    /// Confirms what the VMM has not.
+    fn after_armed(&mut self, now: Now, request: &Parsed<'_>, served: &mut Served) {
+        let confirms = match self.fault {
+            Fault::ReleasesAtArmed => true,
+            Fault::TakesAnyOffsets => matches!(request.body, Body::ConfirmRun(_)),
+            _ => false,
+        };
+        if confirms && self.vm.phase() == Phase::Armed {
+            let info = self.vm.info(now);
+            let offsets = [info.cntvoff.get(), info.cntpoff.get()];
+            let confirmed = self.forge(now, Request::of_vm(Ask::Confirm(offsets)));
+            served.replies.extend(confirmed.replies);
+            if self.fault == Fault::TakesAnyOffsets {
+                served.answer = confirmed.answer;
+            }
+        }
+    }
+
     fn count_while_running(&mut self, now: Now, request: &[u8]) {
         let keep_counting = false;
         self.forge(now, Request::of_vm(Ask::Pause { keep_counting }));
@@ -223,6 +258,7 @@ impl Device for Mutant {
             return refused(Status::TimedOut);
         }
         let mut served = device::handle(&mut self.vm, now, queue, request);
+        self.after_armed(now, &parsed, &mut served);
         if self.fault == Fault::KeepsFromStateFile && is_done {
             served.changed.vcpus.clear();
         } else {
@@ -236,6 +272,7 @@ impl Device for Mutant {
             let old = self.done.clone();
             self.remember(&parsed);
             match parsed.body {
+                Body::Pause(_) => self.loop_at = None,
                 Body::RestoreBegin(_) if was == Phase::Restoring => self.after_begin(now, &old),
                 _ if is_done => self.after_done(now, &mut served),
                 _ => {}
@@ -272,6 +309,14 @@ impl Device for Mutant {
             _ => {}
         }
         served
+    }
+
+    fn enters(&mut self, now: Now, run: &Run, put_in: &mut Pair) {
+        if self.fault == Fault::ResumeLoop {
+            let counts = [run.virt_count.get(), run.phys_count.get()];
+            let counts = *self.loop_at.get_or_insert(counts);
+            *put_in = counts.map(|count| now.host.wrapping_sub(count));
+        }
     }
 
     fn advance(&mut self, now: Now) -> Served {

@@ -3,8 +3,10 @@
 use std::fmt;
 
 use vhost_user_timer_kit::reference::Ask as Typed;
-use vhost_user_timer_protocol::wire::{ctl, restore_flags};
+use vhost_user_timer_protocol::wire::{self, configure_flags, ctl, request_flags, restore_flags};
 use vhost_user_timer_protocol::{Abi, Op, Register, VM_WIDE};
+
+use super::device::Pair;
 
 /// A virtual timer, as a vCPU has it. It is always enabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,6 +41,8 @@ pub enum Ask {
         timer: Timer,
         /// TIMER_CNT.
         count: u64,
+        /// With the flag DONE.
+        done: bool,
     },
     /// SET_REGS of TIMER_CTL and TIMER_CVAL.
     SetTimer(Timer),
@@ -48,8 +52,15 @@ pub enum Ask {
     Done,
     /// WAIT_RUN.
     WaitRun,
-    /// CONFIGURE_VM with this many vCPUs.
-    Configure(u32),
+    /// CONFIGURE_VM.
+    Configure {
+        /// The VM's vCPUs.
+        vcpus: u32,
+        /// CONFIRM.
+        confirm: bool,
+        /// ONE_OFFSET.
+        one_offset: bool,
+    },
     /// PAUSE.
     Pause {
         /// KEEP_COUNTING.
@@ -70,6 +81,8 @@ pub enum Ask {
     Abort,
     /// SET_COUNTER_OFFSET.
     SetOffset(u64),
+    /// CONFIRM_RUN.
+    Confirm(Pair),
 }
 
 /// A request of one thread.
@@ -104,12 +117,13 @@ impl Request {
             Ask::Bring { .. } | Ask::SetTimer(_) | Ask::SetCount(_) => Op::SetRegs,
             Ask::Done => Op::RestoreDone,
             Ask::WaitRun => Op::WaitRun,
-            Ask::Configure(_) => Op::ConfigureVm,
+            Ask::Configure { .. } => Op::ConfigureVm,
             Ask::Pause { .. } => Op::Pause,
             Ask::Resume => Op::Resume,
             Ask::Begin { .. } => Op::RestoreBegin,
             Ask::Abort => Op::RestoreAbort,
             Ask::SetOffset(_) => Op::SetCounterOffset,
+            Ask::Confirm(_) => Op::ConfirmRun,
         }
     }
 
@@ -127,15 +141,32 @@ impl Request {
             Ask::Bring {
                 timer: brought,
                 count: at,
+                done,
             } => {
                 let [control, compare] = timer(brought);
-                Typed::set_regs(vcpu, &[control, compare, count(at)])
+                let bring = Typed::set_regs(vcpu, &[control, compare, count(at)]);
+                let flags = if done { request_flags::DONE } else { 0 };
+                Typed { flags, ..bring }
             }
             Ask::SetTimer(written) => Typed::set_regs(vcpu, &timer(written)),
             Ask::SetCount(written) => Typed::set_regs(vcpu, &[count(written)]),
             Ask::Done => Typed::restore_done(vcpu),
             Ask::WaitRun => Typed::wait_run(vcpu),
-            Ask::Configure(vcpus) => Typed::configure(vcpus, Abi::Arm64.code(), 0),
+            Ask::Configure {
+                vcpus,
+                confirm,
+                one_offset,
+            } => {
+                let flag = |set, flag| if set { flag } else { 0 };
+                let body = wire::ConfigureVm {
+                    vcpus: vcpus.into(),
+                    abi: Abi::Arm64.code(),
+                    flags: flag(confirm, configure_flags::CONFIRM)
+                        | flag(one_offset, configure_flags::ONE_OFFSET),
+                    ..Default::default()
+                };
+                Typed::new(Op::ConfigureVm, vcpu, &body)
+            }
             Ask::Pause { keep_counting } if keep_counting => Typed::pause_counting(),
             Ask::Pause { .. } => Typed::pause(),
             Ask::Resume => Typed::resume(),
@@ -149,6 +180,7 @@ impl Request {
             }
             Ask::Abort => Typed::abort(),
             Ask::SetOffset(offset) => Typed::set_offset(offset),
+            Ask::Confirm([cntvoff, cntpoff]) => Typed::confirm(cntvoff, cntpoff),
         };
         request.in_epoch(self.epoch).bytes()
     }
@@ -168,10 +200,16 @@ impl fmt::Display for Request {
             write!(f, " of vCPU {}", self.vcpu)?;
         }
         match self.ask {
-            Ask::Bring { timer, count } => write!(f, ": {timer} CNT={count}")?,
+            Ask::Bring { timer, count, done } => {
+                write!(f, ": {timer} CNT={count}")?;
+                if done {
+                    write!(f, " DONE")?;
+                }
+            }
             Ask::SetTimer(timer) => write!(f, ": {timer}")?,
             Ask::SetCount(count) => write!(f, ": CNT={count}")?,
             Ask::SetOffset(offset) => write!(f, " {offset}")?,
+            Ask::Confirm([cntvoff, cntpoff]) => write!(f, " {cntvoff} {cntpoff}")?,
             Ask::Pause { keep_counting } if keep_counting => write!(f, " KEEP_COUNTING")?,
             Ask::Begin {
                 autorun, timeout, ..

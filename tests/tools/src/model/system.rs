@@ -5,12 +5,12 @@ use vhost_user_timer_protocol::wire::{ResponseHeader, Run};
 use vhost_user_timer_protocol::{Phase, Status};
 
 use super::action::{Action, Deed};
-use super::device::{Device, Records, Reply, Served};
-use super::ghost::{Ghost, Open, Pair};
+use super::device::{Device, Pair, Records, Reply, Served};
+use super::ghost::{Ghost, Open};
 use super::limits::Limits;
 use super::request::{Ask, Request};
-use super::scenario::{AHEAD, BACK, BROUGHT, COUNT, HOST, TICK, timer_of};
-use super::{GATE, ONE_RUN, OPENS, RECORDED, REPORTED};
+use super::scenario::{BROUGHT, COUNT, HOST, TICK, timer_of};
+use super::{CONFIRMED, GATE, ONE_RUN, OPENS, RECORDED, REPORTED};
 
 /// What a vCPU's thread does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,9 +24,12 @@ pub enum Thread {
         /// The epoch it was served in.
         since: u64,
     },
-    /// Runs the guest, with these offsets.
+    /// Runs the guest. The pair are the offsets of its WAIT_RUN's answer.
     Running(Pair),
 }
+
+/// What is in the hypervisor where nobody has put anything in that still matters.
+const NOTHING: Pair = [0; 2];
 
 /// What came of the last step, for a reader. Not part of the state.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,6 +44,10 @@ pub struct Note {
     pub timed_out: bool,
     /// A request got ESTALE.
     pub stale: bool,
+    /// A restore that was armed was aborted.
+    pub aborted_armed: bool,
+    /// The backend restarted while the VM was armed.
+    pub restarted_armed: bool,
     /// A timer's event was taken.
     pub fired: bool,
     /// The backend restarted in a restore in which some vCPU was done.
@@ -68,8 +75,11 @@ pub struct System<D> {
     /// The device.
     pub device: D,
     pub(super) threads: Vec<Thread>,
-    /// What is in flight, per thread: of the vCPUs, then of the VMM.
+    /// What is in flight, per thread: of the vCPUs, then of the VMM, and last of its applier.
     pub(super) queues: Vec<Vec<Request>>,
+    /// The offsets in the VMM's hypervisor, where the guest's counters are made of them. Only for a
+    /// VM with CONFIRM; the guest of another has the offsets of its WAIT_RUN's answer.
+    pub(super) put_in: Pair,
     /// What can still happen.
     pub left: Limits,
     /// What must hold.
@@ -88,7 +98,11 @@ impl<D: Device> System<D> {
         let vcpus = limits.vcpus;
         let timers: Vec<_> = (0..vcpus).map(timer_of).collect();
         let mut set_up = vec![
-            Request::of_vm(Ask::Configure(vcpus)),
+            Request::of_vm(Ask::Configure {
+                vcpus,
+                confirm: limits.confirm,
+                one_offset: limits.one_offset,
+            }),
             Request::of_vcpu(0, 0, Ask::SetCount(COUNT)),
         ];
         set_up.extend(
@@ -105,9 +119,10 @@ impl<D: Device> System<D> {
             host: HOST,
             device,
             threads: vec![Thread::Idle; vcpus as usize],
-            queues: vec![Vec::new(); (vcpus + limits.vmm_threads) as usize],
+            queues: vec![Vec::new(); (vcpus + limits.vmm_threads + 1) as usize],
+            put_in: NOTHING,
             left: limits.clamped(),
-            ghost: Ghost::new(timers),
+            ghost: Ghost::new(limits, timers),
             note: Note::default(),
         }
     }
@@ -118,6 +133,11 @@ impl<D: Device> System<D> {
 
     pub(super) fn phase(&self) -> Phase {
         self.device.vm().phase()
+    }
+
+    /// The queue of the VMM's thread that puts the offsets in.
+    pub(super) fn applier(&self) -> usize {
+        self.queues.len() - 1
     }
 
     pub(super) fn vcpus(&self) -> u32 {
@@ -133,91 +153,6 @@ impl<D: Device> System<D> {
     pub fn anyone_runs(&self) -> bool {
         let runs = |thread: &Thread| matches!(thread, Thread::Running(_));
         self.threads.iter().any(runs)
-    }
-
-    // What can happen.
-
-    /// What can happen here.
-    pub fn actions(&self, limits: &Limits, actions: &mut Vec<Action>) {
-        if !self.ghost.broken().is_empty() {
-            return;
-        }
-        let left = &self.left;
-        if left.ticks > 0 {
-            actions.push(Action::Tick);
-        }
-        let alarm = self.device.ticks_to_next(self.now()) == Some(0);
-        if alarm || self.device.vm().has_event() || self.ghost.owes() {
-            actions.push(Action::TakeEvents);
-        }
-        let busy = |queue: usize| !self.queues[queue].is_empty();
-        let in_flight = || (0..self.queues.len()).filter(|queue| busy(*queue));
-        actions.extend(in_flight().map(Action::Serve));
-        for (vcpu, thread) in (0..).zip(&self.threads) {
-            match thread {
-                Thread::Idle if !busy(vcpu as usize) => actions.push(Action::Enter(vcpu)),
-                Thread::Waiting { .. } if self.ghost.misses(vcpu) => {
-                    let free = |thread: &u32| !busy((self.vcpus() + thread) as usize);
-                    let free = (0..limits.vmm_threads).find(free);
-                    actions.extend(free.map(|thread| Action::BringFor { thread, vcpu }));
-                }
-                _ => {}
-            }
-        }
-        let dies = left.restarts > 0;
-        for deed in self.deeds() {
-            actions.push(Action::Vmm(deed));
-            if dies
-                && deed
-                    .cost(&mut left.clone())
-                    .is_none_or(|_| left.disturbances > 1)
-            {
-                actions.push(Action::VmmAndDie(deed));
-            }
-        }
-        if dies {
-            actions.extend(in_flight().map(Action::ServeAndDie));
-        }
-        if left.disconnects > 0 {
-            let waiting = self.waiting().into_iter();
-            actions.extend(waiting.map(|vcpu| Action::StopQueue(vcpu as u32)));
-        }
-        let submitted = in_flight().next().is_some() || !self.waiting().is_empty();
-        for lost in [true, false] {
-            if lost || submitted {
-                if left.disconnects > 0 {
-                    actions.push(Action::Reconnect { lost });
-                }
-                if dies {
-                    actions.push(Action::Restart { lost });
-                }
-            }
-        }
-    }
-
-    /// What the VMM can do here.
-    fn deeds(&self) -> Vec<Deed> {
-        let all = [
-            Deed::Resume,
-            Deed::Pause {
-                keep_counting: false,
-            },
-            Deed::Pause {
-                keep_counting: true,
-            },
-            Deed::Begin { autorun: true },
-            Deed::Begin { autorun: false },
-            Deed::Abort,
-            Deed::SetOffset,
-            Deed::SetCount(BACK),
-            Deed::SetCount(AHEAD),
-        ];
-        let timers = (0..self.vcpus()).map(Deed::SetTimer);
-        let allowed = |deed: &Deed| {
-            deed.cost(&mut self.left.clone())
-                .is_none_or(|left| *left > 0)
-        };
-        all.into_iter().chain(timers).filter(allowed).collect()
     }
 
     /// The queues whose WAIT_RUN the backend holds.
@@ -244,12 +179,15 @@ impl<D: Device> System<D> {
         }
         let info = next.device.vm().info(next.now());
         next.ghost.stepped(is, &info);
-        let open = next.ghost.open().is_some();
-        next.ghost.expect(GATE, open == (is == Phase::Restoring));
         for thread in &next.threads {
             if let Thread::Running(offsets) = *thread {
-                next.ghost.seen(offsets, next.host);
+                let made_of = if limits.confirm { next.put_in } else { offsets };
+                next.ghost.seen(made_of, next.host);
             }
+        }
+        if is != Phase::Running && next.queues[next.applier()].is_empty() {
+            // Before anything runs, other offsets are put in: these no longer matter.
+            next.put_in = NOTHING;
         }
         next
     }
@@ -263,7 +201,7 @@ impl<D: Device> System<D> {
             Action::Enter(vcpu) => self.enter(vcpu),
             Action::BringFor { thread, vcpu } => {
                 let queue = (limits.vcpus + thread) as usize;
-                self.queues[queue] = self.bringing(vcpu, 0).to_vec();
+                self.queues[queue] = self.bringing(vcpu, 0);
             }
             Action::Serve(queue) => self.serve(queue),
             Action::ServeAndDie(queue) => {
@@ -278,6 +216,12 @@ impl<D: Device> System<D> {
             Action::VmmAndDie(deed) => {
                 self.do_deed(deed);
                 self.die(false);
+            }
+            Action::Apply => {
+                let info = self.device.vm().info(self.now());
+                self.put_in = [info.cntvoff.get(), info.cntpoff.get()];
+                let applier = self.applier();
+                self.queues[applier].push(Request::of_vm(Ask::Confirm(self.put_in)));
             }
             Action::TakeEvents => self.take_events(),
             Action::StopQueue(vcpu) => {
@@ -318,7 +262,7 @@ impl<D: Device> System<D> {
         let brings = self.ghost.misses(vcpu) && !last;
         let queue = vcpu as usize;
         if brings {
-            self.queues[queue] = self.bringing(vcpu, epoch).to_vec();
+            self.queues[queue] = self.bringing(vcpu, epoch);
         }
         if names_epoch || !brings {
             self.queues[queue].push(Request::of_vcpu(vcpu, epoch, Ask::WaitRun));
@@ -328,13 +272,18 @@ impl<D: Device> System<D> {
         }
     }
 
-    pub(super) fn bringing(&self, vcpu: u32, epoch: u64) -> [Request; 2] {
+    /// What brings a vCPU's registers and says RESTORE_DONE: two requests of the first vCPU, and
+    /// one of each other.
+    pub(super) fn bringing(&self, vcpu: u32, epoch: u64) -> Vec<Request> {
         let index = (u64::from(vcpu) + self.device.vm().epoch()) % BROUGHT.len() as u64;
+        let done = self.left.confirm && vcpu != 0;
         let bring = Ask::Bring {
             timer: timer_of(vcpu),
             count: BROUGHT[index as usize],
+            done,
         };
-        [bring, Ask::Done].map(|ask| Request::of_vcpu(vcpu, epoch, ask))
+        let asks = std::iter::once(bring).chain((!done).then_some(Ask::Done));
+        asks.map(|ask| Request::of_vcpu(vcpu, epoch, ask)).collect()
     }
 
     /// The VMM does something. It counts against the limits only if it was granted.
@@ -351,7 +300,6 @@ impl<D: Device> System<D> {
     /// Lets the device handle a request, and the ghost observe it.
     fn handle(&mut self, queue: usize, request: &Request) -> Served {
         let was = self.phase();
-        let open = self.ghost.open().is_some();
         let records = Records::of(self.device.vm());
         let now = self.now();
         let served = self.device.handle(now, queue as u16, &request.bytes());
@@ -362,10 +310,13 @@ impl<D: Device> System<D> {
             let granted = answer.status() == Status::Ok;
             self.note.status = Some(answer.status());
             self.note.stale = answer.status() == Status::Stale;
-            self.note.begun_again = granted && open && matches!(request.ask, Ask::Begin { .. });
+            let restoring = was == Phase::Restoring;
+            let begins = matches!(request.ask, Ask::Begin { .. });
+            self.note.begun_again = granted && restoring && begins;
             self.note.aborted = granted && request.ask == Ask::Abort;
-            self.note.completed =
-                granted && open && request.ask == Ask::Done && self.ghost.open().is_none();
+            self.note.aborted_armed = self.note.aborted && was == Phase::Armed;
+            let ended = self.phase() != Phase::Restoring;
+            self.note.completed = granted && restoring && ended && !self.note.aborted;
         }
         served
     }
@@ -430,11 +381,15 @@ impl<D: Device> System<D> {
             Some(run) if status == Status::Ok => {
                 let let_run = self.phase() == Phase::Running && self.ghost.open().is_none();
                 self.ghost.expect(GATE, let_run);
+                self.device.enters(self.now(), &run, &mut self.put_in);
                 let offsets = [run.cntvoff.get(), run.cntpoff.get()];
                 let counts = [run.virt_count.get(), run.phys_count.get()];
                 let at = offsets.map(|offset| self.host.wrapping_sub(offset));
                 self.ghost
                     .expect(ONE_RUN, at == counts && run.host_count.get() == self.host);
+                let confirmed = self.ghost.confirmed() == Some(offsets);
+                self.ghost
+                    .expect(CONFIRMED, confirmed || !self.left.confirm);
                 self.threads[queue] = Thread::Running(offsets);
             }
             _ => self.ghost.expect(GATE, status != Status::Ok),
@@ -469,6 +424,7 @@ impl<D: Device> System<D> {
         self.disturb(|left| &mut left.restarts);
         let done = |open: &Open| open.parts.iter().any(|part| part.done);
         self.note.restarted_under_way = self.ghost.open().is_some_and(done);
+        self.note.restarted_armed = self.phase() == Phase::Armed;
         let info = self.device.vm().info(self.now());
         // If the last request let the VM run, some lines have been high since then.
         self.ghost.stepped(self.phase(), &info);
