@@ -11,8 +11,10 @@
 //!
 //! After a device state was loaded ([`Race::loaded`]) the registers are staged already: each
 //! thread reads its vCPU's registers and checks them instead, and RESUME releases all.
+//!
+//! In a VM with CONFIRM ([`Race::confirmed`]) it is CONFIRM_RUN that releases all.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +24,8 @@ use vhost_user_timer_frontend::{
 };
 use vhost_user_timer_protocol::{Abi, Register};
 
+use crate::watch::host_count;
+
 /// One restore of one VM.
 #[derive(Debug)]
 pub struct Race {
@@ -30,10 +34,14 @@ pub struct Race {
     asking: Asking,
     /// The registers came with a device state.
     loaded: bool,
+    /// The last RESTORE_DONE does not open the gate. The VMM does, later.
+    held: bool,
     /// The number of vCPUs that have sent RESTORE_DONE or are about to.
     done_sent: AtomicU32,
-    /// RESUME was sent, or is about to be.
-    resumed: AtomicBool,
+    /// The host counter when the last RESTORE_DONE was about to be sent.
+    last_done: AtomicU64,
+    /// The VMM's request that opens the gate was sent, or is about to be.
+    opened: AtomicBool,
     field: Mutex<Field>,
     changed: Condvar,
 }
@@ -60,8 +68,8 @@ struct Field {
 pub struct Release {
     /// The answer of WAIT_RUN.
     pub run: Run,
-    /// Whether it was released before some vCPU had sent RESTORE_DONE or, after a load, before the
-    /// VMM had sent RESUME.
+    /// Whether it was released before some vCPU had sent RESTORE_DONE or, where the VMM opens the
+    /// gate, before the VMM had.
     pub early: bool,
     /// Whether it was certainly at the gate when the gate opened.
     pub at_the_gate: bool,
@@ -100,9 +108,11 @@ impl Race {
             vcpus,
             asking,
             loaded: false,
+            held: false,
             deadline: Instant::now() + limit,
             done_sent: AtomicU32::new(0),
-            resumed: AtomicBool::new(false),
+            last_done: AtomicU64::new(0),
+            opened: AtomicBool::new(false),
             field: Mutex::default(),
             changed: Condvar::new(),
         }
@@ -112,12 +122,21 @@ impl Race {
     #[must_use]
     pub fn loaded(mut self) -> Self {
         self.loaded = true;
+        self.held = true;
         self
     }
 
-    /// RESUME is about to be sent. After a load, no vCPU may be released before.
-    pub fn resuming(&self) {
-        self.resumed.store(true, Ordering::SeqCst);
+    /// A restore of a VM with CONFIRM.
+    #[must_use]
+    pub fn confirmed(mut self) -> Self {
+        self.held = true;
+        self
+    }
+
+    /// The VMM's request that opens the gate is about to be sent: CONFIRM_RUN, or after a load
+    /// RESUME. No vCPU may be released before.
+    pub fn opening(&self) {
+        self.opened.store(true, Ordering::SeqCst);
     }
 
     /// Takes one vCPU through the restore, on the thread that is that vCPU.
@@ -169,6 +188,7 @@ impl Race {
             hold();
         }
         // Counted before it is sent: a vCPU that is released from now on must see the count.
+        self.last_done.fetch_max(host_count(), Ordering::SeqCst);
         self.done_sent.fetch_add(1, Ordering::SeqCst);
         queue.restore_done(vcpu, self.deadline)?;
         let at_the_gate = wait.as_ref().is_some_and(|wait| wait.ticket.is_some());
@@ -177,7 +197,7 @@ impl Race {
         self.change(|field| field.waiting += 1);
         let run = wait.finish(queue, vcpu, self.deadline)?;
         let early = self.done_sent.load(Ordering::SeqCst) < self.vcpus
-            || (self.loaded && !self.resumed.load(Ordering::SeqCst));
+            || (self.held && !self.opened.load(Ordering::SeqCst));
         self.change(|field| field.released += 1);
         Ok(Release {
             run,
@@ -185,6 +205,11 @@ impl Race {
             at_the_gate,
             waited: wait.since.elapsed(),
         })
+    }
+
+    /// The host counter when the last RESTORE_DONE so far was about to be sent.
+    pub fn last_done(&self) -> u64 {
+        self.last_done.load(Ordering::SeqCst)
     }
 
     /// The number of vCPUs released so far.

@@ -50,8 +50,20 @@ fn the_demo_tells_the_same_in_json() {
     assert_eq!(value["verdict"]["offsets"], 1);
     let rows = value["report"]["rows"].as_array().expect("a row by vCPU");
     assert_eq!(rows.len(), 2);
+    let moved = &value["report"]["restores"][2];
+    assert_eq!(moved["name"], "moved");
+    let number = |value: &Value| value.as_u64().expect("a number");
+    let [earliest, latest] = [0, 1].map(|n| number(&moved["decided_between"][n]));
+    let metre = ["decided", "put_in", "confirmed", "first_reading"];
+    let metre = metre.map(|name| number(&moved["metre"][name]));
+    assert!(metre.is_sorted(), "{moved:#}");
     for row in rows {
-        assert_eq!(row["released_count"], row["saved_count"]);
+        // The count continued from the saved one while the offsets were decided, and is released
+        // as much later as the last metre took.
+        let (saved, released) = (number(&row["saved_count"]), number(&row["released_count"]));
+        assert_eq!(saved, number(&moved["largest_brought"]));
+        assert!((earliest..=latest).contains(&metre[0]), "{moved:#}");
+        assert_eq!(released - saved, metre[2] - metre[0]);
         let fired = ["fired_on_source", "fired_on_destination"]
             .iter()
             .flat_map(|side| [&row[side]["virtual"], &row[side]["physical"]])
@@ -62,7 +74,7 @@ fn the_demo_tells_the_same_in_json() {
 }
 
 /// Moves VMs of few and of many vCPUs in this way.
-fn moves(args: &[&str], via: &str, killed: bool) {
+fn moves(args: &[&str], via: &str, killed: Option<&str>) {
     for vcpus in ["4", "64"] {
         let args = [&["--seed", "7", "--vcpus", vcpus], args].concat();
         let output = demo(&args);
@@ -70,7 +82,10 @@ fn moves(args: &[&str], via: &str, killed: bool) {
         let ok = format!("demo: OK vcpus={vcpus} early=0 backwards=0 offsets=1 lost=0");
         assert_eq!(text.lines().last(), Some(&*ok), "{text}");
         assert_eq!(text.contains("device state"), via == "device-state");
-        assert_eq!(text.contains("is killed in mid-restore"), killed);
+        for when in ["in mid-restore", "before the offsets are confirmed"] {
+            let kill = format!("is killed {when}");
+            assert_eq!(text.contains(&kill), killed == Some(when), "{text}");
+        }
         assert_eq!(output.status.code(), Some(0));
         assert_eq!(output.stderr, b"");
 
@@ -79,7 +94,7 @@ fn moves(args: &[&str], via: &str, killed: bool) {
         assert_eq!(value["ok"], true, "{value:#}");
         assert_eq!(
             (&value["via"], &value["killed"]),
-            (&via.into(), &killed.into())
+            (&via.into(), &killed.is_some().into())
         );
         assert_eq!(output.status.code(), Some(0));
     }
@@ -87,22 +102,34 @@ fn moves(args: &[&str], via: &str, killed: bool) {
 
 #[test]
 fn a_vm_moves_by_requests() {
-    moves(&[], "requests", false);
+    moves(&[], "requests", None);
 }
 
 #[test]
 fn a_vm_moves_as_a_device_state() {
-    moves(&["--via", "device-state"], "device-state", false);
+    moves(&["--via", "device-state"], "device-state", None);
 }
 
 #[test]
 fn a_destination_that_is_killed_in_mid_restore_keeps_every_promise() {
-    moves(&["--kill"], "requests", true);
+    moves(&["--kill"], "requests", Some("in mid-restore"));
 }
 
 #[test]
 fn a_destination_that_is_killed_after_a_load_keeps_every_promise() {
-    moves(&["--via", "device-state", "--kill"], "device-state", true);
+    let way = ["--via", "device-state", "--kill=mid-restore"];
+    moves(&way, "device-state", Some("in mid-restore"));
+}
+
+#[test]
+fn a_destination_that_is_killed_before_the_offsets_are_confirmed_keeps_every_promise() {
+    let killed = Some("before the offsets are confirmed");
+    moves(&["--kill=armed"], "requests", killed);
+    moves(
+        &["--via", "device-state", "--kill=armed"],
+        "device-state",
+        killed,
+    );
 }
 
 #[test]

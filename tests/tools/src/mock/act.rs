@@ -2,22 +2,21 @@
 //! started and stopped.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use vhost_user_timer_frontend::{self as frontend, RestoreOptions, Run, SavedVcpu};
+use vhost_user_timer_frontend::{self as frontend, Info, RestoreOptions, Run, SavedVcpu};
 use vhost_user_timer_protocol::{Phase, Register};
 
 use super::error::Error;
 use super::guest::{Guest, Machine, Taken};
-use super::report::{Console, Restore, counted, grouped};
+use super::report::{Console, Metre, Restore, counted};
 use super::vmm::{PATIENCE, Vmm, Wake};
 use vhost_user_timer_kit::race::{Asking, Race, RaceError, Release};
-use vhost_user_timer_kit::watch::Watch;
+use vhost_user_timer_kit::watch::{Watch, host_count};
 
 /// A vCPU thread's stack. Nothing on it is large, and there may be thousands of them.
 const STACK: usize = 256 * 1024;
@@ -49,17 +48,42 @@ pub(super) struct Act<'a> {
     pub(super) straggler: Option<(u32, Duration)>,
     /// The device state that carries the registers, unless the vCPUs write them.
     pub(super) device_state: Option<&'a [u8]>,
-    /// The backend is killed while all but the straggler wait.
-    pub(super) kill: bool,
+    /// When the backend is killed.
+    pub(super) kill: Option<Moment>,
+}
+
+/// When the destination's backend is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Moment {
+    /// All vCPUs but the straggler are restored, and wait
+    MidRestore,
+    /// The offsets are decided and in the hypervisor, and not confirmed yet
+    Armed,
 }
 
 /// A finished act.
 pub(super) struct Played {
     /// By vCPU.
-    pub(super) releases: Vec<Release>,
+    pub(super) entries: Vec<Entry>,
     /// By vCPU, what arrived too late to wake it.
     pub(super) inboxes: Vec<Receiver<Wake>>,
     pub(super) record: Restore,
+}
+
+/// How a vCPU entered the guest.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    pub(super) release: Release,
+    /// The host counter at the guest's first reading of its count, by the offset that the backend
+    /// gave.
+    pub(super) first_reading: u64,
+}
+
+impl Entry {
+    /// Whether the guest read its count before the offsets were confirmed.
+    pub(super) fn unconfirmed(&self) -> bool {
+        self.first_reading < self.release.run.host_count
+    }
 }
 
 /// What all vCPU threads of an act share.
@@ -77,7 +101,7 @@ struct Role<'a> {
     registers: SavedVcpu,
     rng: Rng,
     inbox: Receiver<Wake>,
-    released: Sender<(u32, Release)>,
+    entered: Sender<(u32, Entry)>,
     taken: Sender<Taken>,
 }
 
@@ -94,13 +118,13 @@ impl Act<'_> {
         conduct: impl FnOnce(&mut dyn Iterator<Item = Taken>),
     ) -> Result<Played, Error> {
         self.begin()?;
-        let (released, releases) = mpsc::channel();
+        let (entered, entries) = mpsc::channel();
         let (taken, interrupts) = mpsc::channel();
-        let mut roles = self.cast(guests, rng, &released, &taken);
-        drop((released, taken));
+        let mut roles = self.cast(guests, rng, &entered, &taken);
+        drop((entered, taken));
         rng.shuffle(&mut roles);
 
-        let race = Race::new(self.vcpus(), Asking::First, PATIENCE);
+        let race = Race::new(self.vcpus(), Asking::First, PATIENCE).confirmed();
         let stage = Stage {
             act: self,
             race: match self.device_state {
@@ -121,17 +145,17 @@ impl Act<'_> {
                     }
                 }
             }
-            if self.device_state.is_some()
-                && let Err(error) = stage.resume()
-            {
+            let opened = stage.open_gate().unwrap_or_else(|error| {
                 stage.fail(error);
-            }
-            let mut releases: Vec<_> = releases.iter().take(self.brought.len()).collect();
-            releases.sort_by_key(|&(vcpu, _)| vcpu);
-            let releases: Vec<_> = releases.into_iter().map(|(_, release)| release).collect();
-            let record = self.record(&releases);
-            if releases.len() == self.brought.len() {
-                console.say(format_args!("{}", Outcome(&record, self.vcpus())));
+                Opened::default()
+            });
+            let mut entries: Vec<_> = entries.iter().take(self.brought.len()).collect();
+            entries.sort_by_key(|&(vcpu, _)| vcpu);
+            let entries: Vec<_> = entries.into_iter().map(|(_, entry)| entry).collect();
+            let record = self.record(&entries, opened);
+            if entries.len() == self.brought.len() {
+                console.say(format_args!("{}", record.outcome()));
+                console.say(format_args!("{}", record.metre));
                 let deadline = Instant::now() + PATIENCE;
                 conduct(&mut std::iter::from_fn(|| {
                     let left = deadline.checked_duration_since(Instant::now())?;
@@ -140,7 +164,7 @@ impl Act<'_> {
             }
             Ok(Played {
                 inboxes: join(threads, &stage.failed)?,
-                releases,
+                entries,
                 record,
             })
         })
@@ -172,7 +196,7 @@ impl Act<'_> {
         &self,
         guests: &'g mut [Guest],
         rng: &mut Rng,
-        released: &Sender<(u32, Release)>,
+        entered: &Sender<(u32, Entry)>,
         taken: &Sender<Taken>,
     ) -> Vec<Role<'g>> {
         let (to_inboxes, inboxes): (Vec<_>, Vec<_>) =
@@ -184,31 +208,61 @@ impl Act<'_> {
                 registers,
                 rng: rng.fork(),
                 inbox,
-                released: released.clone(),
+                entered: entered.clone(),
                 taken: taken.clone(),
             })
             .collect()
     }
 
-    fn record(&self, releases: &[Release]) -> Restore {
-        let offsets: HashSet<_> = releases
-            .iter()
-            .map(|release| (release.run.cntvoff, release.run.cntpoff))
-            .collect();
-        let parts = |run: &Run| {
+    fn record(&self, entries: &[Entry], opened: Opened) -> Restore {
+        let runs = || entries.iter().map(|entry| entry.release.run);
+        let offsets: HashSet<_> = runs().map(|run| (run.cntvoff, run.cntpoff)).collect();
+        let parts = |run: Run| {
             let counts = (run.virt_count, run.phys_count, run.host_count);
             (run.cntvoff, run.cntpoff, counts)
         };
-        let different: HashSet<_> = releases.iter().map(|release| parts(&release.run)).collect();
-        let counts = releases.iter().map(|release| release.run.virt_count);
+        let different: HashSet<_> = runs().map(parts).collect();
+        let largest_brought = self.brought.iter().map(count).max().unwrap_or(0);
+        let cntvoff = runs().map(|run| run.cntvoff).min().unwrap_or(0);
+        let readings = entries.iter().map(|entry| entry.first_reading);
         Restore {
             name: self.name,
-            largest_brought: self.brought.iter().map(count).max().unwrap_or(0),
-            released_at: counts.min().unwrap_or(0),
+            vcpus: self.vcpus(),
+            largest_brought,
+            decided_between: opened.decided_between,
             offsets: offsets.len(),
             releases: different.len(),
-            early: releases.iter().filter(|release| release.early).count(),
+            early: entries.iter().filter(|entry| entry.release.early).count(),
+            put_in: opened.put_in,
+            metre: Metre {
+                // The count was the largest one when it began to count.
+                decided: cntvoff.wrapping_add(largest_brought),
+                put_in: opened.put_in_at,
+                confirmed: runs().map(|run| run.host_count).max().unwrap_or(0),
+                first_reading: readings.min().unwrap_or(0),
+            },
         }
+    }
+}
+
+/// How the VMM's thread has opened the gate.
+#[derive(Clone, Copy, Debug, Default)]
+struct Opened {
+    /// The host counter before and after the offsets were decided.
+    decided_between: [u64; 2],
+    /// The host counter when they were in the hypervisor.
+    put_in_at: u64,
+    /// How often offsets were put in.
+    put_in: u64,
+}
+
+/// A VM's state in words.
+fn state(info: &Info) -> String {
+    let restored = counted(info.restored, "vCPU");
+    let cntvoff = info.cntvoff;
+    match info.phase {
+        Phase::Armed => format!("ARMED, with cntvoff {cntvoff:#x}"),
+        phase => format!("{phase}, {restored} had restored"),
     }
 }
 
@@ -244,7 +298,7 @@ impl Stage<'_> {
             registers,
             mut rng,
             inbox,
-            released,
+            entered,
             taken,
         } = role;
         let Act {
@@ -260,15 +314,20 @@ impl Stage<'_> {
             .race
             .enter(queue, &registers, &mut rng, hold)
             .map_err(|source| Error::Restore { vcpu, side, source })?;
+        let hypervisor = &vmm.hypervisor;
         let readings = (READINGS / self.act.vcpus()).clamp(20, 1_000);
-        guest.watch_count(watch, &release.run, readings);
+        let first_reading = guest.watch_count(watch, hypervisor, readings);
+        let entry = Entry {
+            release,
+            first_reading: first_reading.wrapping_add(release.run.cntvoff),
+        };
         // The VMM waits for this.
-        let _ = released.send((vcpu, release));
+        let _ = entered.send((vcpu, entry));
 
         let machine = Machine {
             side,
             queue,
-            run: release.run,
+            hypervisor,
             inbox,
             watch,
             taken,
@@ -296,8 +355,8 @@ impl Stage<'_> {
         ));
         // This waits for nothing: it is the delay that the demo shows.
         thread::sleep(hold);
-        if self.act.kill
-            && let Err(error) = self.kill_backend()
+        if self.act.kill == Some(Moment::MidRestore)
+            && let Err(error) = self.kill_backend("in mid-restore")
         {
             return self.fail(error);
         }
@@ -308,42 +367,70 @@ impl Stage<'_> {
     }
 
     /// Kills the backend, and starts another in its place.
-    fn kill_backend(&self) -> Result<(), Error> {
+    fn kill_backend(&self, when: &str) -> Result<(), Error> {
         let (vmm, console) = (self.act.vmm, self.console);
-        let restored = vmm.ask("ask who is missing", |queue| queue.info(PATIENCE))?;
+        let before = vmm.ask("ask who is missing", |queue| queue.info(PATIENCE))?;
         console.say(format_args!(
-            "the {} is killed in mid-restore: {} had restored",
+            "the {} is killed {when}: {}",
             vmm.side,
-            counted(restored.restored, "vCPU")
+            state(&before)
         ));
         let killed = Instant::now();
         vmm.kill();
-        let info = vmm.replace()?;
+        let after = vmm.replace()?;
         console.say(format_args!(
-            "backend process {} resumes from the state file, {:.1} ms later: {}, {} had \
-             restored",
+            "backend process {} resumes from the state file, {:.1} ms later: {}",
             vmm.pid(),
             killed.elapsed().as_secs_f64() * 1e3,
-            info.phase,
-            counted(info.restored, "vCPU")
+            state(&after)
         ));
         Ok(())
     }
 
-    /// Lets a VM run whose restore ends in PAUSED, as that of a device state does.
-    fn resume(&self) -> Result<(), Error> {
-        let vmm = self.act.vmm;
-        let info = vmm.ask("ask for the epoch", |queue| queue.info(PATIENCE))?;
+    /// Does what the VMM's own thread does in a restore: waits until all vCPUs have their
+    /// registers back, puts the VM's offsets into the hypervisor, and confirms them.
+    fn open_gate(&self) -> Result<Opened, Error> {
+        let (vmm, console) = (self.act.vmm, self.console);
+        let epoch = vmm.ask("ask for the epoch", |queue| queue.info(PATIENCE))?;
+        // A device state's restore ends in PAUSED.
+        let (phase, reached) = match self.act.device_state {
+            Some(_) => (Phase::Paused, "the VMM resumes the VM"),
+            None => (Phase::Armed, "the VM is armed: its offsets are decided"),
+        };
+        let mut opened = Opened::default();
         // If the phase is not reached, the waiting vCPUs report why.
-        if vmm.lines.until_phase(Phase::Paused, info.epoch) {
-            self.console.say(format_args!(
-                "all vCPUs are restored, and the VM is paused; {}; the VMM resumes it",
+        if !vmm.lines.until_phase(phase, epoch.epoch) {
+            return Ok(opened);
+        }
+        console.say(format_args!(
+            "all vCPUs are restored, and {reached}; {}",
+            self.ran()
+        ));
+        let earliest = match self.act.device_state {
+            Some(_) => host_count(),
+            None => self.race.last_done(),
+        };
+        let before = vmm.hypervisor.times();
+        vmm.resume_with(|info| {
+            opened.decided_between = [earliest, info.host_count];
+            vmm.hypervisor.put_in(info);
+            opened.put_in_at = host_count();
+            console.say(format_args!(
+                "the VMM has put cntvoff {:#x} into its hypervisor; {}",
+                info.cntvoff,
                 self.ran()
             ));
-            self.race.resuming();
-            vmm.ask("resume the VM", |queue| queue.resume(PATIENCE))?;
-        }
-        Ok(())
+            if self.act.kill == Some(Moment::Armed) {
+                self.kill_backend("before the offsets are confirmed")?;
+                console.say(format_args!(
+                    "these offsets are in the hypervisor already: the VMM only confirms them"
+                ));
+            }
+            self.race.opening();
+            Ok(())
+        })?;
+        opened.put_in = vmm.hypervisor.times() - before;
+        Ok(opened)
     }
 
     fn ran(&self) -> String {
@@ -408,33 +495,4 @@ fn is_consequence(error: &Error) -> bool {
             ..
         }
     )
-}
-
-/// A restore in a sentence.
-struct Outcome<'a>(&'a Restore, u32);
-
-impl fmt::Display for Outcome<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Outcome(restore, vcpus) = self;
-        let vcpus = counted(*vcpus, "vCPU");
-        let count = grouped(restore.released_at);
-        if restore.releases == 1 {
-            write!(
-                f,
-                "{vcpus} released at one instant, with one offset, at {count}"
-            )?;
-        } else {
-            write!(
-                f,
-                "{vcpus} released at {} INSTANTS with {} OFFSETS, at {count} or more",
-                restore.releases, restore.offsets
-            )?;
-        }
-        if restore.released_at == restore.largest_brought {
-            f.write_str(", the largest count brought")
-        } else {
-            let largest = grouped(restore.largest_brought);
-            write!(f, ", NOT the largest count brought, {largest}")
-        }
-    }
 }

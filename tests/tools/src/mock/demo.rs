@@ -5,7 +5,10 @@
 //! 3. The VM is paused, saved, and restored by a second backend. The vCPUs race, and one
 //!    straggles. Timers that were due at the save fire there at once, the rest when due. The VM
 //!    moves by requests or as the backend's device state, and the second backend may be killed
-//!    before the restore is complete.
+//!    before the restore is complete, or before the offsets are confirmed.
+//!
+//! In each of them the VMM puts the VM's offsets into its [hypervisor](super::hypervisor), where
+//! the guests' counts are made of them, and confirms them: before that, no vCPU runs.
 //!
 //! The vCPU threads themselves measure whether the backends keep their promises.
 
@@ -18,13 +21,12 @@ use serde::Serialize;
 use vhost_user_timer_frontend::{Run, SavedVcpu, Timer};
 use vhost_user_timer_protocol::{Phase, Register};
 
-use super::act::{Act, Life, Played};
+use super::act::{Act, Entry, Life, Moment, Played};
 use super::error::{Error, Side};
 use super::guest::{Guest, Taken};
 use super::report::{Console, Report, Restore, Row, counted, grouped};
 use super::vmm::{PATIENCE, Vmm, Wake};
 use vhost_user_timer_kit::kvm_data::KvmData;
-use vhost_user_timer_kit::race::Release;
 use vhost_user_timer_kit::watch::{HOST_FREQUENCY, Watch};
 
 /// With at most this many vCPUs, each recorded timer's expiry gets a line.
@@ -42,8 +44,8 @@ pub(super) struct Plan {
     pub(super) seed: u64,
     pub(super) program: PathBuf,
     pub(super) via: Via,
-    /// The destination's backend is killed in mid-restore.
-    pub(super) kill: bool,
+    /// When the destination's backend is killed.
+    pub(super) kill: Option<Moment>,
 }
 
 /// How the VM gets from one backend to the other.
@@ -86,14 +88,14 @@ pub(super) fn run(plan: &Plan, console: &Console) -> Result<Report, Error> {
     let watch = Watch::default();
     let (mut guests, saved) = demo.run_on_source(&source, &data, &watch)?;
     let destination = demo.start(Side::Destination)?;
-    if plan.via == Via::Requests {
-        demo.configure(&destination)?;
-    }
+    // A VMM that needs CONFIRM configures, whatever the device state says.
+    demo.configure(&destination)?;
     source.finish()?;
     let straggler = demo.rng.u32(..plan.vcpus);
     let restored = demo.move_to(&destination, &saved, &watch, &mut guests, straggler)?;
     // Both backends have the same host counter, in nanoseconds.
-    let offset = restored.releases.first().map_or(0, |r| r.run.cntvoff);
+    let offset = restored.entries.first();
+    let offset = offset.map_or(0, |entry| entry.release.run.cntvoff);
     let away = Duration::from_nanos(offset.wrapping_sub(saved.paused.cntvoff));
     console.say(format_args!(
         "the move took {:.1} ms: the offset grew by exactly that, and the guests saw none of it",
@@ -105,8 +107,8 @@ pub(super) fn run(plan: &Plan, console: &Console) -> Result<Report, Error> {
         "both backends exited with status 0 on SIGTERM"
     ));
 
-    let rows = (guests.iter().zip(&saved.vcpus).zip(&restored.releases))
-        .map(|((guest, saved), release)| row(guest, saved, release, straggler))
+    let rows = (guests.iter().zip(&saved.vcpus).zip(&restored.entries))
+        .map(|((guest, saved), entry)| row(guest, saved, entry, straggler))
         .collect();
     Ok(Report {
         restores: demo.restores,
@@ -117,7 +119,8 @@ pub(super) fn run(plan: &Plan, console: &Console) -> Result<Report, Error> {
     })
 }
 
-fn row(guest: &Guest, saved: &SavedVcpu, release: &Release, straggler: u32) -> Row {
+fn row(guest: &Guest, saved: &SavedVcpu, entry: &Entry, straggler: u32) -> Row {
+    let release = &entry.release;
     let vcpu = saved.index();
     Row {
         vcpu,
@@ -133,6 +136,7 @@ fn row(guest: &Guest, saved: &SavedVcpu, release: &Release, straggler: u32) -> R
         lost: guest.outstanding().count() as u64,
         doubled: guest.doubled(),
         early: release.early,
+        unconfirmed: entry.unconfirmed(),
         backwards: guest.backwards,
     }
 }
@@ -148,7 +152,7 @@ struct Demo<'a> {
 
 impl Demo<'_> {
     fn start(&self, side: Side) -> Result<Vmm, Error> {
-        let mortal = self.plan.kill && side == Side::Destination;
+        let mortal = self.plan.kill.is_some() && side == Side::Destination;
         let vmm = Vmm::start(side, &self.plan.program, self.vcpus, mortal)?;
         self.console.say(format_args!(
             "the {side} is backend process {}, with {}",
@@ -182,7 +186,7 @@ impl Demo<'_> {
             life: Life::Look,
             straggler: None,
             device_state: None,
-            kill: false,
+            kill: None,
         };
         self.play(act, &mut guests, |_| ())?;
         Ok(guests.iter().map(|guest| guest.backwards).sum())
@@ -216,7 +220,7 @@ impl Demo<'_> {
             life: Life::Boot,
             straggler: None,
             device_state: None,
-            kill: false,
+            kill: None,
         };
         self.play(act, &mut guests, |interrupts| {
             console.say(format_args!(

@@ -7,13 +7,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::Instant;
 
 use serde::Serialize;
-use vhost_user_timer_frontend::{self as frontend, RegValue, RequestQueue, Run, SavedVcpu, Timer};
+use vhost_user_timer_frontend::{self as frontend, RegValue, RequestQueue, SavedVcpu, Timer};
 use vhost_user_timer_protocol::wire::ctl;
 use vhost_user_timer_protocol::{Abi, Register};
 
 use super::error::Side;
+use super::hypervisor::Hypervisor;
 use super::vmm::{PATIENCE, Programmed, Wake};
-use vhost_user_timer_kit::watch::{Watch, host_count};
+use vhost_user_timer_kit::watch::Watch;
 
 /// A deadline that the guest programmed.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +53,7 @@ pub(super) struct Guest {
 pub(super) struct Machine<'a> {
     pub(super) side: Side,
     pub(super) queue: &'a RequestQueue,
-    pub(super) run: Run,
+    pub(super) hypervisor: &'a Hypervisor,
     pub(super) inbox: Receiver<Wake>,
     pub(super) watch: &'a Watch,
     pub(super) taken: Sender<Taken>,
@@ -97,11 +98,23 @@ impl Guest {
         }
     }
 
-    /// Reads the count repeatedly.
-    pub(super) fn watch_count(&mut self, watch: &Watch, run: &Run, times: u32) {
-        for _ in 0..times {
-            self.backwards += u64::from(watch.read(run.cntvoff).went_back);
+    /// Reads the count this often. Returns the first reading.
+    pub(super) fn watch_count(
+        &mut self,
+        watch: &Watch,
+        hypervisor: &Hypervisor,
+        times: u32,
+    ) -> u64 {
+        let mut read = || {
+            let reading = watch.read(hypervisor.offset(Timer::Virtual));
+            self.backwards += u64::from(reading.went_back);
+            reading.count
+        };
+        let first = read();
+        for _ in 1..times {
+            read();
         }
+        first
     }
 
     /// Starts the tick, on the physical timer.
@@ -195,7 +208,8 @@ impl Guest {
     }
 
     fn next_tick(&self, machine: &Machine<'_>) -> u64 {
-        machine.count(Timer::Physical).wrapping_add(self.period)
+        let count = machine.hypervisor.count(Timer::Physical);
+        count.wrapping_add(self.period)
     }
 
     fn program(&mut self, timer: Timer, cval: u64) {
@@ -207,9 +221,9 @@ impl Guest {
     }
 
     fn note(&mut self, machine: &Machine<'_>, timer: Timer, cval: u64) {
-        let count = machine.count(timer);
+        let count = machine.hypervisor.count(timer);
         self.premature += u64::from(count < cval);
-        self.watch_count(machine.watch, &machine.run, 1);
+        self.watch_count(machine.watch, machine.hypervisor, 1);
         let mut newest_first = self.ledger.iter_mut().rev();
         match newest_first.find(|entry| (entry.timer, entry.cval) == (timer, cval)) {
             Some(entry) => entry.taken += 1,
@@ -231,13 +245,6 @@ impl Guest {
 }
 
 impl Machine<'_> {
-    fn count(&self, timer: Timer) -> u64 {
-        host_count().wrapping_sub(match timer {
-            Timer::Virtual => self.run.cntvoff,
-            Timer::Physical => self.run.cntpoff,
-        })
-    }
-
     fn set(
         &self,
         vcpu: u32,

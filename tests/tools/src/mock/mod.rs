@@ -3,12 +3,14 @@
 //!
 //! `demo` moves a VM from one backend to another and measures, inside the vCPU threads, whether
 //! the backends keep their promises: `demo` is the story, `act` one restore and its threads,
-//! `guest` what a vCPU does, `vmm` one backend with its connection, `report` the result.
+//! `guest` what a vCPU does, `hypervisor` where its count is made, `vmm` one backend with its
+//! connection, `report` the result.
 
 mod act;
 mod demo;
 mod error;
 mod guest;
+mod hypervisor;
 mod report;
 mod vmm;
 
@@ -21,6 +23,7 @@ use vhost_user_timer_protocol::MAX_VCPUS;
 
 pub use error::{Error, Side};
 
+use act::Moment;
 use demo::{Plan, Via};
 use error::Chain;
 use report::{Console, Report, Verdict, counted, print_line};
@@ -59,9 +62,10 @@ struct Demo {
     #[arg(long, value_name = "WAY", value_enum, default_value_t = Via::Requests)]
     via: Via,
 
-    /// Kill the destination's backend in mid-restore, and start another on the same state file
-    #[arg(long)]
-    kill: bool,
+    /// Kill the destination's backend, and start another on the same state file
+    #[arg(long, value_name = "WHEN", value_enum, num_args = 0..=1, require_equals = true,
+          default_missing_value = "mid-restore")]
+    kill: Option<Moment>,
 
     /// The backend program [default: $VHOST_USER_TIMER, or vhost-user-timer beside this program]
     #[arg(long, value_name = "PATH")]
@@ -130,7 +134,7 @@ impl Demo {
             "vcpus": self.vcpus,
             "via": self.via,
             // A demo that failed may not have got that far.
-            "killed": self.kill && measured.is_ok(),
+            "killed": self.kill.is_some() && measured.is_ok(),
             "elapsed_ms": console.elapsed().as_millis() as u64,
             "verdict": verdict,
             "report": measured.as_ref().ok(),

@@ -51,16 +51,69 @@ pub(super) fn print_line(text: impl fmt::Display) {
 pub(super) struct Restore {
     /// What was restored.
     pub(super) name: &'static str,
+    pub(super) vcpus: u32,
     /// The largest count that a vCPU brought.
     pub(super) largest_brought: u64,
-    /// The count at which they were released; the smallest, if there are several.
-    pub(super) released_at: u64,
+    /// The host counter before and after the offsets were decided.
+    pub(super) decided_between: [u64; 2],
     /// Number of different pairs of offsets that they got.
     pub(super) offsets: usize,
     /// Number of different counts, offsets or instants of release.
     pub(super) releases: usize,
-    /// vCPUs that were released before the last RESTORE_DONE was sent.
+    /// vCPUs that were released before the last RESTORE_DONE was sent, or before the VMM confirmed.
     pub(super) early: usize,
+    /// How often the VMM put offsets into its hypervisor.
+    pub(super) put_in: u64,
+    pub(super) metre: Metre,
+}
+
+/// The last metre of a restore, from the decision about the offsets to the guest: instants of the
+/// host counter, in ns.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Metre {
+    /// The guest's count begins to count, from the largest one that was brought.
+    pub(super) decided: u64,
+    /// The VMM has put the offsets into its hypervisor.
+    pub(super) put_in: u64,
+    /// The backend has served CONFIRM_RUN.
+    pub(super) confirmed: u64,
+    /// The first vCPU reads its count.
+    pub(super) first_reading: u64,
+}
+
+impl Restore {
+    /// Whether the count continued from the largest one, for all at one instant.
+    fn settled(&self) -> bool {
+        let [earliest, latest] = self.decided_between;
+        self.releases == 1 && (earliest..=latest).contains(&self.metre.decided)
+    }
+
+    /// The restore in a sentence.
+    pub(super) fn outcome(&self) -> String {
+        let vcpus = counted(self.vcpus, "vCPU");
+        let released = if self.releases == 1 {
+            format!("{vcpus} released at one instant, with one offset")
+        } else {
+            let (instants, offsets) = (self.releases, self.offsets);
+            format!("{vcpus} released at {instants} INSTANTS with {offsets} OFFSETS")
+        };
+        let from = if self.settled() { "from" } else { "NOT from" };
+        let largest = grouped(self.largest_brought);
+        format!("{released}; the count continues {from} {largest}, the largest brought")
+    }
+}
+
+impl fmt::Display for Metre {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let since = |at: u64| at.wrapping_sub(self.decided).cast_signed() as f64 / 1e3;
+        let (put_in, confirmed) = (since(self.put_in), since(self.confirmed));
+        let first = since(self.first_reading);
+        write!(
+            f,
+            "the last metre: offsets decided at 0 µs, in the hypervisor at {put_in:.0} µs, \
+             confirmed at {confirmed:.0} µs, first count read by a guest at {first:.0} µs"
+        )
+    }
 }
 
 /// One vCPU over the move.
@@ -83,6 +136,8 @@ pub(super) struct Row {
     pub(super) lost: u64,
     pub(super) doubled: u64,
     pub(super) early: bool,
+    /// It read its count before the offsets were confirmed.
+    pub(super) unconfirmed: bool,
     pub(super) backwards: u64,
 }
 
@@ -92,6 +147,7 @@ impl Row {
         let mut text = String::new();
         for (name, count) in [
             ("EARLY", u64::from(self.early)),
+            ("UNCONFIRMED", u64::from(self.unconfirmed)),
             ("BACKWARDS", self.backwards),
             ("LOST", self.lost),
             ("DOUBLED", self.doubled),
@@ -121,8 +177,8 @@ pub(super) struct Report {
 impl Report {
     pub(super) fn verdict(&self) -> Verdict {
         let sum = |of: fn(&Row) -> u64| self.rows.iter().map(of).sum();
-        let unsettled = |restore: &&Restore| {
-            restore.releases != 1 || restore.released_at != restore.largest_brought
+        let is_unconfirmed = |restore: &&Restore| {
+            restore.put_in != 1 || restore.metre.first_reading < restore.metre.confirmed
         };
         Verdict {
             vcpus: self.rows.len(),
@@ -132,7 +188,8 @@ impl Report {
             lost: sum(|row| row.lost),
             doubled: sum(|row| row.doubled),
             premature: self.premature,
-            unsettled: self.restores.iter().filter(unsettled).count(),
+            unsettled: self.restores.iter().filter(|r| !r.settled()).count(),
+            unconfirmed: self.restores.iter().filter(is_unconfirmed).count(),
         }
     }
 
@@ -186,8 +243,11 @@ pub(super) struct Verdict {
     /// Interrupts that came twice, or for a timer that was off.
     pub(super) doubled: u64,
     pub(super) premature: u64,
-    /// Restores whose vCPUs were not all released at the largest count that one of them brought.
+    /// Restores whose vCPUs did not all continue from the largest count that one of them brought.
     pub(super) unsettled: usize,
+    /// Restores in which a guest read its count before the offsets were confirmed, or in which they
+    /// were not put into the hypervisor once.
+    pub(super) unconfirmed: usize,
 }
 
 impl Verdict {
@@ -201,6 +261,7 @@ impl Verdict {
             doubled: 0,
             premature: 0,
             unsettled: 0,
+            unconfirmed: 0,
         };
         *self == kept
     }
@@ -220,6 +281,7 @@ impl fmt::Display for Verdict {
             ("doubled", self.doubled),
             ("premature", self.premature),
             ("unsettled", self.unsettled as u64),
+            ("unconfirmed", self.unconfirmed as u64),
         ] {
             if count > 0 {
                 write!(f, " {name}={count}")?;
@@ -267,6 +329,7 @@ mod tests {
         doubled: 0,
         premature: 0,
         unsettled: 0,
+        unconfirmed: 0,
     };
 
     #[test]
@@ -293,6 +356,10 @@ mod tests {
             },
             Verdict {
                 unsettled: 1,
+                ..KEPT
+            },
+            Verdict {
+                unconfirmed: 1,
                 ..KEPT
             },
         ] {

@@ -10,12 +10,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use vhost_user_timer_frontend::{
-    self as frontend, self, Deadline, Event, EventStream, Frontend, Info, Options, Reconnect,
-    RequestQueue, ShutdownHandle, Timer,
+    self as frontend, ApplyError, Deadline, Event, EventStream, Frontend, Info, Options, Reconnect,
+    RequestQueue, ShutdownHandle, Timer, VmOptions,
 };
 use vhost_user_timer_protocol::{Abi, MAX_REQUEST_QUEUES, Phase};
 
 use super::error::{Error, Side};
+use super::hypervisor::Hypervisor;
 use vhost_user_timer_kit::backend_process::BackendProcess;
 
 /// How long anything may take before it counts as failed.
@@ -42,6 +43,8 @@ pub(super) enum Wake {
 pub(super) struct Vmm {
     pub(super) side: Side,
     pub(super) lines: Arc<Lines>,
+    /// The VM's.
+    pub(super) hypervisor: Hypervisor,
     frontend: Frontend,
     listener: Option<JoinHandle<()>>,
     backend: Mutex<BackendProcess>,
@@ -62,6 +65,8 @@ impl Vmm {
             .div_ceil(VCPUS_PER_QUEUE)
             .min(MAX_REQUEST_QUEUES.into());
         let args = [
+            // What the guests count by, on every architecture.
+            "--counter-source=monotonic".to_owned(),
             format!("--max-vcpus={vcpus}"),
             format!("--request-queues={queues}"),
         ];
@@ -104,6 +109,7 @@ impl Vmm {
         Ok(Vmm {
             side,
             lines,
+            hypervisor: Hypervisor::default(),
             frontend,
             listener: listener.transpose().map_err(Error::Thread)?,
             backend: Mutex::new(backend),
@@ -144,11 +150,23 @@ impl Vmm {
         loaded.map_err(self.failed_to("load the device state"))
     }
 
-    /// CONFIGURE_VM.
+    /// CONFIGURE_VM, with CONFIRM.
     pub(super) fn configure(&self, vcpus: u32, frequency: u64) -> Result<(), Error> {
+        let frequency = NonZeroU64::new(frequency);
+        let options = VmOptions::default().confirm(true);
         self.ask("configure the VM", |queue| {
-            queue.configure(vcpus, Abi::Arm64, NonZeroU64::new(frequency), PATIENCE)
+            queue.configure_with(vcpus, Abi::Arm64, frequency, options, PATIENCE)
         })
+    }
+
+    /// Resumes the VM, or continues to do so: `apply` puts its offsets into the hypervisor, and
+    /// then they are confirmed.
+    pub(super) fn resume_with(
+        &self,
+        apply: impl FnOnce(&Info) -> Result<(), ApplyError>,
+    ) -> Result<(), Error> {
+        let resumed = self.frontend.resume_with(PATIENCE, apply);
+        resumed.map(drop).map_err(self.failed_to("resume the VM"))
     }
 
     /// A request of the VMM's own, on the first queue.
