@@ -116,27 +116,57 @@ fn get_vm(bencher: &mut Bencher<'_>, vcpus: u32) {
     bench.done();
 }
 
-/// From PAUSE to the last vCPU's WAIT_RUN, each vCPU with all its registers.
-fn restore(bencher: &mut Bencher<'_>, vcpus: u32) {
-    let mut bench = Bench::running(vcpus);
-    let registers = Register::ALL.map(|register| match register.role() {
+/// What each vCPU brings.
+fn brought() -> [(Register, u64); 6] {
+    Register::ALL.map(|register| match register.role() {
         Role::Compare => (register, FAR),
         Role::Control => (register, wire::ctl::ENABLE),
         Role::Count => (register, 5_000),
-    });
+    })
+}
+
+/// From PAUSE to the last vCPU's WAIT_RUN, each vCPU with all its registers, which `bring` brings.
+fn restore_by(bencher: &mut Bencher<'_>, vcpus: u32, bring: Vec<Ask>) {
+    let mut bench = Bench::running(vcpus);
     let head = [
         Ask::pause(),
         Ask::begin(vcpus, wire::restore_flags::AUTORUN),
     ];
-    let bring = (0..vcpus).flat_map(|vcpu| {
-        let done = Ask::restore_done(vcpu);
-        [Ask::set_regs(vcpu, &registers), done]
-    });
     let run = (0..vcpus).map(Ask::wait_run);
     let all = head.into_iter().chain(bring).chain(run);
     let all: Vec<_> = all.map(|ask| ask.bytes()).collect();
     bencher.iter(|| all.iter().for_each(|request| bench.ask(request)));
     bench.done();
+}
+
+/// Two requests for each vCPU.
+fn restore(bencher: &mut Bencher<'_>, vcpus: u32) {
+    let bring = (0..vcpus).flat_map(|vcpu| {
+        let done = Ask::restore_done(vcpu);
+        [Ask::set_regs(vcpu, &brought()), done]
+    });
+    restore_by(bencher, vcpus, bring.collect());
+}
+
+/// One request for all vCPUs.
+fn restore_at_once(bencher: &mut Bencher<'_>, vcpus: u32) {
+    let all: Vec<_> = (0..vcpus)
+        .map(|vcpu| {
+            let mut row = wire::Vcpu {
+                vcpu: vcpu.into(),
+                ..Default::default()
+            };
+            for (register, value) in brought() {
+                row.set(register, value);
+            }
+            row
+        })
+        .collect();
+    let bring = Ask {
+        flags: wire::request_flags::DONE,
+        ..Ask::set_vm(&all)
+    };
+    restore_by(bencher, vcpus, vec![bring]);
 }
 
 /// Time passes for a VM whose vCPUs all have a timer armed.
@@ -216,6 +246,7 @@ fn main() {
     requests(&mut criterion);
     sizes(&mut criterion, "GET_VM", get_vm);
     sizes(&mut criterion, "restore", restore);
+    sizes(&mut criterion, "restore at once", restore_at_once);
     advance(&mut criterion);
     read(&mut criterion);
     criterion.final_summary();

@@ -2,11 +2,12 @@
 //! threads is not what is measured.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Barrier, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
+use rustix::thread::futex;
 use vhost_user_timer_frontend::Error;
 
 /// What a vCPU's thread does in a round: which job, and its vCPU.
@@ -15,11 +16,20 @@ type Work<'a> = &'a (dyn Fn(usize, u32) -> Result<(), Error> + Sync);
 /// A thread's stack. Nothing on it is large, and there may be thousands of them.
 const STACK: usize = 128 * 1024;
 
+/// Sleeps while the word has this value.
+fn sleep_while(word: &AtomicU32, value: u32) {
+    while word.load(Ordering::Acquire) == value {
+        let _ = futex::wait(word, futex::Flags::PRIVATE, value, None);
+    }
+}
+
 /// See the module.
 pub(super) struct Crew<'a> {
     work: Work<'a>,
-    start: Barrier,
-    end: Barrier,
+    /// The number of the round: a futex. A barrier would have each thread take a lock on its way.
+    round: AtomicU32,
+    /// How many threads are still in it: a futex as well.
+    left: AtomicU32,
     over: AtomicBool,
     job: AtomicUsize,
     epoch: Instant,
@@ -46,11 +56,10 @@ impl<'a> Crew<'a> {
         work: Work<'a>,
         rounds: impl FnOnce(&Crew<'a>) -> io::Result<T>,
     ) -> io::Result<T> {
-        let all = threads as usize + 1;
         let crew = Crew {
             work,
-            start: Barrier::new(all),
-            end: Barrier::new(all),
+            round: AtomicU32::new(0),
+            left: AtomicU32::new(0),
             over: AtomicBool::new(false),
             job: AtomicUsize::new(0),
             epoch: Instant::now(),
@@ -67,7 +76,7 @@ impl<'a> Crew<'a> {
             }
             let result = rounds(&crew);
             crew.over.store(true, Ordering::Release);
-            crew.start.wait();
+            crew.start();
             result
         })
     }
@@ -77,9 +86,17 @@ impl<'a> Crew<'a> {
         self.done.len() as u32
     }
 
+    /// Starts a round.
+    fn start(&self) {
+        self.left.store(self.threads(), Ordering::Release);
+        self.round.fetch_add(1, Ordering::AcqRel);
+        // It cannot fail for an address that is mapped.
+        let _ = futex::wake(&self.round, futex::Flags::PRIVATE, i32::MAX as u32);
+    }
+
     fn live(&self, vcpu: u32) {
-        loop {
-            self.start.wait();
+        for round in 0.. {
+            sleep_while(&self.round, round);
             if self.over.load(Ordering::Acquire) {
                 return;
             }
@@ -89,7 +106,9 @@ impl<'a> Crew<'a> {
             }
             let now = self.epoch.elapsed().as_nanos() as u64;
             self.done[vcpu as usize].store(now, Ordering::Release);
-            self.end.wait();
+            if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                let _ = futex::wake(&self.left, futex::Flags::PRIVATE, 1);
+            }
         }
     }
 
@@ -106,9 +125,14 @@ impl<'a> Crew<'a> {
     ) -> io::Result<Done> {
         self.job.store(job, Ordering::Release);
         let began = self.epoch.elapsed().as_nanos() as u64;
-        self.start.wait();
+        self.start();
         let meanwhile = meanwhile();
-        self.end.wait();
+        loop {
+            match self.left.load(Ordering::Acquire) {
+                0 => break,
+                left => sleep_while(&self.left, left),
+            }
+        }
         meanwhile?;
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(error) = failure.take() {

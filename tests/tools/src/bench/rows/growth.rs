@@ -35,12 +35,17 @@ fn each<T: Answer>(
     Ok(())
 }
 
+/// RESTORE_DONE of each vCPU.
+pub(super) fn each_done(queue: &RequestQueue, vcpus: u32) -> io::Result<()> {
+    each(queue, vcpus, Operation::restore_done)
+}
+
 fn restore(queue: &RequestQueue, rows: &[SavedVcpu]) -> io::Result<()> {
     let vcpus = rows.len() as u32;
     let options = RestoreOptions::default().autorun(true);
     queue.restore_begin(options, LIMIT).map_err(other)?;
     queue.set_vm(rows, LIMIT).map_err(other)?;
-    each(queue, vcpus, Operation::restore_done)?;
+    each_done(queue, vcpus)?;
     each(queue, vcpus, Operation::wait_run)
 }
 

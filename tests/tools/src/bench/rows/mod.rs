@@ -5,6 +5,7 @@ mod footprint;
 mod gate;
 mod growth;
 mod latency;
+mod restore;
 mod throughput;
 mod time_page;
 mod timers;
@@ -23,7 +24,7 @@ use vhost_user_timer_kit::backend_process::BackendProcess;
 type Row = fn(&mut Bench) -> io::Result<()>;
 
 /// From 1.
-pub(super) const ALL: [Row; 9] = [
+pub(super) const ALL: [Row; 10] = [
     latency::round_trips,
     latency::polling,
     throughput::requests,
@@ -33,6 +34,7 @@ pub(super) const ALL: [Row; 9] = [
     time_page::count,
     clock::readings,
     footprint::footprint,
+    restore::done,
 ];
 
 /// Whatever takes longer has hung.
