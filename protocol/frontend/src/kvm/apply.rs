@@ -6,7 +6,7 @@ use vhost_user_timer_protocol::{Abi, CounterSource, Phase, Register};
 use super::bracket::Host;
 use super::vcpu::{get, refuse_el2};
 use super::{Bracket, CounterOffset, KvmError, OneReg};
-use crate::Info;
+use crate::{Info, OtherCounter};
 
 /// What [`apply`] put into KVM, and what KVM's counts were seen to be then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,13 +114,7 @@ pub(super) fn counts_as_kvm_does(info: &Info) -> Result<(), KvmError> {
     if info.abi != Abi::Arm64 {
         return Err(KvmError::Abi(info.abi));
     }
-    if info.anchored {
-        return Err(KvmError::Anchored);
-    }
-    match info.source {
-        CounterSource::Cntvct => Ok(()),
-        found => Err(KvmError::Source { found }),
-    }
+    Ok(OtherCounter::check(CounterSource::Cntvct, info)?)
 }
 
 /// Whether the VM's ticks are KVM's.

@@ -3,10 +3,10 @@
 use std::io;
 
 use vhost_user_timer_counter::SourceError;
-use vhost_user_timer_protocol::{Abi, CounterSource, Phase};
+use vhost_user_timer_protocol::{Abi, Phase};
 
 use super::Bracket;
-use crate::SavedVmError;
+use crate::{OtherCounter, SavedVmError};
 
 /// Why a VM's timers could not be read from KVM or put into it.
 ///
@@ -66,21 +66,9 @@ pub enum KvmError {
     /// This host has no CNTVCT_EL0.
     #[error(transparent)]
     Host(#[from] SourceError),
-    /// The backend's host counter was set by SET_COUNTER_ANCHOR, so that it is not CNTVCT_EL0.
-    #[error(
-        "the backend counts from an anchor (SET_COUNTER_ANCHOR), and KVM's offset is from \
-         CNTVCT_EL0: start the backend with --counter-source cntvct and set no anchor"
-    )]
-    Anchored,
     /// The backend counts by another source than KVM does.
-    #[error(
-        "the backend's counter source is {found}, and KVM's offset is from CNTVCT_EL0: start the \
-         backend with --counter-source cntvct"
-    )]
-    Source {
-        /// What the backend counts by.
-        found: CounterSource,
-    },
+    #[error(transparent)]
+    OtherCounter(#[from] OtherCounter),
     /// The VM's frequency is not the host counter's. The backend scales the counter then, and an
     /// offset of the scaled one is in no ioctl's ticks.
     #[error(

@@ -148,7 +148,10 @@ fn a_vm_that_is_not_armed_or_counts_by_something_else_is_refused_on_any_host() {
         source: CounterSource::Monotonic,
         ..armed
     };
-    assert!(matches!(refused(anchored), KvmError::Anchored));
+    match refused(anchored) {
+        KvmError::OtherCounter(other) => assert!(other.anchored),
+        other => panic!("{other}"),
+    }
     let of_32_bits = Info {
         abi: Abi::Arm,
         ..armed
@@ -162,7 +165,7 @@ fn a_vm_that_is_not_armed_or_counts_by_something_else_is_refused_on_any_host() {
         CounterSource::Unknown(7),
     ] {
         let error = refused(Info { source, ..armed });
-        assert!(matches!(error, KvmError::Source { found } if found == source));
+        assert!(matches!(error, KvmError::OtherCounter(other) if other.found == source));
     }
 }
 
