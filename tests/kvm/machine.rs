@@ -18,14 +18,20 @@ pub(crate) struct Machine<'a> {
 }
 
 impl Machine<'_> {
-    /// The lines of JSON that a command prints, which must succeed.
-    pub(crate) fn answers(&mut self, command: &str) -> Vec<Value> {
+    /// What a command prints, which must succeed.
+    pub(crate) fn output(&mut self, command: &str) -> String {
         let output = self
             .host
             .run(LIMIT, command)
             .unwrap_or_else(|e| panic!("{e}"));
         let text = output.text;
         assert_eq!(output.status, 0, "{command}: {text}");
+        text
+    }
+
+    /// The lines of JSON that a command prints, which must succeed.
+    pub(crate) fn answers(&mut self, command: &str) -> Vec<Value> {
+        let text = self.output(command);
         let parse = |line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
         text.lines()
             .filter(|line| line.starts_with('{'))

@@ -1,4 +1,5 @@
 //! The judge: the VMM of contrib/vmm and the backend on a real KVM/arm64.
 
 mod kernels;
+mod library;
 mod machine;

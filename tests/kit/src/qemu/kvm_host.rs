@@ -14,6 +14,8 @@ pub enum Kernel {
     Nvhe,
     /// The newest with `kvm-arm.mode=protected`: KVM is kept apart from the host (pKVM).
     Protected,
+    /// The newest with `kvm-arm.mode=nested`: a guest may have EL2, and be a hypervisor itself.
+    Nested,
     /// Debian 12's, Linux 6.1: without an ioctl for the counter's offset.
     Bookworm,
 }
@@ -32,6 +34,7 @@ impl Kernel {
             Kernel::Vhe => options,
             Kernel::Nvhe => options.kernel_arg("kvm-arm.mode=nvhe"),
             Kernel::Protected => options.kernel_arg("kvm-arm.mode=protected"),
+            Kernel::Nested => options.kernel_arg("kvm-arm.mode=nested"),
             Kernel::Bookworm => {
                 let (kernel, modules) = environment.bookworm();
                 options.kernel(kernel).archive(modules)

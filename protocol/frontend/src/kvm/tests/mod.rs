@@ -2,6 +2,8 @@
 
 mod apply;
 mod best_effort;
+#[cfg(target_arch = "aarch64")]
+mod real;
 mod registers;
 
 use std::cell::{Cell, RefCell};
@@ -20,6 +22,29 @@ const ENOENT: i32 = 2;
 const CNTVOFF_EL2: u64 = 0x6030_0000_0013_e703;
 
 pub(super) const FREQUENCY: u64 = 1_000_000_000;
+
+/// GET_INFO's answer about an ARMED VM with CONFIRM and ONE_OFFSET, whose backend counts by cntvct.
+pub(super) fn armed(host_count: u64, frequency: u64, offset: u64) -> Info {
+    Info {
+        phase: Phase::Armed,
+        vcpus: 1,
+        restored: 1,
+        frequency,
+        cntvoff: offset,
+        cntpoff: offset,
+        epoch: 2,
+        max_vcpus: 512,
+        request_queues: 1,
+        abi: Abi::Arm64,
+        offset_pinned: false,
+        anchored: false,
+        phys_virtualised: true,
+        confirm: true,
+        one_offset: true,
+        source: CounterSource::Cntvct,
+        host_count,
+    }
+}
 
 /// A VM with one vCPU, and the host counter. An ioctl takes [`IOCTL`](Self::IOCTL) ticks, and what
 /// it does happens in its middle.
@@ -78,27 +103,9 @@ impl FakeKvm {
         self.offsets.get()
     }
 
-    /// What a GET_INFO now answers about an ARMED VM with this offset.
+    /// What GET_INFO answers now about an ARMED VM with this offset.
     pub(super) fn armed(&self, offset: u64) -> Info {
-        Info {
-            phase: Phase::Armed,
-            vcpus: 1,
-            restored: 1,
-            frequency: FREQUENCY,
-            cntvoff: offset,
-            cntpoff: offset,
-            epoch: 2,
-            max_vcpus: 512,
-            request_queues: 1,
-            abi: Abi::Arm64,
-            offset_pinned: false,
-            anchored: false,
-            phys_virtualised: true,
-            confirm: true,
-            one_offset: true,
-            source: CounterSource::Cntvct,
-            host_count: self.now.get(),
-        }
+        armed(self.now.get(), FREQUENCY, offset)
     }
 
     fn ioctl<T>(&self, does: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
