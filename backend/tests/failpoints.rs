@@ -5,7 +5,6 @@
 //! instants as it is released is the black-box test `crash_safety`.
 #![cfg(debug_assertions)]
 
-use std::mem::offset_of;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -17,7 +16,7 @@ use vhost_user_timer_kit::backend_process::BackendProcess;
 use vhost_user_timer_kit::reference::{Ask, whole_vcpu};
 use vhost_user_timer_kit::shadow::{Asked, Shadow, outcome, submit};
 use vhost_user_timer_kit::watch::{HOST_FREQUENCY, host_count};
-use vhost_user_timer_protocol::wire::{ConfigureVm, configure_flags, request_flags, restore_flags};
+use vhost_user_timer_protocol::wire::{configure_flags, restore_flags};
 use vhost_user_timer_protocol::{Phase, Register};
 
 /// Something that takes longer hangs.
@@ -147,17 +146,7 @@ fn set_regs(vcpu: u32) -> Ask {
 
 /// CONFIGURE_VM of a VM that confirms.
 fn configure_confirming() -> Ask {
-    let mut ask = configure();
-    ask.body[offset_of!(ConfigureVm, flags)] = configure_flags::CONFIRM;
-    ask
-}
-
-/// The same request with DONE.
-fn done(ask: Ask) -> Ask {
-    Ask {
-        flags: request_flags::DONE,
-        ..ask
-    }
+    Ask::configure_with(VCPUS, 0, configure_flags::CONFIRM, HOST_FREQUENCY)
 }
 
 /// The offset of a VM in ARMED, so that CONFIRM_RUN can be written down.
@@ -209,13 +198,13 @@ fn scenes_of_a_vm_that_confirms() -> Vec<Scene> {
         (
             "the last SET_REGS with DONE to ARMED",
             but_one_done(),
-            done(Ask::set_regs(1, &[])),
+            Ask::set_regs(1, &[]).done(),
             2,
         ),
         (
             "SET_VM with DONE to ARMED",
             restoring(),
-            done(set_vm()),
+            set_vm().done(),
             VCPUS + 1,
         ),
         ("CONFIRM_RUN of a restore", armed(), confirm(), 1),

@@ -1,7 +1,7 @@
 //! Requests at random, most of which are granted.
 
 use fastrand::Rng;
-use vhost_user_timer_protocol::wire::{self, restore_flags};
+use vhost_user_timer_protocol::wire::{self, configure_flags, restore_flags};
 use vhost_user_timer_protocol::{Phase, Register, Role};
 use vhost_user_timer_reference::Ask;
 
@@ -35,8 +35,17 @@ impl Draw<'_> {
             (Phase::Paused, ..78) => self.restore_begin(),
             (Phase::Paused, ..82) => self.set_counter_offset(),
             (Phase::Paused, ..86) => self.set_counter_anchor(),
+            (Phase::Armed, ..40) => self.state.confirm().unwrap_or_else(Ask::get_info),
+            (Phase::Armed, ..50) => self.set_regs(false),
+            (Phase::Armed, ..60) => self.pause(),
+            (Phase::Armed, ..70) => self.restore_begin(),
+            (Phase::Armed, ..75) => Ask::abort(),
+            (Phase::Armed, ..80) => Ask::restore_done(self.vcpu()),
+            (Phase::Armed, ..85) => Ask::confirm(self.rng.u64(..), self.rng.u64(..)),
             (Phase::Restoring, ..10) => self.set_regs(true),
+            (Phase::Restoring, ..15) => self.set_regs(true).done(),
             (Phase::Restoring, ..30) => self.set_vm(),
+            (Phase::Restoring, ..40) => self.set_vm().done(),
             (Phase::Restoring, ..80) => Ask::restore_done(self.vcpu()),
             (Phase::Restoring, ..85) => Ask::abort(),
             (Phase::Restoring, ..87) => self.set_counter_offset(),
@@ -63,8 +72,16 @@ impl Draw<'_> {
         self.rng.u32(..self.vcpus)
     }
 
+    /// CONFIGURE_VM. The flags follow from the number of vCPUs, so that repeating it asks for the
+    /// same VM.
     fn configure(&self) -> Ask {
-        Ask::configure(self.vcpus, 0, HOST_FREQUENCY)
+        let flags = match self.vcpus % 4 {
+            0 => configure_flags::CONFIRM,
+            2 => configure_flags::ALL,
+            _ if self.vcpus == 3 => configure_flags::ONE_OFFSET,
+            _ => 0,
+        };
+        Ask::configure_with(self.vcpus, 0, flags, HOST_FREQUENCY)
     }
 
     fn pause(&mut self) -> Ask {

@@ -90,7 +90,8 @@ fn is_between(outcome: &Outcome, possible: &[Outcome], ask: &Ask) -> bool {
     let lines = |body: &Vec<u8>| u32_at(body, 0);
     let always = known.iter().fold(!0, |all, body| all & lines(body));
     let ever = known.iter().fold(0, |any, body| any | lines(body));
-    let ignored = |body: &Vec<u8>| u32_at(body, 4);
+    // Of ignored counts, and, with DONE, of vCPUs that are missing.
+    let ignored = |body: &Vec<u8>| body[4..].to_vec();
     lines(body) & always == always
         && lines(body) & !ever == 0
         && known.iter().any(|known| ignored(known) == ignored(body))
@@ -125,6 +126,13 @@ impl State {
     /// The registers that a vCPU still lacks in the open restore, as `present` bits.
     pub fn lacks(&self, vcpu: u32) -> u32 {
         self.low.lacks(vcpu)
+    }
+
+    /// CONFIRM_RUN with the offsets of a VM in ARMED; `None` where the answers have not told them.
+    pub fn confirm(&self) -> Option<Ask> {
+        // The host counter reads 0 in both, so an offset is the count's negative.
+        let [cntvoff, cntpoff] = self.low.counts().map(u64::wrapping_neg);
+        (self.low == self.high).then(|| Ask::confirm(cntvoff, cntpoff))
     }
 
     /// A virtual count close to the one at this CLOCK_MONOTONIC, ns.
