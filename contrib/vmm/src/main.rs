@@ -1,14 +1,17 @@
 //! A small VMM on KVM/arm64 that keeps its time with `vhost-user-timer`: see README.md.
 
-#![cfg_attr(
-    target_arch = "aarch64",
-    expect(dead_code, reason = "saving and restoring are not wired yet")
-)]
-
+#[cfg(target_arch = "aarch64")]
+mod args;
 #[cfg(target_arch = "aarch64")]
 mod guest;
 #[cfg(target_arch = "aarch64")]
 mod machine;
+#[cfg(any(target_arch = "aarch64", test))]
+#[cfg_attr(
+    not(target_arch = "aarch64"),
+    expect(dead_code, reason = "only its arithmetic is tested elsewhere")
+)]
+mod report;
 
 use std::process::ExitCode;
 

@@ -2,7 +2,7 @@
 
 mod board;
 
-pub(crate) use board::{Board, Record};
+pub(crate) use board::{Board, MAX_VCPUS, Record};
 
 /// The base of the guest's RAM, a multiple of 1 GiB: the guest maps memory by 1 GiB blocks.
 pub(crate) const RAM: u64 = 0x4000_0000;

@@ -20,7 +20,9 @@ use crate::guest::{DISTRIBUTOR, REDISTRIBUTORS};
 /// 32 SGIs and PPIs, and the least number of SPIs that KVM takes.
 const INTERRUPTS: u32 = 64;
 
-/// GICD_CTLR. Loaded last: it enables the groups.
+/// GICD_CTLR. It is loaded first: while the distributor is disabled KVM queues no interrupt, and a
+/// line that is high already is not queued when the distributor is enabled later
+/// (arch/arm64/kvm/vgic/vgic.c, vgic_target_oracle). A timer that was due would be lost for good.
 const GICD_CTLR: u64 = 0x0000;
 
 /// A redistributor's registers, in the order of loading. KVM names them by their offset from the
@@ -137,6 +139,8 @@ impl Gic {
 
     /// Loads a state, before any vCPU runs.
     pub(crate) fn load(&self, state: &State) -> Result<(), Error> {
+        let control = &state.control;
+        self.set(KVM_DEV_ARM_VGIC_GRP_DIST_REGS, GICD_CTLR, control)?;
         for (vcpu, state) in (0..self.vcpus).zip(&state.vcpus) {
             let registers = KVM_DEV_ARM_VGIC_GRP_REDIST_REGS;
             for &(_, clear) in CLEARED_BY {
@@ -150,7 +154,7 @@ impl Gic {
             }
             self.set(KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO, of(vcpu), &state.lines)?;
         }
-        self.set(KVM_DEV_ARM_VGIC_GRP_DIST_REGS, GICD_CTLR, &state.control)
+        Ok(())
     }
 
     fn set<T>(&self, group: u32, attr: u64, value: &T) -> Result<(), Error> {

@@ -1,59 +1,65 @@
 //! The machine: KVM, the vCPUs' threads, and who decides when they run.
+//!
+//! | | |
+//! |---|---|
+//! | [`time`] | what a VMM does with the backend: copy this |
+//! | [`gates`] | how the vCPUs come to run after a restore and after a pause; and two ways that are wrong |
+//! | [`vm`], [`gic`], [`vcpu`], [`registers`], [`snapshot`] | the rest of a small VMM |
+//! | [`life`], [`round`] | rounds of running, and what the guest observed in each |
+//! | [`commands`], [`moves`] | the command line's |
 
+mod commands;
 mod error;
+mod gates;
 mod gic;
+mod life;
+mod moves;
 mod registers;
+mod round;
+mod snapshot;
+mod time;
 mod vcpu;
 mod vm;
 
-use std::mem::offset_of;
+use std::error::Error as _;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
-use crate::guest::{Board, Record};
-use error::Error;
+use clap::Parser;
+
+use crate::args::{Cli, Command};
 
 pub(crate) fn main() -> ExitCode {
-    match run() {
+    let carried_out = match Cli::parse().command {
+        Command::Boot { options, save } => commands::boot(&options, &save),
+        Command::Restore {
+            options,
+            from,
+            save,
+            round,
+        } => commands::restore(&options, &from, save.as_deref(), round),
+        Command::Moves {
+            options,
+            rounds,
+            every,
+        } => moves::moves(&options, rounds, every),
+        Command::Pauses {
+            options,
+            rounds,
+            keep_counting,
+        } => commands::pauses(&options, rounds, keep_counting),
+        Command::Lifecycle { options } => commands::lifecycle(&options),
+    };
+    match carried_out {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("{e}: {:?}", std::error::Error::source(&e));
+        Err(error) => {
+            eprint!("vhost-user-timer-vmm: {error}");
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                eprint!(": {error}");
+                cause = error.source();
+            }
+            eprintln!();
             ExitCode::FAILURE
         }
     }
-}
-
-fn run() -> Result<(), Error> {
-    let n = 2;
-    let (vm, vcpus) = vm::Vm::new(n)?;
-    vm.load_program(&vcpus)?;
-    vm.ram.set_field(offset_of!(Board, period), 20_000_000);
-    vm.ram.set_field(offset_of!(Board, round), 1);
-    vm.ram.set_field(offset_of!(Board, turn_on), (1 << n) - 2);
-    let mut running = vcpu::Running::new()?;
-    for v in vcpus {
-        running.start(v, |_| Ok(()));
-    }
-    let t = Instant::now();
-    let ok = running
-        .doorbell
-        .wait_until(t + Duration::from_secs(20), || {
-            running.has_ended()
-                || (0..n).all(|v| vm.ram.record(v, offset_of!(Record, interrupts)) >= 5)
-        });
-    println!("{ok} {:?}", t.elapsed());
-    for v in 0..n {
-        for w in 0..size_of::<Record>() / 8 {
-            print!("{:#x} ", vm.ram.record(v, w * 8));
-        }
-        println!();
-    }
-    let (vcpus, exits) = running.stop()?;
-    println!("{exits:?}");
-    let s = registers::save(&vcpus[0])?;
-    let g = vm.gic.save()?;
-    registers::load(&vcpus[0], &s)?;
-    vm.gic.load(&g)?;
-    println!("{}", serde_json::to_string(&g).unwrap());
-    Ok(())
 }

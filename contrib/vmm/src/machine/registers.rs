@@ -72,15 +72,6 @@ fn load_some(vcpu: &Vcpu, state: &State, takes: impl Fn(u64) -> bool) -> Result<
     vcpu.fd.set_mp_state(mp_state).context("KVM_SET_MP_STATE")
 }
 
-/// A register of 64 bits.
-pub(crate) fn get(vcpu: &Vcpu, id: u64) -> Result<u64, Error> {
-    let mut value = [0; 8];
-    vcpu.fd
-        .get_one_reg(id, &mut value)
-        .context("KVM_GET_ONE_REG")?;
-    Ok(u64::from_le_bytes(value))
-}
-
 /// Where a vCPU begins, with its index in X0.
 pub(crate) fn set_entry(vcpu: &Vcpu, address: u64) -> Result<(), Error> {
     for (id, value) in [(X0, vcpu.index.into()), (PC, address)] {

@@ -89,7 +89,7 @@ mod stop {
 
 /// What the guest's vCPUs ring: something is new on the board.
 #[derive(Clone, Default)]
-pub(crate) struct Doorbell(Arc<(Mutex<u64>, Condvar)>);
+struct Doorbell(Arc<(Mutex<u64>, Condvar)>);
 
 impl Doorbell {
     fn ring(&self) {
@@ -97,34 +97,30 @@ impl Doorbell {
         self.0.1.notify_all();
     }
 
-    /// Waits until `condition` is true, which is asked again at each ring. False if it is not by
-    /// then.
-    pub(crate) fn wait_until(
-        &self,
-        deadline: Instant,
-        mut condition: impl FnMut() -> bool,
-    ) -> bool {
+    /// Waits until `condition` is true, which is asked again at each ring, or until the deadline.
+    pub(crate) fn wait_until(&self, deadline: Instant, condition: impl Fn() -> bool) {
         let mut rings = self.0.0.lock().expect("no thread panics with it");
         while !condition() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return false;
+                return;
             }
             let waited = self.0.1.wait_timeout(rings, left.min(POLL));
             (rings, _) = waited.expect("no thread panics with it");
         }
-        true
     }
 }
 
-/// For conditions that another vCPU's ring does not change.
+/// How long the guest may take for anything.
+const LIMIT: Duration = Duration::from_secs(30);
+/// For conditions that no ring announces.
 const POLL: Duration = Duration::from_millis(100);
 
 /// vCPUs that are in the guest, or about to be.
 #[must_use = "the threads run until they are stopped"]
 pub(crate) struct Running {
     threads: Vec<Thread>,
-    pub(crate) doorbell: Doorbell,
+    doorbell: Doorbell,
 }
 
 struct Thread {
@@ -154,6 +150,8 @@ impl Running {
         mut vcpu: Vcpu,
         enter: impl FnOnce(&mut Vcpu) -> Result<(), Error> + Send + 'static,
     ) {
+        // A vCPU that left the guest by itself may have been asked to leave after that.
+        vcpu.fd.set_kvm_immediate_exit(0);
         let stop = Stop::of(&mut vcpu);
         let doorbell = self.doorbell.clone();
         let handle = thread::spawn(move || {
@@ -162,6 +160,15 @@ impl Running {
             (vcpu, ended)
         });
         self.threads.push(Thread { stop, handle });
+    }
+
+    /// Waits until `condition` is true, for as long as all vCPUs are in the guest or on their way
+    /// there. False if it is not.
+    pub(crate) fn wait_until(&self, condition: impl Fn() -> bool) -> bool {
+        let deadline = Instant::now() + LIMIT;
+        self.doorbell
+            .wait_until(deadline, || self.has_ended() || condition());
+        condition()
     }
 
     /// Whether a vCPU has left the guest by itself.

@@ -13,6 +13,10 @@ use super::registers;
 use super::vcpu::Vcpu;
 use crate::guest::{self, Board, Record};
 
+/// Bits of a guest-physical address: as few as KVM takes. When a VM ends, KVM walks all of them in
+/// small steps, which takes seconds for 40 bits where the host is emulated.
+const ADDRESS_BITS: u32 = 32;
+
 /// A VM. Its vCPUs are [`Vcpu`]s, which threads take along.
 pub(crate) struct Vm {
     pub(crate) fd: VmFd,
@@ -31,7 +35,9 @@ impl Vm {
     /// (arch/arm64/kvm/arch_timer.c, kvm_timer_vcpu_init).
     pub(crate) fn new(vcpus: u32) -> Result<(Vm, Vec<Vcpu>), Error> {
         let kvm = Kvm::new().context("open /dev/kvm")?;
-        let fd = kvm.create_vm().context("KVM_CREATE_VM")?;
+        let fd = kvm
+            .create_vm_with_ipa_size(ADDRESS_BITS)
+            .context("KVM_CREATE_VM")?;
         let ram = Ram::new()?;
         ram.give_to(&fd)?;
 
