@@ -50,6 +50,14 @@ pub enum KvmError {
     /// The registers of a vCPU are no saved vCPU.
     #[error(transparent)]
     Saved(#[from] SavedVmError),
+    /// These are more or fewer vCPUs than the backend's VM has.
+    #[error("cannot save {saved} vCPUs: the backend's VM has {vm}, and all are saved together")]
+    VcpuCount {
+        /// How many were given.
+        saved: usize,
+        /// How many the VM has.
+        vm: u32,
+    },
     /// The VM is in a phase in which these offsets are not what its vCPUs will run with.
     #[error("the VM is {found}, and offsets are put into KVM in {needed}: {advice}")]
     Phase {

@@ -8,7 +8,9 @@
 //!
 //! | | |
 //! |---|---|
-//! | [`save_vcpu`], [`timers_among`] | a vCPU's registers, read from KVM or from a list that the VMM has |
+//! | [`save_vm`] | a paused VM: its timers from KVM, its counts from PAUSE's answer |
+//! | [`save_vcpu`], [`timers_among`], [`paused_vm`] | the same in parts, for a VMM that has read
+//! all registers already |
 //! | [`restore_vcpu`] | and back: CVAL before CTL, never a count |
 //! | [`apply`] | the offset of an ARMED VM into KVM, and the proof that it is in effect |
 //! | [`set_counts`] | for Linux before 6.4: the counts one by one, as near as that gets |
@@ -23,12 +25,11 @@
 //! ```no_run
 //! use kvm_ioctls::{VcpuFd, VmFd};
 //! use vhost_user_timer_frontend::kvm::{self, KvmError};
-//! use vhost_user_timer_frontend::{Info, SavedVcpu};
+//! use vhost_user_timer_frontend::{Info, Run, SavedVcpu, SavedVm};
 //!
-//! /// On the source. No vCPU is in KVM_RUN any more.
-//! fn save(vcpus: &[VcpuFd]) -> Result<Vec<SavedVcpu>, KvmError> {
-//!     let saved = (0..).zip(vcpus).map(|(index, vcpu)| kvm::save_vcpu(vcpu, index));
-//!     saved.collect()
+//! /// On the source. No vCPU is in KVM_RUN any more, and PAUSE was answered.
+//! fn save(vcpus: &[VcpuFd], paused: &Run, info: &Info) -> Result<SavedVm, KvmError> {
+//!     kvm::save_vm(vcpus, paused, info)
 //! }
 //!
 //! /// On the destination, before the vCPU's thread waits for the others.
@@ -90,9 +91,11 @@
 //!
 //! | | |
 //! |---|---|
-//! | Linux before 6.4 | no VM-wide offset: [`KvmError::NoCounterOffset`]. [`set_counts`] comes near |
-//! | protected VMs (pKVM) and realms | the host cannot move their time: [`KvmError::NoCounterOffset`] or [`KvmError::ProtectedVm`] |
-//! | guests with EL2 | a virtual count of its own on each vCPU, and four timers: [`KvmError::El2Guest`] |
+//! | Linux before 6.4 | no VM-wide offset: [`KvmError::NoCounterOffset`]. [`set_counts`] comes near
+//! |
+//! | protected VMs (pKVM) and realms | the host cannot move their time:
+//! [`KvmError::NoCounterOffset`] or [`KvmError::ProtectedVm`] | | guests with EL2 | a virtual count
+//! of its own on each vCPU, and four timers: [`KvmError::El2Guest`] |
 //! | another counter frequency | KVM does not scale: [`KvmError::Frequency`] |
 
 mod apply;
@@ -103,6 +106,7 @@ mod ioctl;
 #[cfg(test)]
 mod tests;
 mod vcpu;
+mod vm;
 
 pub use apply::{Applied, apply};
 pub use best_effort::{BestEffort, set_counts};
@@ -110,3 +114,4 @@ pub use bracket::Bracket;
 pub use error::KvmError;
 pub use ioctl::{CounterOffset, OneReg};
 pub use vcpu::{restore_vcpu, save_vcpu, timer_register, timers_among};
+pub use vm::{paused_vm, save_vm};

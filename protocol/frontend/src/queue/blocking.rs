@@ -1,11 +1,11 @@
 //! Every operation as a method that waits for the answer, and saves and restores built of them.
 
 use std::num::NonZeroU64;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::RequestQueue;
 use crate::answers::{Info, Run, SetRegs, SetRegsDone, Vm};
 use crate::regs::{RegIds, RegValue, RegValues};
+use crate::saved::realtime_ns;
 use crate::{Deadline, Error, NewEpoch, Operation, RestoreOptions, SavedVcpu, SavedVm, VmOptions};
 use vhost_user_timer_protocol::{Abi, Phase, Status};
 
@@ -275,10 +275,7 @@ impl RequestQueue {
         let deadline = deadline.into();
         let info = self.info(deadline)?;
         let vm = self.get_vm(0, info.vcpus, deadline)?;
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
-        let realtime_ns = since_1970.map_or(0, |since| since.as_nanos());
-        let realtime_ns = u64::try_from(realtime_ns).unwrap_or(u64::MAX);
-        Ok(SavedVm::read(info.abi, realtime_ns, vm)?)
+        Ok(SavedVm::read(info.abi, realtime_ns(), vm)?)
     }
 
     /// Restores one vCPU in an open restore: stages its registers and says RESTORE_DONE, by

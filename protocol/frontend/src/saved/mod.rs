@@ -12,6 +12,7 @@ mod tests;
 
 use std::fmt;
 use std::num::NonZeroU64;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use vhost_user_timer_protocol::wire::{self, present};
 use vhost_user_timer_protocol::{Abi, MAX_VCPUS, Register};
@@ -94,6 +95,13 @@ pub enum SavedVmError {
     /// Reserved bytes, or bits for registers, that are not zero.
     #[error("a saved VM with values that version 1 does not have")]
     Reserved,
+}
+
+/// CLOCK_REALTIME now, ns since 1970.
+pub(crate) fn realtime_ns() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+    let ns = since_1970.map_or(0, |since| since.as_nanos());
+    u64::try_from(ns).unwrap_or(u64::MAX)
 }
 
 impl SavedVm {

@@ -5,6 +5,7 @@ mod best_effort;
 #[cfg(target_arch = "aarch64")]
 mod real;
 mod registers;
+mod vm;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

@@ -14,7 +14,7 @@ const OTHERS: [u64; 3] = [
     0x6030_0000_0013_c708,
 ];
 
-fn saved() -> SavedVcpu {
+pub(super) fn saved() -> SavedVcpu {
     let values = [0x5, 1_000, 900, 0x3, 2_000, u64::MAX];
     let registers = Register::ALL.into_iter().zip(values);
     registers.fold(SavedVcpu::new(3), |vcpu, (register, value)| {
