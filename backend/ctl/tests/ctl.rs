@@ -2,12 +2,15 @@
 //! exits.
 
 use std::num::NonZeroU64;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 use vhost_user_timer_frontend::{Frontend, Options, RegValue};
 use vhost_user_timer_kit::backend_process::BackendProcess;
+use vhost_user_timer_kit::confirming::{CONFIRM, ONE_OFFSET};
+use vhost_user_timer_kit::contract::Client;
 use vhost_user_timer_protocol::wire::ctl;
 use vhost_user_timer_protocol::{Abi, Register};
 
@@ -98,6 +101,33 @@ fn info_as_text_has_a_line_for_each_value() {
         assert!(text.lines().any(|printed| printed == line), "{text}");
     }
     assert!(output.status.success());
+}
+
+#[test]
+fn an_armed_vm_is_shown_with_what_it_waits_for_and_its_flags() {
+    let backend = BackendProcess::launch(&["--max-vcpus=4"]).expect("a backend");
+    let path = backend.socket_path();
+    let mut client = Client::over(UnixStream::connect(path).expect("a connection"));
+    assert_eq!(client.configure_flags(2, CONFIRM | ONE_OFFSET), (0, 0));
+    let armed = client.resume();
+    drop(client);
+    let text = show("info", path, &[]);
+    for line in [
+        "phase           ARMED: waits for the VMM's CONFIRM_RUN",
+        "flags           physical count virtualised, confirm, one offset",
+    ] {
+        let text = stdout(&text);
+        assert!(text.lines().any(|printed| printed == line), "{text}");
+    }
+    let info = json(&show("info", path, &["--json"]));
+    assert_eq!(info["phase"], "ARMED");
+    assert_eq!(
+        (&info["confirm"], &info["one_offset"]),
+        (&true.into(), &true.into())
+    );
+    for (name, offset) in [("cntvoff", armed.cntvoff), ("cntpoff", armed.cntpoff)] {
+        assert_eq!(info[name], format!("{offset:#x}"));
+    }
 }
 
 #[test]
