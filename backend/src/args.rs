@@ -113,7 +113,7 @@ fn ticks(text: &str) -> Result<u64, ParseIntError> {
 /// for each option or part of the protocol that a launcher could miss in an earlier version.
 pub const CAPABILITIES: &str = r#"{
   "type": "timer",
-  "features": ["counter-source-auto"]
+  "features": ["counter-source-auto", "confirm", "one-offset", "done"]
 }"#;
 
 #[cfg(test)]

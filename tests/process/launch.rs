@@ -67,7 +67,8 @@ fn print_capabilities_is_json_on_stdout_and_other_options_are_ignored() {
         assert_eq!(text(&output.stderr), "");
         let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert!(json["type"].is_string());
-        assert_eq!(json["features"], serde_json::json!(["counter-source-auto"]));
+        let features = ["counter-source-auto", "confirm", "one-offset", "done"];
+        assert_eq!(json["features"], serde_json::json!(features));
     }
 }
 
