@@ -6,7 +6,7 @@ mod counting;
 use counting::{Cost, NOTHING, cost_of};
 use vhost_user_timer_kit::reference::Ask;
 use vhost_user_timer_model::vm::{Effects, Handled, Incoming, Now, Profile, Token, Vm};
-use vhost_user_timer_protocol::wire;
+use vhost_user_timer_protocol::wire::{self, configure_flags, restore_flags};
 use vhost_user_timer_protocol::{CounterSource, MAX_MESSAGE, Op, Phase, Register, VM_WIDE};
 use zerocopy::FromBytes;
 
@@ -23,6 +23,10 @@ struct Bench {
 
 impl Bench {
     fn paused(vcpus: u32) -> Self {
+        Bench::configured(vcpus, 0)
+    }
+
+    fn configured(vcpus: u32, flags: u8) -> Self {
         let profile = Profile {
             max_vcpus: vcpus,
             request_queues: 1,
@@ -35,7 +39,7 @@ impl Bench {
             host: 1_000,
             effects: Effects::default(),
         };
-        bench.done(&Ask::configure(vcpus, 0, 0).bytes());
+        bench.done(&Ask::configure_with(vcpus, 0, flags, 0).bytes());
         bench
     }
 
@@ -184,6 +188,8 @@ fn a_refused_request_allocates_nothing() {
         Ask::new(Op::SetRegs, 0, &[0_u8; 4096]).bytes(),
         Ask::new(Op::SetVm, VM_WIDE, &[0_u8; 0]).bytes(),
         Ask::restore_done(0).bytes(),
+        Ask::set_regs(0, &[]).done().bytes(),
+        Ask::confirm(1, 2).bytes(),
     ];
     for request in &requests {
         let cost = cost_of(|| assert_ne!(bench.handle(request), 0));
@@ -234,6 +240,40 @@ fn restore(vcpus: u32) -> [Cost; 3] {
 fn a_restore_allocates_as_often_for_many_vcpus_as_for_one() {
     // Buffers that grow by doubling are not made here: all is known beforehand.
     let [one, many] = SIZES.map(restore);
+    for (one, many) in one.iter().zip(&many) {
+        assert_eq!(one.allocations, many.allocations);
+        assert!(many.bytes <= 200 * 4096, "{many:?}");
+    }
+}
+
+/// What one vCPU after another costs in a restore with DONE, and the confirmation after it.
+fn restore_to_armed(vcpus: u32) -> [Cost; 2] {
+    let mut bench = Bench::configured(vcpus, configure_flags::ALL);
+    bench.done(&Ask::begin(vcpus, restore_flags::AUTORUN).bytes());
+    let bring: Vec<_> = (0..vcpus)
+        .map(|vcpu| {
+            let entries = Register::ALL.map(|register| (register, 5));
+            Ask::set_regs(vcpu, &entries).done().bytes()
+        })
+        .collect();
+    let vcpu_by_vcpu = cost_of(|| {
+        for request in &bring {
+            bench.done(request);
+        }
+    });
+    assert_eq!(bench.vm.phase(), Phase::Armed);
+    let info = bench.vm.info(Now::at(bench.host));
+    let confirm = Ask::confirm(info.cntvoff.get(), info.cntpoff.get()).bytes();
+    let confirmed = cost_of(|| bench.done(&confirm));
+    assert_eq!(bench.vm.phase(), Phase::Running);
+    // Again, by a frontend that has not seen the answer.
+    assert_eq!(cost_of(|| bench.done(&confirm)), NOTHING);
+    [vcpu_by_vcpu, confirmed]
+}
+
+#[test]
+fn a_restore_with_done_and_its_confirmation_allocate_as_often_for_many_vcpus_as_for_one() {
+    let [one, many] = SIZES.map(restore_to_armed);
     for (one, many) in one.iter().zip(&many) {
         assert_eq!(one.allocations, many.allocations);
         assert!(many.bytes <= 200 * 4096, "{many:?}");

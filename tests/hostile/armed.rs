@@ -3,10 +3,10 @@
 
 use vhost_user_timer_kit::confirming::{CONFIRM, ONE_OFFSET};
 use vhost_user_timer_kit::contract::{
-    Answer, Client, Info, PHASE_CHANGED, Run, VM, op, pause_body, phase, request, restore, status,
-    words,
+    Answer, Client, Info, PHASE_CHANGED, Run, VM, info_flag, op, pause_body, phase, request,
+    restore, status, words,
 };
-use vhost_user_timer_kit::raw_driver::{Driver, Rig, seed};
+use vhost_user_timer_kit::raw_driver::{Driver, Rig, load, save, seed};
 
 const VCPUS: u32 = 4;
 
@@ -310,4 +310,38 @@ fn restores_without_end_in_armed_release_nobody() {
     let canceled = client.released(2, waiting);
     assert_eq!(canceled.outcome(), (status::ECANCELED, 0));
     assert_eq!(client.info().phase, phase::PAUSED);
+}
+
+#[test]
+fn device_states_that_are_loaded_in_armed_are_refused_and_change_nothing() {
+    let rig = launch();
+    let mut client = armed(&rig);
+    let waiting = client.wait_run(2, 0);
+    let before = client.info();
+    // A save is taken as in RUNNING.
+    let stream = save(&client.driver.control);
+    assert!(!load(&client.driver.control, &stream));
+    assert!(!load(&client.driver.control, &stream[..stream.len() / 2]));
+    let after = client.info();
+    assert_eq!(
+        Info {
+            host_count: 0,
+            ..after
+        },
+        Info {
+            host_count: 0,
+            ..before
+        }
+    );
+    assert!(client.driver.used_already(2).is_none(), "somebody runs");
+    let run = client.confirm();
+    assert_eq!(Run::of(client.released(2, waiting).ok(40)), run);
+    client.reset_and_leave();
+
+    // The stream is whole, and brings CONFIRM along.
+    let mut client = connect(&rig);
+    assert!(load(&client.driver.control, &stream));
+    let info = client.info();
+    assert_eq!(info.phase, phase::RESTORING);
+    assert_ne!(info.flags & info_flag::CONFIRM, 0);
 }
