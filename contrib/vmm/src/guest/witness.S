@@ -105,24 +105,11 @@ read_the_counter:
     mrs     x11, cntvct_el0
 
     subs    x12, x10, x11
-    b.ls    2f
-    ldr     x13, [x27, #{BELOW_PUBLISHED}]
-    add     x13, x13, #1
-    str     x13, [x27, #{BELOW_PUBLISHED}]
-    ldr     x13, [x27, #{WORST}]
-    cmp     x12, x13
-    csel    x13, x12, x13, hi
-    str     x13, [x27, #{WORST}]
-
+    add     x13, x27, #{BELOW_PUBLISHED}
+    b.hi    8f
 2:  subs    x12, x25, x11
-    b.ls    3f
-    ldr     x13, [x27, #{BELOW_OWN}]
-    add     x13, x13, #1
-    str     x13, [x27, #{BELOW_OWN}]
-    ldr     x13, [x27, #{WORST}]
-    cmp     x12, x13
-    csel    x13, x12, x13, hi
-    str     x13, [x27, #{WORST}]
+    add     x13, x27, #{BELOW_OWN}
+    b.hi    9f
 3:  mov     x25, x11
     str     x25, [x27, #{LAST}]
 
@@ -143,6 +130,19 @@ read_the_counter:
     dmb     ish
     str     w26, [x24]                  // the round's first reading
 6:  ret
+
+    // Counts a contradiction at [x13], by x12 ticks.
+8:  adr     x14, 2b
+    b       7f
+9:  adr     x14, 3b
+7:  ldr     x8, [x13]
+    add     x8, x8, #1
+    str     x8, [x13]
+    ldr     x8, [x27, #{WORST}]
+    cmp     x12, x8
+    csel    x8, x12, x8, hi
+    str     x8, [x27, #{WORST}]
+    br      x14
 
 // Does what the VMM has asked for. CPU_OFF, CPU_ON and SYSTEM_RESET are PSCI calls (DEN0022).
 obey:
