@@ -17,6 +17,17 @@ impl Error {
             cause: None,
         }
     }
+
+    /// Says on stderr what failed, and why.
+    pub(crate) fn report(&self, who: &str) {
+        let mut text = format!("vhost-user-timer-vmm: {who}{self}");
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        eprintln!("{text}");
+    }
 }
 
 impl fmt::Display for Error {

@@ -21,7 +21,6 @@ mod time;
 mod vcpu;
 mod vm;
 
-use std::error::Error as _;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -52,13 +51,7 @@ pub(crate) fn main() -> ExitCode {
     match carried_out {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprint!("vhost-user-timer-vmm: {error}");
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                eprint!(": {error}");
-                cause = error.source();
-            }
-            eprintln!();
+            error.report("");
             ExitCode::FAILURE
         }
     }

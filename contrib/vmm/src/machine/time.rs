@@ -17,8 +17,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use vhost_user_timer_frontend::kvm::{self, Applied, KvmError};
 use vhost_user_timer_frontend::{
-    Abi, Backend, Frontend, Info, Options, Phase, Reconnect, RegValue, Register, RequestQueue, Run,
-    SavedVm, SpawnOptions, VcpuRestore, VmOptions,
+    Abi, Backend, CounterSource, Frontend, Info, Options, Phase, Reconnect, RegValue, Register,
+    RequestQueue, Run, SavedVm, SpawnOptions, VcpuRestore, VmOptions,
 };
 
 use super::error::{Context, Error};
@@ -64,14 +64,14 @@ impl Time {
         let mut options = SpawnOptions::default()
             .arg("--counter-source=cntvct")
             .arg("--log-level=warn");
+        let mut frontend = frontend_options();
         let state = survives.then(tempfile::tempdir).transpose();
         let state = state.context("make a directory for the state file")?;
         if let Some(directory) = &state {
-            let reconnect = Reconnect::default().patience(LIMIT);
-            options = options
-                .state_file(directory.path().join("timer"))
-                .frontend(Options::default().reconnect(reconnect));
+            frontend = frontend.reconnect(Reconnect::default().patience(LIMIT));
+            options = options.state_file(directory.path().join("timer"));
         }
+        let options = options.frontend(frontend);
         let backend = Backend::spawn(program, options).context("launch the backend")?;
         Ok(Time {
             backend: Link::Spawned(backend),
@@ -82,7 +82,7 @@ impl Time {
     /// A VM that the backend has already is stopped: its VMM has died.
     fn connect(socket: &Path) -> Result<Self, Error> {
         let frontend =
-            Frontend::connect(socket, Options::default()).context("connect to the backend")?;
+            Frontend::connect(socket, frontend_options()).context("connect to the backend")?;
         let phase = frontend.config().context("read the phase")?.phase;
         if matches!(phase, Phase::Running | Phase::Armed) {
             frontend.queue().pause(LIMIT).context("PAUSE")?;
@@ -128,19 +128,9 @@ impl Time {
     /// The VM's timers after [`pause`](Self::pause): the timers that KVM has, and the count at
     /// which the backend stopped. KVM's own counts have gone on since.
     pub(crate) fn save(&self, vcpus: &[Vcpu], paused: &Run) -> Result<SavedVm, Error> {
-        let saved = vcpus
-            .iter()
-            .map(|vcpu| {
-                let saved = kvm::save_vcpu(&vcpu.fd, vcpu.index)?;
-                Ok(saved
-                    .with(Register::TimerCnt, paused.virt_count)
-                    .with(Register::PtimerCnt, paused.phys_count))
-            })
-            .collect::<Result<Vec<_>, KvmError>>()
-            .context("read the timers")?;
-        let info = self.frontend().config().context("read the frequency")?;
-        let frequency = info.frequency.try_into().context("the frequency")?;
-        SavedVm::new(Abi::Arm64, frequency, saved).context("put the timers together")
+        let info = self.frontend().config().context("read the VM's shape")?;
+        let vcpus = vcpus.iter().map(|vcpu| &vcpu.fd);
+        kvm::save_vm(vcpus, paused, &info).context("save the timers")
     }
 
     /// Kills the backend; the library launches the next one when it needs it.
@@ -154,6 +144,13 @@ impl Time {
         let pid = pid.ok_or_else(|| Error::new("kill the backend: it has ended by itself"))?;
         kill_process(pid, Signal::KILL).context("kill the backend")
     }
+}
+
+/// The backend must count as KVM does. An emulated host takes its time.
+fn frontend_options() -> Options {
+    Options::default()
+        .host_counter(CounterSource::Cntvct)
+        .timeout(LIMIT)
 }
 
 /// Puts a restored vCPU into KVM and waits until it may run. The counts are not put in: a thread

@@ -156,6 +156,10 @@ impl Running {
         let doorbell = self.doorbell.clone();
         let handle = thread::spawn(move || {
             let ended = enter(&mut vcpu).and_then(|()| vcpu.run(&doorbell));
+            if let Err(error) = &ended {
+                // The other threads fail because this one did.
+                error.report(&format!("vCPU {}: ", vcpu.index));
+            }
             doorbell.ring();
             (vcpu, ended)
         });
