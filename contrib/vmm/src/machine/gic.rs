@@ -40,7 +40,11 @@ const REDISTRIBUTOR: &[u64] = &[
     0x1_0100, // GICR_ISENABLER0
 ];
 /// The registers of which a load only sets bits, each with the one that clears them.
-const CLEARED_BY: &[(u64, u64)] = &[(0x1_0300, 0x1_0380), (0x1_0100, 0x1_0180)];
+const CLEARED_BY: &[(u64, u64)] = &[
+    (0x1_0200, 0x1_0280),
+    (0x1_0300, 0x1_0380),
+    (0x1_0100, 0x1_0180),
+];
 
 /// The CPU interface's registers: op0, op1, CRn, CRm, op2. ICC_SRE_EL1 first.
 const CPU_INTERFACE: &[u64] = &[
