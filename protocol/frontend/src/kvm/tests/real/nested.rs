@@ -2,7 +2,7 @@
 
 use kvm_bindings::KVM_ARM_VCPU_HAS_EL2;
 
-use super::{COUNT, ahead, armed_at, kvm, skip, vcpu};
+use super::{COUNT, ahead, armed_at, kvm, skip, small_vm, vcpu};
 use crate::SavedVcpu;
 use crate::kvm::{KvmError, apply, restore_vcpu, save_vcpu};
 use vhost_user_timer_protocol::Register;
@@ -16,7 +16,7 @@ fn a_guest_with_el2_is_refused_and_its_time_left_alone() {
     if kvm.check_extension_raw(KVM_CAP_ARM_EL2) == 0 {
         return skip("this kernel makes no guests with EL2");
     }
-    let vm = kvm.create_vm().unwrap();
+    let vm = small_vm(&kvm);
     let vcpu = vcpu(&vm, 0, &[KVM_ARM_VCPU_HAS_EL2]);
     let refused = |error: KvmError| assert!(matches!(error, KvmError::El2Guest { .. }), "{error}");
     let info = armed_at(COUNT);

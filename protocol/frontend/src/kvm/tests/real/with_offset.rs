@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use kvm_bindings::KVM_ARM_VCPU_POWER_OFF;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-use super::{COUNT, Registers, ahead, armed_at, kvm_with_offset, vcpu, vm_of};
+use super::{COUNT, Registers, ahead, armed_at, kvm_with_offset, small_vm, target, vcpu, vm_of};
 use crate::Info;
 use crate::kvm::{KvmError, apply, set_counts};
 use vhost_user_timer_protocol::{Phase, Register};
@@ -56,6 +56,21 @@ fn after_the_offset_kvm_drops_counts_and_a_late_vcpu_keeps_them() {
 }
 
 #[test]
+fn a_vcpu_that_is_reset_loses_its_timers_and_keeps_the_offset() {
+    let Some(kvm) = kvm_with_offset(true) else {
+        return;
+    };
+    let (vm, vcpus) = vm_of(&kvm);
+    let info = armed_at(COUNT);
+    apply(&vm, &vcpus[0], &info).unwrap();
+    vcpus[1].set_one_reg_of(Register::TimerCtl, 1);
+    vcpus[1].vcpu_init(&target(&vm, &[])).unwrap();
+    assert_eq!(vcpus[1].get_one_reg_of(Register::TimerCtl) & 1, 0);
+    let bracket = ahead(&vcpus[1], Register::TimerCnt, info.cntvoff);
+    assert!(bracket.contains_zero(), "{bracket}");
+}
+
+#[test]
 fn an_offset_of_another_vm_than_the_vcpus_is_not_in_effect() {
     let Some(kvm) = kvm_with_offset(true) else {
         return;
@@ -74,7 +89,7 @@ fn a_vcpu_in_kvm_run_even_powered_off_is_an_error_until_it_is_out() {
     let Some(kvm) = kvm_with_offset(true) else {
         return;
     };
-    let vm = kvm.create_vm().unwrap();
+    let vm = small_vm(&kvm);
     let stopped = vcpu(&vm, 0, &[]);
     let mut off = vcpu(&vm, 1, &[KVM_ARM_VCPU_POWER_OFF]);
     register_signal_handler(SIGRTMIN(), nothing).unwrap();
