@@ -70,8 +70,8 @@ fn vcpu(vm: &VmFd, index: u64, features: &[u32]) -> VcpuFd {
     vcpu
 }
 
-/// A VM with 40 bits of guest addresses. Of the most that a CPU has, 52 bits, Linux 7 walks all when
-/// the VM ends, which takes seconds under emulation.
+/// A VM with 40 bits of guest addresses. Of the most that a CPU has, 52 bits, Linux 7 walks all
+/// when the VM ends, which takes seconds under emulation.
 fn small_vm(kvm: &Kvm) -> VmFd {
     kvm.create_vm_with_type(0).unwrap()
 }
