@@ -273,7 +273,7 @@ operations! {
         Vcpu, Run, Phases::NOT_NEW, Reads;
     /// Gives a restore up: RESTORING or ARMED → PAUSED.
     RestoreAbort = 0x0043, "RESTORE_ABORT",
-        Vm, (), Phases::of(&[Restoring, Armed]), Freezes;
+        Vm, (), Phases::of(&[Restoring, Armed]), Changes;
     /// Confirms that the VM's offsets are where the guest's counter is made: ARMED → RUNNING.
     ConfirmRun(ConfirmRun) = 0x0044, "CONFIRM_RUN",
         Vm, Run, Phases::of(&[Armed, Running]), Changes;
