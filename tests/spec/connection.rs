@@ -53,7 +53,7 @@ fn negotiated(rig: &Rig) -> Frontend {
     negotiate(rig.stream(), VERSION_1 | PROTOCOL_FEATURES)
 }
 
-fn config(control: &mut Frontend, offset: u32, size: u32) -> Option<Vec<u8>> {
+pub(crate) fn config(control: &mut Frontend, offset: u32, size: u32) -> Option<Vec<u8>> {
     let buffer = vec![0; size as usize];
     control
         .get_config(offset, size, VhostUserConfigFlags::empty(), &buffer)

@@ -2,7 +2,7 @@
 
 use rustix::time::{ClockId, clock_gettime};
 use vhost_user_timer_kit::contract::{
-    CNT, Client, Info, PCNT, Run, info_source, op, phase, restore,
+    CNT, Client, Info, PCNT, Run, configure, info_flag, info_source, op, phase, restore, words,
 };
 use vhost_user_timer_kit::raw_driver::Rig;
 
@@ -20,7 +20,7 @@ scenarios! {
             "4.3" "4.11" "5.41";
         all_arithmetic_is_modulo_two_to_the_64: "4.2";
         one_pair_of_offsets_serves_every_vcpu: "4.4" "6.8";
-        info_says_what_the_vm_is: "4.11" "4.12" "5.40";
+        info_says_what_the_vm_is: "4.11" "4.12" "5.40" "5.52";
         infos_flags_say_pinned_anchored_and_physical_virtualised: "5.40";
         restored_counts_the_vcpus_done_in_this_restore: "5.13" "5.40";
         the_offsets_never_change_while_the_vm_runs: "2.52" "4.5" "6.10";
@@ -33,6 +33,7 @@ scenarios! {
         the_host_counter_is_clock_monotonic_by_default: "4.1";
         the_host_counter_runs_at_the_vms_frequency: "4.1" "5.22";
         the_boottime_source_counts: "4.1";
+        info_tells_the_source_until_there_is_an_anchor: "5.52" "5.53";
     }
 }
 
@@ -251,6 +252,10 @@ fn info_says_what_the_vm_is(on: World) {
                 None
             }
             phase::RUNNING => Some(vm.resume()),
+            phase::ARMED => {
+                vm = on.configured(3, configure::CONFIRM);
+                Some(vm.resume())
+            }
             phase::RESTORING => {
                 vm.restore_begin(3, 0);
                 None
@@ -267,7 +272,7 @@ fn info_says_what_the_vm_is(on: World) {
             phase: wanted,
             vcpus: if configured { 3 } else { 0 },
             restored: match wanted {
-                phase::PAUSED | phase::RUNNING => 3,
+                phase::PAUSED | phase::RUNNING | phase::ARMED => 3,
                 _ => 0,
             },
             frequency: HZ,
@@ -285,7 +290,10 @@ fn info_says_what_the_vm_is(on: World) {
             max_vcpus: 4096,
             request_queues: 4,
             abi: 0,
-            flags: 0,
+            flags: match wanted {
+                phase::ARMED => info_flag::CONFIRM,
+                _ => 0,
+            },
             source: info_source::MONOTONIC,
             host_count: info.host_count,
         };
@@ -390,4 +398,29 @@ fn the_host_counter_runs_at_the_vms_frequency() {
 
 fn the_boottime_source_counts() {
     counts_by(&["--counter-source=boottime"], ClockId::Boottime, 1);
+}
+
+fn info_tells_the_source_until_there_is_an_anchor() {
+    let native = if cfg!(target_arch = "aarch64") {
+        ("cntvct", info_source::CNTVCT)
+    } else {
+        ("monotonic", info_source::MONOTONIC)
+    };
+    for (name, source) in [native, ("boottime", info_source::BOOTTIME)] {
+        let rig = Rig::launch_release(&["--counter-source", name]);
+        let mut client = Client::connect(&rig);
+        let config = crate::connection::config(&mut client.driver.control, 0, 64);
+        assert_eq!(
+            Info::of(&config.unwrap()).source,
+            source,
+            "the config space"
+        );
+        assert_eq!(client.info().source, source, "NEW");
+        client.configure(1);
+        assert_eq!(client.info().source, source);
+        client.vm(op::SET_COUNTER_ANCHOR, &words(&[1, 1])).ok(0);
+        assert_eq!(client.info().source, info_source::MONOTONIC);
+        client.resume();
+        assert_eq!(client.info().source, info_source::MONOTONIC);
+    }
 }

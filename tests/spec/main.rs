@@ -10,13 +10,16 @@ mod scenarios;
 mod sentences;
 mod world;
 
+mod armed;
 mod connection;
 mod counters;
 mod device_state;
+mod done;
 mod events;
 mod interop;
 mod layouts;
 mod offsets;
+mod one_offset;
 mod phases;
 mod queues;
 mod registers;
@@ -34,9 +37,11 @@ fn files() -> Vec<&'static [scenarios::Scenario]> {
     let files = [
         connection::SCENARIOS,
         counters::SCENARIOS,
+        done::SCENARIOS,
         interop::SCENARIOS,
         layouts::SCENARIOS,
         offsets::SCENARIOS,
+        one_offset::SCENARIOS,
         phases::SCENARIOS,
         queues::SCENARIOS,
         registers::SCENARIOS,
@@ -50,6 +55,7 @@ fn files() -> Vec<&'static [scenarios::Scenario]> {
     ];
     [
         &files[..],
+        &armed::SCENARIOS[..],
         &device_state::SCENARIOS,
         &events::SCENARIOS,
         &time_page::SCENARIOS,

@@ -1,8 +1,8 @@
 //! SPEC.md, "Phases" and CONFIGURE_VM: which operation is accepted when, and where it leads.
 
 use vhost_user_timer_kit::contract::{
-    self, CNT, CTL, CVAL, Client, Event, Info, PHASE_CHANGED, VM, configure_body, op, pause_body,
-    phase, range_body, regs_body, restore, restore_body, status, words,
+    self, CNT, CTL, CVAL, Client, Event, Info, PHASE_CHANGED, VM, configure, configure_body, op,
+    pause_body, phase, range_body, regs_body, restore, restore_body, status, words,
 };
 use vhost_user_timer_kit::raw_driver::Rig;
 use vhost_user_timer_model::vm::{MAX_FREQUENCY, Notice};
@@ -56,7 +56,7 @@ fn without_options_a_backend_takes_512_vcpus_and_has_one_request_queue() {
 type Row = (&'static str, u16, u32, Vec<u8>, &'static [u32]);
 
 fn table() -> Vec<Row> {
-    use phase::{NEW, PAUSED, RESTORING, RUNNING};
+    use phase::{ARMED, NEW, PAUSED, RESTORING, RUNNING};
     let configured = &PHASES[1..];
     let count = regs_body(&[(CNT, 1)]);
     let ctl = regs_body(&[(CTL, 1)]);
@@ -102,14 +102,27 @@ fn table() -> Vec<Row> {
             words(&[1, 1]),
             &[PAUSED],
         ),
-        ("PAUSE", op::PAUSE, VM, pause_body(0), &[PAUSED, RUNNING]),
-        ("RESUME", op::RESUME, VM, vec![], &[PAUSED, RUNNING]),
+        (
+            "PAUSE",
+            op::PAUSE,
+            VM,
+            pause_body(0),
+            &[PAUSED, RUNNING, ARMED],
+        ),
+        ("RESUME", op::RESUME, VM, vec![], &[PAUSED, RUNNING, ARMED]),
+        (
+            "CONFIRM_RUN",
+            op::CONFIRM_RUN,
+            VM,
+            vec![],
+            &[RUNNING, ARMED],
+        ),
         (
             "RESTORE_BEGIN",
             op::RESTORE_BEGIN,
             VM,
             restore_body(2, 0, 0, 0),
-            &[PAUSED, RESTORING],
+            &[PAUSED, RESTORING, ARMED],
         ),
         ("RESTORE_DONE", op::RESTORE_DONE, 0, vec![], &[RESTORING]),
         ("WAIT_RUN", op::WAIT_RUN, 0, vec![], configured),
@@ -126,8 +139,14 @@ fn table() -> Vec<Row> {
 
 fn every_operation_is_accepted_in_its_phases_and_is_ebusy_in_the_others(on: World) {
     for wanted in PHASES {
-        for (name, op, vcpu, body, phases) in table() {
+        for (name, op, vcpu, mut body, phases) in table() {
             let mut vm = on.in_phase(wanted, 2);
+            match op {
+                op::CONFIRM_RUN => body = words(&vm.offsets()),
+                // The VM's flags are those of its configuration.
+                op::CONFIGURE_VM if wanted == phase::ARMED => body[5] = configure::CONFIRM,
+                _ => {}
+            }
             if wanted == phase::RESTORING {
                 vm.bring(0, 1);
             }

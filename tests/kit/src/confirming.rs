@@ -1,19 +1,24 @@
 //! A client of a VM that confirms: CONFIGURE_VM with flags, and CONFIRM_RUN.
 
-use crate::contract::{Answer, Client, Queues, Run, configure_body, op, words};
-
-/// CONFIGURE_VM's flag CONFIRM.
-pub const CONFIRM: u8 = 1;
-/// CONFIGURE_VM's flag ONE_OFFSET.
-pub const ONE_OFFSET: u8 = 2;
+pub use crate::contract::configure::{CONFIRM, ONE_OFFSET};
+use crate::contract::{Answer, Client, Queues, Run, configure_with, op, words};
 
 impl<D: Queues> Client<D> {
     /// CONFIGURE_VM for arm64 at the backend's frequency, with these flags. Returns the answer's
     /// status and detail.
     pub fn configure_flags(&mut self, vcpus: u32, flags: u8) -> (u32, u32) {
-        let mut body = configure_body(vcpus, 0, 0);
-        body[5] = flags;
+        let body = configure_with(vcpus, 0, flags, 0);
         self.vm(op::CONFIGURE_VM, &body).outcome()
+    }
+
+    /// [`configure_flags`](Self::configure_flags) that is done.
+    ///
+    /// # Panics
+    ///
+    /// If it is refused.
+    #[track_caller]
+    pub fn configure_with(&mut self, vcpus: u32, flags: u8) {
+        assert_eq!(self.configure_flags(vcpus, flags), (0, 0));
     }
 
     /// CONFIGURE_VM of a VM that confirms.
@@ -23,7 +28,7 @@ impl<D: Queues> Client<D> {
     /// If it is refused.
     #[track_caller]
     pub fn configure_confirming(&mut self, vcpus: u32) {
-        assert_eq!(self.configure_flags(vcpus, CONFIRM), (0, 0));
+        self.configure_with(vcpus, CONFIRM);
     }
 
     /// CONFIRM_RUN with these offsets.

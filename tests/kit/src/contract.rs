@@ -229,6 +229,19 @@ impl<D: Queues> Client<D> {
         (u32_at(body, 0), u32_at(body, 4))
     }
 
+    /// A request with DONE, in the current epoch.
+    pub fn ask_done(&mut self, op: u16, vcpu: u32, body: &[u8]) -> Answer {
+        self.raw(&request_with(op, DONE, vcpu, 0, body), 8192)
+    }
+
+    /// SET_REGS with DONE. Returns (lines, ignored, remaining).
+    #[track_caller]
+    pub fn set_done(&mut self, vcpu: u32, entries: &[(u64, u64)]) -> (u32, u32, u32) {
+        let answer = self.ask_done(op::SET_REGS, vcpu, &regs_body(entries));
+        let body = answer.ok(12);
+        (u32_at(body, 0), u32_at(body, 4), u32_at(body, 8))
+    }
+
     /// SET_REGS that is refused.
     #[track_caller]
     pub fn set_refused(&mut self, vcpu: u32, entries: &[(u64, u64)]) -> (u32, u32) {

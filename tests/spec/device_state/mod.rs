@@ -1,6 +1,7 @@
 //! SPEC.md, "Device state", by way of `vhost`'s `Frontend`: a VM saved here and loaded there,
 //! whatever happens to the pipe on the way.
 
+mod flags;
 mod load;
 mod transfer;
 
@@ -10,8 +11,8 @@ use vhost_user_timer_kit::contract::{
 use vhost_user_timer_kit::raw_driver::{Rig, save};
 
 /// The scenarios of all of it.
-pub(crate) const SCENARIOS: [&[crate::scenarios::Scenario]; 2] =
-    [load::SCENARIOS, transfer::SCENARIOS];
+pub(crate) const SCENARIOS: [&[crate::scenarios::Scenario]; 3] =
+    [flags::SCENARIOS, load::SCENARIOS, transfer::SCENARIOS];
 
 /// So many vCPUs that a saved VM is more than a pipe holds.
 const MANY: u32 = 4_096;

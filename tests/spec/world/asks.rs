@@ -28,6 +28,7 @@ pub(crate) fn one_of_each(vcpus: u32) -> Vec<Ask> {
         (op::RESTORE_DONE, 0, vec![]),
         (op::WAIT_RUN, 0, vec![]),
         (op::RESTORE_ABORT, VM, vec![]),
+        (op::CONFIRM_RUN, VM, words(&[3, 4])),
         (op::SET_TIME_PAGE, VM, words(&[0x1000, 64])),
     ]
 }

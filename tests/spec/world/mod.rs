@@ -16,7 +16,7 @@ pub(crate) use model::Model;
 pub(crate) use snapshot::{Motion, Seen, Snapshot};
 pub(crate) use vm::{Clock, PHASES, Vm, vm_body};
 
-use vhost_user_timer_kit::contract::{Client, Queues, phase};
+use vhost_user_timer_kit::contract::{Client, Queues, configure, phase, restore};
 
 /// A nanosecond is a tick, unless a scenario wants another frequency.
 pub(crate) const HZ: u64 = 1_000_000_000;
@@ -137,12 +137,38 @@ impl World {
         vm
     }
 
+    /// A VM just configured with these flags.
+    pub(crate) fn configured(self, vcpus: u32, flags: u8) -> Vm {
+        let mut vm = self.fresh();
+        vm.configure_with(vcpus, flags);
+        vm
+    }
+
+    /// A VM with CONFIRM that RESUME has armed, with its events so far read.
+    pub(crate) fn armed(self, vcpus: u32) -> Vm {
+        let mut vm = self.configured(vcpus, configure::CONFIRM);
+        vm.resume();
+        vm.events();
+        vm
+    }
+
+    /// A VM with CONFIRM that a restore has armed, in which every vCPU brought this count.
+    pub(crate) fn armed_by_restore(self, vcpus: u32, count: u64) -> Vm {
+        let mut vm = self.configured(vcpus, configure::CONFIRM);
+        vm.restore_begin(vcpus, restore::AUTORUN);
+        for vcpu in 0..vcpus {
+            vm.restored(vcpu, count);
+        }
+        vm
+    }
+
     /// A VM in this phase.
     pub(crate) fn in_phase(self, wanted: u32, vcpus: u32) -> Vm {
         match wanted {
             phase::NEW => self.fresh(),
             phase::PAUSED => self.paused(vcpus),
             phase::RUNNING => self.running(vcpus),
+            phase::ARMED => self.armed(vcpus),
             _ => self.restoring(vcpus, 0),
         }
     }

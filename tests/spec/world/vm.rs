@@ -11,7 +11,13 @@ use vhost_user_timer_kit::raw_driver::{Layout, Used};
 use super::{Binary, Device, Model, Seen, Snapshot};
 
 /// Every phase.
-pub(crate) const PHASES: [u32; 4] = [phase::NEW, phase::PAUSED, phase::RUNNING, phase::RESTORING];
+pub(crate) const PHASES: [u32; 5] = [
+    phase::NEW,
+    phase::PAUSED,
+    phase::RUNNING,
+    phase::RESTORING,
+    phase::ARMED,
+];
 
 /// One of the VM's clocks, and each vCPU's timer on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,6 +195,15 @@ impl Vm {
         self.vm(op::SET_VM, &vm_body(vcpus)).ok(0);
     }
 
+    /// SET_VM with DONE. Returns how many vCPUs are missing.
+    #[track_caller]
+    pub(crate) fn set_vm_done(&mut self, vcpus: &[Vcpu]) -> u32 {
+        let answer = self.ask_done(op::SET_VM, VM, &vm_body(vcpus));
+        let body = answer.ok(8);
+        assert_eq!(contract::u32_at(body, 4), 0, "the reserved half");
+        contract::u32_at(body, 0)
+    }
+
     /// GET_VM of a range.
     #[track_caller]
     pub(crate) fn state_of(&mut self, first: u32, count: u32) -> contract::VmState {
@@ -245,9 +260,18 @@ impl Vm {
         (op, vcpu, body): (u16, u32, &[u8]),
         waiters: &[Waiter],
     ) -> (Answer, Vec<Answer>) {
-        let bytes = contract::request(op, vcpu, 0, body);
+        self.releasing_bytes(&contract::request(op, vcpu, 0, body), waiters)
+    }
+
+    /// [`releasing`](Self::releasing), with the request's bytes.
+    #[track_caller]
+    pub(crate) fn releasing_bytes(
+        &mut self,
+        bytes: &[u8],
+        waiters: &[Waiter],
+    ) -> (Answer, Vec<Answer>) {
         let queue = self.queue;
-        let own = self.driver.submit(queue, &bytes, 8192, &Layout::plain());
+        let own = self.driver.submit(queue, bytes, 8192, &Layout::plain());
         let answers = self.answers(&[waiters, &[(queue, own)]].concat());
         let (own, released) = answers.split_last().expect("its own");
         (own.clone(), released.to_vec())
