@@ -3,6 +3,8 @@
 use std::mem::offset_of;
 use std::path::Path;
 
+use vhost_user_timer_frontend::VmOptions;
+
 use super::error::{Context, Error};
 use super::life::Machine;
 use super::round::Plan;
@@ -32,13 +34,17 @@ pub(crate) fn boot(options: &Options, save: &Path) -> Result<(), Error> {
 /// A machine that has been booted, and has run for a round.
 pub(super) fn booted(options: &Options, pause: Option<bool>) -> Result<(Machine, Round), Error> {
     // Faults are for restores and pauses, and so is time that is wrong.
+    let (gate, vm) = match options.gate {
+        Gate::BestEffort => (Gate::BestEffort, VmOptions::default()),
+        _ => (Gate::Confirm, VmOptions::KVM),
+    };
     let sound = Options {
-        gate: Gate::Confirm,
+        gate,
         kill_backend: None,
         die: None,
         ..options.clone()
     };
-    let mut machine = Machine::boot(options.vcpus, &source(options))?;
+    let mut machine = Machine::boot(options.vcpus, &source(options), vm)?;
     let plan = Plan::new(&sound, options.vcpus, 0, "boot").then_pause(pause);
     let round = machine.run(&plan, Machine::start_resumed, |machine, before| {
         machine.all_are_on() && machine.has_run_enough(&plan, before)
@@ -98,6 +104,10 @@ pub(crate) fn lifecycle(options: &Options) -> Result<(), Error> {
         ));
     }
     let mut story = Story::begin(options, Some(false))?;
+    story
+        .machine
+        .vm
+        .has_no_place_for_a_late_vcpu(options.vcpus)?;
     // A vCPU that is off is a vCPU as any other: it is restored and released with the others. Its
     // thread then waits in KVM_RUN until the guest turns the vCPU on.
     let off = options.vcpus - 1;

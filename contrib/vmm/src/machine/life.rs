@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 
 use vhost_user_timer_counter::{HostCounter, Source as CounterSource};
-use vhost_user_timer_frontend::Run;
+use vhost_user_timer_frontend::{Run, VmOptions};
 
 use super::error::{Context, Error};
 use super::round::{Facts, Plan};
@@ -33,11 +33,11 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// A machine whose guest has not begun.
-    pub(crate) fn boot(vcpus: u32, source: &Source) -> Result<Self, Error> {
+    pub(crate) fn boot(vcpus: u32, source: &Source, options: VmOptions) -> Result<Self, Error> {
         let counter = HostCounter::open(CounterSource::Cntvct).context("read CNTFRQ_EL0")?;
         let time = Time::start(source)?;
         // A day: so an offset that is not in KVM makes a count that the guest finds too small.
-        time.configure(vcpus, 86_400 * counter.native_frequency())?;
+        time.configure(vcpus, options, 86_400 * counter.native_frequency())?;
         let machine = Self::make(vcpus, Some(time))?;
         machine.vm.load_program(&machine.vcpus)?;
         let ram = &machine.vm.ram;
@@ -157,7 +157,11 @@ impl Machine {
         (0..).zip(&before.0).all(|(vcpu, before)| {
             let record = |offset| self.vm.ram.record(vcpu, offset);
             // Where the guest's time is wrong, its timers may be hours away.
-            let wanted = if plan.is_sound() { plan.interrupts } else { 0 };
+            let wanted = if plan.gate.is_sound() {
+                plan.interrupts
+            } else {
+                0
+            };
             let interrupts = record(offset_of!(Record, interrupts)) - before.interrupts;
             let is_off = record(offset_of!(Record, is_off)) != 0;
             is_off || has_read(&self.vm, vcpu) && interrupts >= wanted

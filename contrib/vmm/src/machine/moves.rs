@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use super::commands::{booted, note, print};
 use super::error::{Context, Error};
-use crate::args::{Gate, Options, name};
+use crate::args::{Options, name};
 use crate::report::{Event, Round, Verdict};
 
 /// `moves`
@@ -26,7 +26,7 @@ pub(crate) fn moves(options: &Options, rounds: u32, every: u32) -> Result<(), Er
             (options.kill_backend, options.die) = (None, None);
         }
         // Where time is wrong, each round begins with the same right one.
-        let chained = options.gate == Gate::Confirm;
+        let chained = options.gate.is_sound();
         let from = &files[if chained { (round as usize + 1) % 2 } else { 0 }];
         let to = chained.then(|| files[round as usize % 2].as_path());
         let round = moved(&options, from, to, round, directory.path())?;

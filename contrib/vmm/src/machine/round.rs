@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::process::{Signal, getpid, kill_process};
 use vhost_user_timer_counter::{HostCounter, Source};
-use vhost_user_timer_frontend::kvm::{Applied, OneReg};
+use vhost_user_timer_frontend::kvm::{Bracket, OneReg};
 use vhost_user_timer_frontend::{Abi, Register, Run};
 
 use super::error::{Context, Error};
@@ -50,11 +50,6 @@ impl Plan {
     pub(crate) fn then_pause(mut self, pause: Option<bool>) -> Self {
         self.pause = pause;
         self
-    }
-
-    /// Whether the guest's time is right.
-    pub(crate) fn is_sound(&self) -> bool {
-        self.gate == Gate::Confirm
     }
 
     /// The vCPU that is held back.
@@ -157,10 +152,10 @@ impl Facts {
         self.shared().epoch = Some(epoch);
     }
 
-    /// The offset is in KVM.
-    pub(crate) fn applied(&self, applied: &Applied) {
+    /// The offset is in KVM, or the counts are: KVM's count is that far ahead.
+    pub(crate) fn applied(&self, ahead: Bracket) {
         self.0.applies.fetch_add(1, Ordering::Relaxed);
-        self.shared().ahead = Some((applied.virt.least, applied.virt.most));
+        self.shared().ahead = Some((ahead.least, ahead.most));
     }
 
     /// KVM has refused the offset.

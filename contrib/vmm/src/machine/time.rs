@@ -15,7 +15,7 @@ use std::time::Duration;
 use kvm_ioctls::VmFd;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-use vhost_user_timer_frontend::kvm::{self, Applied, KvmError};
+use vhost_user_timer_frontend::kvm::{self, Applied, BestEffort, KvmError};
 use vhost_user_timer_frontend::{
     Abi, Backend, CounterSource, Frontend, Info, Options, Phase, Reconnect, RegValue, Register,
     RequestQueue, Run, SavedVm, SpawnOptions, VcpuRestore, VmOptions,
@@ -100,12 +100,19 @@ impl Time {
         }
     }
 
-    /// Makes the backend's VM: KVM has one offset for both counts, and nobody is to run before the
-    /// offset is in KVM. The guest's counter begins at `count`; most VMMs leave it at 0.
-    pub(crate) fn configure(&self, vcpus: u32, count: u64) -> Result<(), Error> {
+    /// Makes the backend's VM, with [`VmOptions::KVM`]: KVM has one offset for both counts, and
+    /// nobody is to run before the offset is in KVM. A KVM that takes no offset needs
+    /// [`counts_into_kvm`](Self::counts_into_kvm) and a VM without these options. The guest's
+    /// counter begins at `count`; most VMMs leave it at 0.
+    pub(crate) fn configure(
+        &self,
+        vcpus: u32,
+        options: VmOptions,
+        count: u64,
+    ) -> Result<(), Error> {
         let queue = self.frontend().queue();
         queue
-            .configure_with(vcpus, Abi::Arm64, None, VmOptions::KVM, LIMIT)
+            .configure_with(vcpus, Abi::Arm64, None, options, LIMIT)
             .context("CONFIGURE_VM")?;
         let count = RegValue::new(Register::TimerCnt.id(Abi::Arm64), count);
         queue
@@ -131,6 +138,20 @@ impl Time {
         let info = self.frontend().config().context("read the VM's shape")?;
         let vcpus = vcpus.iter().map(|vcpu| &vcpu.fd);
         kvm::save_vm(vcpus, paused, &info).context("save the timers")
+    }
+
+    /// For Linux before 6.4: puts the counts of a paused VM into KVM by `vcpu`, one after the other,
+    /// and lets the VM's time run on from where KVM has taken them. Nothing but the order in this
+    /// function keeps the vCPUs from running before.
+    pub(crate) fn counts_into_kvm(&self, vcpu: ReadBack) -> Result<(BestEffort, Run), Error> {
+        let queue = self.frontend().queue();
+        let info = queue.info(LIMIT).context("GET_INFO")?;
+        let counts = kvm::set_counts(&vcpu.0, &info).context("put the counts into KVM")?;
+        queue
+            .set_counter_offset(counts.offset, LIMIT)
+            .context("SET_COUNTER_OFFSET")?;
+        let run = queue.resume(LIMIT).context("RESUME")?;
+        Ok((counts, run))
     }
 
     /// Kills the backend; the library launches the next one when it needs it.

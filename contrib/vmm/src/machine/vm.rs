@@ -58,6 +58,16 @@ impl Vm {
         Ok((vm, created))
     }
 
+    /// Tries to make one more vCPU, which KVM refuses once a VM has a vGICv3: the number of vCPUs is
+    /// fixed.
+    pub(crate) fn has_no_place_for_a_late_vcpu(&self, vcpus: u32) -> Result<(), Error> {
+        match self.fd.create_vcpu(vcpus.into()) {
+            Err(error) if error.errno() == libc::EBUSY => Ok(()),
+            Err(error) => Err(error).context("make a late vCPU: expected EBUSY"),
+            Ok(_) => Err(Error::new("make a late vCPU: KVM did not refuse it")),
+        }
+    }
+
     /// Puts the guest's program into RAM, and vCPU 0 at its entry. The others are off: vCPU 0
     /// turns them on.
     pub(crate) fn load_program(&self, vcpus: &[Vcpu]) -> Result<(), Error> {
