@@ -53,7 +53,7 @@ struct Shared {
     /// How long an abort may take.
     timeout: Duration,
     progress: Mutex<Progress>,
-    /// Readable when `progress` has changed.
+    /// Readable when the end has come.
     changed: OwnedFd,
 }
 
@@ -341,13 +341,14 @@ impl Shared {
     fn are_done(&self, vcpus: impl SliceIndex<[bool], Output = [bool]>, remaining: u32) {
         let mut progress = self.progress();
         progress.done[vcpus].fill(true);
-        if remaining == 0 {
-            let end = match self.confirm {
-                true => End::Armed,
-                false => End::Complete,
-            };
-            progress.end.get_or_insert(end);
+        if remaining > 0 {
+            return;
         }
+        let end = match self.confirm {
+            true => End::Armed,
+            false => End::Complete,
+        };
+        progress.end.get_or_insert(end);
         drop(progress);
         signal(&self.changed);
     }
@@ -362,8 +363,14 @@ impl Shared {
             Some(End::Dropped) => return self.canceled(vcpu),
             None => {}
         }
+        let refusal = error.refusal();
+        let late = refusal.filter(|refusal| refusal.status == Status::TimedOut);
+        // None is missing: it is the confirmation that is late.
+        if late.is_some_and(|refusal| refusal.detail == 0) {
+            return error;
+        }
         // The one that waits is not the one that makes the others wait.
-        let timed_out = error.status() == Some(Status::TimedOut);
+        let timed_out = late.is_some();
         let missing = progress.missing().next().filter(|_| timed_out);
         let failure = RestoreFailure {
             vcpu: missing.unwrap_or(vcpu),

@@ -22,10 +22,17 @@ pub struct VcpuRestore {
 /// What is next.
 enum Step {
     BringBack,
-    /// SET_VM with DONE is in flight.
-    BringingBack(Ticket<Remaining>),
-    /// The vCPU has its registers back.
-    Wait,
+    /// SET_VM with DONE is in flight, and the WAIT_RUN behind it, if there was room.
+    BringingBack(Ticket<Remaining>, Option<Ticket<Run>>),
+    /// The vCPU has its registers back. Its WAIT_RUN may be in flight.
+    Wait(Option<Ticket<Run>>),
+}
+
+/// How the vCPU waits once its registers are back.
+#[derive(Clone, Copy)]
+enum By {
+    Request,
+    Page,
 }
 
 impl VcpuRestore {
@@ -53,6 +60,8 @@ impl VcpuRestore {
     /// (WAIT_RUN). It returns when the vCPU may run, and not before, with the offsets that all
     /// vCPUs run with.
     ///
+    /// Both requests go to the backend with one kick.
+    ///
     /// After [`Error::TimedOut`] and [`Error::Apply`] it may be called again and goes on where it
     /// was.
     ///
@@ -67,7 +76,8 @@ impl VcpuRestore {
     /// [`Status::TimedOut`](crate::Status::TimedOut), which ends nothing.
     pub fn run(&mut self, deadline: impl Into<Deadline>) -> Result<Run, Error> {
         let deadline = deadline.into();
-        let ran = self.bring_back(deadline).and_then(|()| self.wait(deadline));
+        let brought = self.bring_back(By::Request, deadline);
+        let ran = brought.and_then(|()| self.wait(deadline));
         self.outcome(ran)
     }
 
@@ -81,38 +91,52 @@ impl VcpuRestore {
     /// As [`run`](Self::run).
     pub fn run_by_page(&mut self, deadline: impl Into<Deadline>) -> Result<Offsets, Error> {
         let deadline = deadline.into();
-        let brought = self.bring_back(deadline);
+        let brought = self.bring_back(By::Page, deadline);
         let ran = brought.and_then(|()| self.wait_by_page(deadline));
         self.outcome(ran)
     }
 
     /// Brings the vCPU's registers back, unless they are.
-    fn bring_back(&mut self, deadline: Deadline) -> Result<(), Error> {
+    fn bring_back(&mut self, by: By, deadline: Deadline) -> Result<(), Error> {
         let (shared, vcpu) = (&*self.shared, self.index);
         loop {
             self.step = match &mut self.step {
-                Step::BringBack if shared.progress().done[vcpu as usize] => Step::Wait,
+                Step::BringBack if shared.progress().done[vcpu as usize] => Step::Wait(None),
                 Step::BringBack => {
                     let registers = &shared.vcpus[vcpu as usize];
                     let done = Operation::set_vm_done(std::slice::from_ref(registers));
-                    let done = done.in_epoch(shared.epoch);
-                    Step::BringingBack(shared.queue_of(vcpu).submit_by(&done, deadline)?)
+                    let queue = shared.queue_of(vcpu);
+                    let done = queue.submit_by(&done.in_epoch(shared.epoch), deadline)?;
+                    // One kick for both. A WAIT_RUN whose vCPU is refused is answered with the
+                    // restore's end, and releases nobody.
+                    let run = match by {
+                        By::Request => queue.submit(&wait_run(vcpu, shared)).ok(),
+                        By::Page => None,
+                    };
+                    Step::BringingBack(done, run)
                 }
-                Step::BringingBack(ticket) => {
-                    let Remaining(remaining) = ticket.wait_longer(deadline)?;
+                Step::BringingBack(done, run) => {
+                    let Remaining(remaining) = done.wait_longer(deadline)?;
                     let this = vcpu as usize;
                     shared.are_done(this..=this, remaining);
-                    Step::Wait
+                    Step::Wait(run.take())
                 }
-                Step::Wait => return Ok(()),
+                Step::Wait(_) => return Ok(()),
             };
         }
     }
 
     /// Returns when the vCPU may run.
-    fn wait(&self, deadline: Deadline) -> Result<Run, Error> {
-        let wait = Operation::wait_run(self.index).in_epoch(self.shared.epoch);
-        let ticket = self.queue().submit_by(&wait, deadline)?;
+    fn wait(&mut self, deadline: Deadline) -> Result<Run, Error> {
+        let in_flight = match &mut self.step {
+            Step::Wait(run) => run.take(),
+            _ => None,
+        };
+        let wait = wait_run(self.index, &self.shared);
+        let ticket = match in_flight {
+            Some(ticket) => ticket,
+            None => self.queue().submit_by(&wait, deadline)?,
+        };
         self.check()?;
         ticket.wait(deadline)
     }
@@ -158,10 +182,14 @@ impl VcpuRestore {
     }
 }
 
+fn wait_run(vcpu: u32, shared: &Shared) -> Operation<'static, Run> {
+    Operation::wait_run(vcpu).in_epoch(shared.epoch)
+}
+
 impl Drop for VcpuRestore {
     fn drop(&mut self) {
         let is_back = || self.shared.progress().done[self.index as usize];
-        if !matches!(self.step, Step::Wait) && !is_back() {
+        if !matches!(self.step, Step::Wait(_)) && !is_back() {
             self.shared.failed(self.index, Error::Abandoned);
         }
     }

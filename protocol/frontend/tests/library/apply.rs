@@ -14,8 +14,8 @@ use crate::fake::model::{Lost, Rig, VCPUS};
 use crate::reconnect;
 use crate::restore::{at_the_gate, release, saved};
 use vhost_user_timer_frontend::{
-    ApplyError, CounterSource, Error, Frontend, Info, InvalidArgument, Op, Operation, Options,
-    OtherCounter, Phase, Restore, RestoreOptions, Status, VcpuRestore, VmOptions,
+    ApplyError, CounterSource, Deadline, Error, Frontend, Info, InvalidArgument, Op, Operation,
+    Options, OtherCounter, Phase, Restore, RestoreOptions, Status, VcpuRestore, VmOptions,
 };
 
 type Applied = Result<(), ApplyError>;
@@ -32,7 +32,9 @@ fn opened() -> (Rig, Frontend, Restore) {
 /// The same, with every vCPU at the gate.
 fn armed() -> (Rig, Frontend, Restore, Vec<VcpuRestore>) {
     let (rig, frontend, restore) = opened();
-    let parts = restore.vcpus().map(|part| at_the_gate(&rig, part));
+    let parts = restore
+        .vcpus()
+        .map(|part| at_the_gate(&rig, &restore, part));
     let parts = parts.collect();
     assert_eq!(phase(&rig), Phase::Armed);
     rig.vm.lock().unwrap().log.clear();
@@ -368,8 +370,17 @@ fn a_confirmation_that_is_late_is_repeated_and_nothing_is_applied_again() {
         let (rig, _frontend, mut restore, _parts) = armed();
         let held = rig.fake.held();
         rig.lose(lost);
-        let error = restore.apply(SHORT, |_: &Info| Ok(())).unwrap_err();
-        assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
+        let mut applied = 0;
+        while applied == 0 {
+            let deadline = Deadline::from(SHORT);
+            let error = restore.apply(deadline, |_: &Info| -> Applied {
+                applied += 1;
+                while !deadline.has_passed() {}
+                Ok(())
+            });
+            let error = error.unwrap_err();
+            assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
+        }
         while restore.apply(SHORT, never).is_err() && rig.fake.held() == held {}
         rig.lose(|_| Lost::No);
         restore.apply(LONG, never).unwrap();
@@ -465,7 +476,7 @@ fn all_vcpus_are_brought_back_by_one_request() {
     rig.vm.lock().unwrap().log.clear();
     let parts: Vec<_> = parts
         .into_iter()
-        .map(|part| at_the_gate(&rig, part))
+        .map(|part| at_the_gate(&rig, &restore, part))
         .collect();
     assert_eq!(count(&rig, Op::WaitRun), VCPUS as usize);
     assert_eq!(rig.vm.lock().unwrap().log.len(), VCPUS as usize);

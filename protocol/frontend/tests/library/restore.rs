@@ -60,10 +60,10 @@ fn refused_with(status: Status) -> impl Fn(&Error) -> bool {
 }
 
 /// Brings a vCPU's registers back, and gives its part back once it waits for the others.
-pub(crate) fn at_the_gate(rig: &Rig, mut part: VcpuRestore) -> VcpuRestore {
+pub(crate) fn at_the_gate(rig: &Rig, restore: &Restore, mut part: VcpuRestore) -> VcpuRestore {
     let held = rig.fake.held();
     let late = part.run(Duration::from_millis(20));
-    while rig.fake.held() == held {
+    while rig.fake.held() == held || restore.missing().contains(&part.index()) {
         assert!(matches!(late, Err(Error::TimedOut { .. })), "{late:?}");
         assert!(matches!(part.run(SHORT), Err(Error::TimedOut { .. })));
     }
@@ -83,7 +83,7 @@ fn a_new_vm_is_configured_and_every_request_names_the_epoch() {
     rig.vm.lock().unwrap().log.clear();
     let mut part = restore.vcpu(2).unwrap();
     assert_eq!(part.registers(), &saved_vcpu(2));
-    part = at_the_gate(&rig, part);
+    part = at_the_gate(&rig, &restore, part);
     assert_eq!(part.index(), 2);
     let asked = [Op::SetVm, Op::WaitRun].map(|op| (op, 8));
     assert_eq!(rig.vm.lock().unwrap().log, asked);
@@ -143,7 +143,7 @@ fn all_run_once_every_one_of_them_is_done_and_the_drop_asks_for_nothing() {
     let mut last = parts.pop().unwrap();
     let mut parts: Vec<_> = parts
         .into_iter()
-        .map(|part| at_the_gate(&rig, part))
+        .map(|part| at_the_gate(&rig, &restore, part))
         .collect();
     assert_eq!(restore.missing(), [VCPUS - 1]);
     assert!(matches!(restore.wait(SHORT), Err(Error::TimedOut { .. })));
@@ -168,12 +168,18 @@ fn a_part_goes_on_where_it_was_after_its_deadline() {
     for _ in 0..3 {
         assert!(matches!(part.run(SHORT), Err(Error::TimedOut { .. })));
     }
-    rig.fake.wait_for_held(1);
+    // The WAIT_RUN is behind it.
+    rig.fake.wait_for_held(2);
     rig.lose(|_| Lost::No);
-    rig.fake.release(|_| fake::ok(&fake::remaining(3)));
-    drop(at_the_gate(&rig, part));
+    assert_eq!(restore.missing(), [0, 1, 2, 3]);
+    rig.fake
+        .release_those(Op::SetVm, &fake::ok(&fake::remaining(3)));
+    while restore.missing() != [1, 2, 3] {
+        assert!(matches!(part.run(SHORT), Err(Error::TimedOut { .. })));
+    }
     let vm = rig.vm.lock().unwrap();
-    assert_eq!((vm.count(Op::SetVm), vm.count(Op::RestoreDone)), (1, 0));
+    assert_eq!((vm.count(Op::SetVm), vm.count(Op::WaitRun)), (1, 1));
+    assert_eq!(vm.count(Op::RestoreDone), 0);
 }
 
 /// Runs all parts but `failing`, has that one fail, and checks what the others and the holder of
@@ -254,7 +260,7 @@ fn to_drop_a_restore_that_is_not_complete_aborts_it_and_ends_those_that_wait() {
 #[test]
 fn a_vcpu_that_is_done_and_asks_after_the_abort_does_not_wait_for_the_next_resume() {
     let (rig, _frontend, restore) = opened();
-    let mut part = at_the_gate(&rig, restore.vcpu(0).unwrap());
+    let mut part = at_the_gate(&rig, &restore, restore.vcpu(0).unwrap());
     drop(restore);
     let error = part.run(LONG).unwrap_err();
     assert_eq!(error.status(), Some(Status::Canceled), "{error:?}");

@@ -20,7 +20,7 @@ use vhost_user_backend::{ShutdownHandle, VhostUserBackend, VhostUserDaemon, Vrin
 use vhost_user_timer_frontend::{Frontend, Options, SavedVcpu};
 use vhost_user_timer_protocol::request::{Body, Request};
 use vhost_user_timer_protocol::wire::{self, ResponseHeader, request_flags};
-use vhost_user_timer_protocol::{Phase, Status, VERSION};
+use vhost_user_timer_protocol::{Op, Phase, Status, VERSION};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{DescriptorChain, QueueOwnedT};
@@ -133,6 +133,21 @@ impl Fake {
         for (queue, request, chain) in held.into_iter().rev() {
             let vring = state.vrings[usize::from(queue)].clone();
             state.complete(&vring, chain, &answer(&request));
+        }
+    }
+
+    /// Answers the requests of one operation that are held.
+    pub(crate) fn release_those(&self, op: Op, answer: &[u8]) {
+        let mut state = self.state.lock().unwrap();
+        let code = op.code().to_le_bytes();
+        let held = std::mem::take(&mut state.held);
+        let (those, others) = held
+            .into_iter()
+            .partition::<Vec<_>, _>(|(_, request, _)| request[..2] == code);
+        state.held = others;
+        for (queue, _, chain) in those {
+            let vring = state.vrings[usize::from(queue)].clone();
+            state.complete(&vring, chain, answer);
         }
     }
 
