@@ -140,8 +140,8 @@ impl Time {
         kvm::save_vm(vcpus, paused, &info).context("save the timers")
     }
 
-    /// For Linux before 6.4: puts the counts of a paused VM into KVM by `vcpu`, one after the other,
-    /// and lets the VM's time run on from where KVM has taken them. Nothing but the order in this
+    /// For Linux before 6.4: puts the counts of a paused VM into KVM by `vcpu`, one after the
+    /// other, and resumes the VM's time from where KVM has taken them. Only the order in this
     /// function keeps the vCPUs from running before.
     pub(crate) fn counts_into_kvm(&self, vcpu: ReadBack) -> Result<(BestEffort, Run), Error> {
         let queue = self.frontend().queue();

@@ -58,8 +58,8 @@ impl Vm {
         Ok((vm, created))
     }
 
-    /// Tries to make one more vCPU, which KVM refuses once a VM has a vGICv3: the number of vCPUs is
-    /// fixed.
+    /// Tries to make one more vCPU, which KVM refuses once a VM has a vGICv3: the number of vCPUs
+    /// is fixed.
     pub(crate) fn has_no_place_for_a_late_vcpu(&self, vcpus: u32) -> Result<(), Error> {
         match self.fd.create_vcpu(vcpus.into()) {
             Err(error) if error.errno() == libc::EBUSY => Ok(()),
