@@ -8,15 +8,18 @@ BACKEND := target/release/vhost-user-timer
 MOCK := target/release/mock-frontend
 MODEL := target/release/model-check
 QEMU_DEMO := target/release/demo-qemu
+KVM_DEMO := target/release/demo-kvm
 BENCH := target/release/bench
 
-.PHONY: help demo demo-qemu check demos released fmt clippy doc deny test test-build arm64 model bench bench-model build clean qemu-environment clean-cache
+.PHONY: help demo demo-qemu demo-kvm check demos released fmt clippy doc deny test test-build kvm arm64 model bench bench-model build clean qemu-environment clean-cache
 
 help:
 	@echo 'make demo              save eight vCPUs with one backend and restore them with another, step by step'
 	@echo 'make demo-qemu         a Linux guest under a stock QEMU, with its clock from the backend'
-	@echo 'make check             everything that must hold: format, lints, docs, tests, AArch64, model check, demos'
-	@echo 'make test              all tests'
+	@echo 'make demo-kvm          the last metre, on a real KVM: what the guest sees with and without it'
+	@echo 'make check             everything that must hold: format, lints, docs, tests, KVM, AArch64, model check, demos'
+	@echo 'make test              all tests but those on a real KVM'
+	@echo 'make kvm               the tests on a real KVM, for which Linux for AArch64 is emulated'
 	@echo 'make arm64             build for AArch64, and run the unit and protocol tests by emulation'
 	@echo 'make model             the model check; MODEL_ARGS=--large for a longer one'
 	@echo 'make bench             measure requests, restores and timers against their floors; BENCH_ARGS=--quick, --help'
@@ -38,6 +41,10 @@ demo: released
 demo-qemu: build qemu-environment
 	$(QEMU_DEMO)
 
+demo-kvm: qemu-environment
+	$(CARGO) build --release --locked --package vhost-user-timer-tools --bin demo-kvm
+	$(KVM_DEMO) "$$(tests/kvm/programs)"
+
 # A part a target, timed; the list is in the script.
 check:
 	@MAKE='$(MAKE)' .ci/check
@@ -56,6 +63,7 @@ fmt:
 
 clippy:
 	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
+	$(CARGO) clippy --locked --package vhost-user-timer-tests --test kvm -- -D warnings
 
 doc:
 	$(CARGO) doc --locked --workspace --all-features --no-deps
@@ -69,6 +77,14 @@ test: released qemu-environment
 
 test-build:
 	$(CARGO) test --locked --workspace --all-features --no-run
+
+# A target of its own (`test = false` in tests/Cargo.toml), since it takes minutes. An AArch64 host
+# with /dev/kvm is itself the machine for most of it, and needs the programs.
+kvm: qemu-environment
+ifeq ($(shell uname -m),aarch64)
+	$(CARGO) build --release --locked --workspace --bin vhost-user-timer --bin vhost-user-timer-vmm --bin kvm-agent
+endif
+	$(CARGO) test --locked --package vhost-user-timer-tests --test kvm
 
 # Under QEMU's user-mode emulator, with the compiler of the environment. Skipped where there is
 # none.

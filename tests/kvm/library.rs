@@ -26,7 +26,7 @@ fn pass(kernel: Kernel, modules: &[&str]) {
 
 #[test]
 fn the_newest_kernel_takes_an_offset_that_is_then_in_effect() {
-    for kernel in [Kernel::Vhe, Kernel::Nvhe] {
+    for kernel in [Kernel::Newest, Kernel::Nvhe] {
         pass(kernel, &["any_kernel", "with_offset"]);
     }
 }

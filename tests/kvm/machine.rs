@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use serde_json::Value;
-use vhost_user_timer_kit::qemu::{Environment, Kernel, KvmHost, environment};
+use vhost_user_timer_kit::qemu::{Kernel, KvmHost, environment};
+use vhost_user_timer_kit::raw_driver::release_program;
 
 /// The longest that a command may take.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -24,30 +25,20 @@ impl Machine<'_> {
             .host
             .run(LIMIT, command)
             .unwrap_or_else(|e| panic!("{e}"));
-        let text = output.text;
-        assert_eq!(output.status, 0, "{command}: {text}");
-        text
+        assert_eq!(output.status, 0, "{command}: {}", output.text);
+        output.text
     }
 
-    /// The lines of JSON that a command prints, which must succeed.
-    pub(crate) fn answers(&mut self, command: &str) -> Vec<Value> {
-        let text = self.output(command);
-        let parse = |line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
-        text.lines()
-            .filter(|line| line.starts_with('{'))
-            .map(parse)
-            .collect()
-    }
-
-    /// The one line of JSON that a command prints.
+    /// The line of JSON that a command prints.
     pub(crate) fn answer(&mut self, command: &str) -> Value {
-        let mut answers = self.answers(command);
-        assert_eq!(answers.len(), 1, "{command}: {answers:?}");
-        answers.remove(0)
+        let text = self.output(command);
+        let line = text.lines().find(|line| line.starts_with('{'));
+        serde_json::from_str(line.unwrap_or_default())
+            .unwrap_or_else(|error| panic!("{command}: {error}: {text}"))
     }
 
-    /// What the kernel has said.
-    pub(crate) fn kernel_log(&self) -> String {
+    /// What the kernel of an emulated machine has said.
+    pub(crate) fn kernel_log(&self) -> Option<String> {
         self.host.kernel_log()
     }
 }
@@ -91,21 +82,31 @@ fn shared(kernel: Kernel) -> Arc<Shared> {
     machine
 }
 
-/// Runs a test on a machine with this kernel. Without an environment the test is skipped, which is
-/// reported.
+/// Runs a test on a machine with this kernel. [`Kernel::Newest`] is this machine, where it is
+/// AArch64 and has KVM. Where a machine cannot be emulated the test is skipped, which is reported.
 pub(crate) fn on(kernel: Kernel, test: impl FnOnce(&mut Machine<'_>)) {
-    let Some(environment) = environment() else {
-        return;
-    };
     let shared = shared(kernel);
     // Where a test failed, its machine was taken out: see below.
     let mut slot = shared.lock().unwrap_or_else(PoisonError::into_inner);
     // Taken out, so that a test that panics ends its machine, with the logs.
-    let mut host = slot.take().unwrap_or_else(|| boot(&environment, kernel));
+    let Some(mut host) = slot.take().or_else(|| boot(kernel)) else {
+        return;
+    };
     test(&mut Machine { host: &mut host });
     *slot = Some(host);
 }
 
-fn boot(environment: &Environment, kernel: Kernel) -> KvmHost {
-    KvmHost::boot(environment, kernel, programs()).unwrap_or_else(|error| panic!("{error}"))
+/// This machine, if it is one and any kernel will do, or else an emulated one.
+fn boot(kernel: Kernel) -> Option<KvmHost> {
+    let own = || (kernel == Kernel::Newest).then(|| KvmHost::own(released));
+    own().flatten().or_else(|| {
+        let booted = KvmHost::boot(&environment()?, kernel, programs());
+        Some(booted.unwrap_or_else(|error| panic!("{error}")))
+    })
+}
+
+/// Where this machine's own programs are.
+fn released() -> PathBuf {
+    let (backend, _) = release_program().expect("a backend program");
+    backend.parent().expect("a directory").to_owned()
 }

@@ -3,3 +3,4 @@
 mod kernels;
 mod library;
 mod machine;
+mod registers;

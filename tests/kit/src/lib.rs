@@ -8,6 +8,7 @@
 //! - [`clock_driver`]: a guest's driver of the clock device, by hand too;
 //! - [`kvm_data`]: timer registers recorded on a real KVM/arm64;
 //! - [`qemu`]: a real guest, under QEMU;
+//! - [`rounds`]: what the VMM reports of its restores on a real KVM;
 //! - [`race`]: vCPU threads that all restore at once;
 //! - [`watch`]: the count as a guest reads it, and whether it decreased;
 //! - `shadow`: what a VM must be like, judging by the answers that its frontend got.
@@ -21,6 +22,7 @@ pub mod kvm_data;
 pub mod qemu;
 pub mod race;
 pub mod raw_driver;
+pub mod rounds;
 #[doc(hidden)]
 pub mod shadow;
 pub mod watch;

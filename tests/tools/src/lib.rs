@@ -2,11 +2,13 @@
 //! the bench.
 //!
 //! - [`mock`]: the program `mock-frontend`, a VMM without a hypervisor;
+//! - [`kvm_demo`]: restores on a real KVM, from the eyes of the guest;
 //! - [`qemu_demo`]: a Linux guest whose clock is the backend;
 //! - [`model`]: the model check of the VM's time;
 //! - [`mod@bench`]: what the backend costs, compared with its floors.
 
 pub mod bench;
+pub mod kvm_demo;
 pub mod mock;
 pub mod model;
 pub mod qemu_demo;

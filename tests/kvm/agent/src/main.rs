@@ -6,6 +6,11 @@ use std::process::ExitCode;
 
 #[cfg(target_arch = "aarch64")]
 mod commands;
+#[cfg(target_arch = "aarch64")]
+mod vm;
+
+#[cfg(target_arch = "aarch64")]
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 #[cfg(target_arch = "aarch64")]
 fn main() -> ExitCode {
