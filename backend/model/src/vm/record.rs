@@ -50,6 +50,13 @@ mod flag {
     pub(super) const ALL: u8 = ALL_OF_LAYOUT_2 | CONFIRM | ONE_OFFSET;
 }
 
+/// One number and not bytes: layout 2 has the first bit alone, as a `u16` in the host's byte order.
+mod restore_bit {
+    pub(super) const HAS_TIMEOUT: u16 = 1 << 0;
+    /// ARMED by this restore, which can still be aborted.
+    pub(super) const ARMED: u16 = 1 << 8;
+}
+
 /// The VM's own part.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -63,9 +70,8 @@ pub struct VmRecord {
     restore_flags: u32,
     /// [`Phase`](vhost_user_timer_protocol::Phase) code.
     phase: u16,
-    has_timeout: u8,
-    /// ARMED by a restore, which can still be aborted.
-    armed_by_restore: u8,
+    /// [`restore_bit`]s.
+    restore_bits: u16,
 }
 
 impl VmRecord {
@@ -207,13 +213,17 @@ impl Vm {
         };
         if let Some(configured) = &self.configured {
             record.current = configured.into();
-            record.armed_by_restore = matches!(configured.state, State::Armed(Some(_))).into();
+            if matches!(configured.state, State::Armed(Some(_))) {
+                record.restore_bits |= restore_bit::ARMED;
+            }
             if let Some(Open { restore, before }) = configured.open() {
                 record.before = before.as_ref().into();
                 record.saved_realtime_ns = restore.terms.saved_realtime_ns;
                 record.began = restore.terms.began;
                 record.restore_flags = restore.terms.flags;
-                record.has_timeout = restore.terms.timeout.is_some().into();
+                if restore.terms.timeout.is_some() {
+                    record.restore_bits |= restore_bit::HAS_TIMEOUT;
+                }
                 record.timeout = restore.terms.timeout.unwrap_or(0);
             }
         }
@@ -277,7 +287,7 @@ impl Vm {
         }
         let mut configured = record.current.configured(max, current)?;
         let armed = phase == Phase::Armed;
-        let by_restore = armed && record.armed_by_restore != 0;
+        let by_restore = armed && record.restore_bits & restore_bit::ARMED != 0;
         if armed && !configured.flags.confirm {
             return Err(BadRecord("phase"));
         }
@@ -299,7 +309,8 @@ impl Vm {
                 flags: record.restore_flags,
                 saved_realtime_ns: record.saved_realtime_ns,
                 began: record.began,
-                timeout: (record.has_timeout != 0).then_some(record.timeout),
+                timeout: (record.restore_bits & restore_bit::HAS_TIMEOUT != 0)
+                    .then_some(record.timeout),
             };
             let restore = Restore::open(terms, staged);
             let open = Open {
