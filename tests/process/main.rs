@@ -1,6 +1,7 @@
 //! The process and the library together: launching, spawning, the gate, restores, the examples, the
 //! time page.
 
+mod armed_log;
 mod examples;
 mod gate;
 mod last_metre;
