@@ -20,14 +20,14 @@ const RESTORE: usize = 0;
 const FUTEX: usize = 1;
 
 /// How a vCPU waits.
-type Wait = fn(&RequestQueue, u32) -> Result<(), Error>;
+pub(super) type Wait = fn(&RequestQueue, u32) -> Result<(), Error>;
 
 /// With a request of its own.
-fn by_queue(queue: &RequestQueue, vcpu: u32) -> Result<(), Error> {
+pub(super) fn by_queue(queue: &RequestQueue, vcpu: u32) -> Result<(), Error> {
     queue.wait_run(vcpu, LIMIT).map(drop)
 }
 
-fn by_page(queue: &RequestQueue, vcpu: u32) -> Result<(), Error> {
+pub(super) fn by_page(queue: &RequestQueue, vcpu: u32) -> Result<(), Error> {
     queue.wait_run_by_page(vcpu, LIMIT).map(drop)
 }
 

@@ -6,6 +6,7 @@ use vhost_user_timer_frontend::{
     Error, Frontend, Options, Phase, RequestQueue, RestoreOptions, SavedVcpu,
 };
 
+use super::gate::{Wait, by_page, by_queue};
 use super::growth::each_done;
 use super::{Bench, LIMIT, configured, ns, other};
 use crate::bench::crew::Crew;
@@ -17,7 +18,7 @@ const THREADS: u32 = 512;
 /// vCPUs whose registers are in one place.
 const MANY: u32 = 4096;
 
-/// SET_VM with DONE, and WAIT_RUN.
+/// SET_VM with DONE, and the wait.
 const DONE: usize = 0;
 /// SET_VM, RESTORE_DONE and WAIT_RUN.
 const APART: usize = 1;
@@ -45,37 +46,41 @@ fn vm(bench: &Bench, vcpus: u32) -> io::Result<(BackendProcess, Frontend, Vec<Sa
 
 /// Each vCPU's thread restores its vCPU, from the start of all threads to the last one's release.
 fn threads(bench: &mut Bench) -> io::Result<()> {
-    let (_backend, frontend, rows) = vm(bench, THREADS)?;
-    let queue = frontend.queue();
-    let work = |job, vcpu: u32| -> Result<(), Error> {
-        let own = std::slice::from_ref(&rows[vcpu as usize]);
-        if job == DONE {
-            queue.set_vm_done(own, LIMIT)?;
-        } else {
+    let ways: [(&str, Wait); 2] = [("queue", by_queue), ("time page", by_page)];
+    for (way, wait) in ways {
+        let (_backend, frontend, rows) = vm(bench, THREADS)?;
+        let queue = frontend.queue();
+        frontend.time_page().start(queue, LIMIT).map_err(other)?;
+        let work = |job, vcpu: u32| -> Result<(), Error> {
+            let own = std::slice::from_ref(&rows[vcpu as usize]);
+            if job == DONE {
+                queue.set_vm_done(own, LIMIT)?;
+                return wait(queue, vcpu);
+            }
             queue.set_vm(own, LIMIT)?;
             queue.restore_done(vcpu, LIMIT)?;
-        }
-        queue.wait_run(vcpu, LIMIT).map(drop)
-    };
-    let rounds = bench.count(100, 20);
-    let pair = Crew::run(THREADS, &work, |crew| {
-        let restore = |job| -> io::Result<f64> {
-            begin(queue)?;
-            let done = crew.round(job, || Ok(()))?;
-            queue.pause(LIMIT).map_err(other)?;
-            Ok(done.last)
+            by_queue(queue, vcpu)
         };
-        let mut pair = Pair::default();
-        for _ in 0..rounds {
-            let ours = restore(DONE)?;
-            pair.add(vec![ours], vec![restore(APART)?]);
-        }
-        Ok(pair)
-    })?;
-    let name = format!("10 restore by {THREADS} threads, DONE to three round trips");
-    bench
-        .report
-        .latency(&name, &pair, [Some("ratio ≤ 0.5"), None]);
+        let rounds = bench.count(100, 20);
+        let pair = Crew::run(THREADS, &work, |crew| {
+            let restore = |job| -> io::Result<f64> {
+                begin(queue)?;
+                let done = crew.round(job, || Ok(()))?;
+                queue.pause(LIMIT).map_err(other)?;
+                Ok(done.last)
+            };
+            let mut pair = Pair::default();
+            for _ in 0..rounds {
+                let ours = restore(DONE)?;
+                pair.add(vec![ours], vec![restore(APART)?]);
+            }
+            Ok(pair)
+        })?;
+        let name = format!("10 restore by {THREADS} threads, DONE and wait by {way}");
+        bench
+            .report
+            .latency(&name, &pair, [Some("ratio ≤ 0.5"), None]);
+    }
     Ok(())
 }
 
