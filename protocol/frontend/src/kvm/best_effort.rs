@@ -40,15 +40,19 @@ pub struct BestEffort {
 ///
 /// # Errors
 ///
-/// [`KvmError::Confirm`]; [`KvmError::CountDropped`] for a VM to which [`apply`](super::apply) or
-/// something else gave an offset before; [`KvmError::Phase`] and the others about the backend's
-/// counter, as [`apply`](super::apply); [`KvmError::El2Guest`]; [`KvmError::Register`] for what KVM
-/// refused.
+/// [`KvmError::Confirm`]; [`KvmError::NoHostCount`] for the answer of
+/// [`Frontend::config`](crate::Frontend::config); [`KvmError::CountDropped`] for a VM to which
+/// [`apply`](super::apply) or something else gave an offset before; [`KvmError::Phase`] and the
+/// others about the backend's counter, as [`apply`](super::apply); [`KvmError::El2Guest`];
+/// [`KvmError::Register`] for what KVM refused.
 pub fn set_counts(vcpu: &impl OneReg, info: &Info) -> Result<BestEffort, KvmError> {
     if info.confirm {
         return Err(KvmError::Confirm);
     }
     in_phase(info, Phase::Paused, "pause it, or wait for its restore")?;
+    if info.host_count == 0 {
+        return Err(KvmError::NoHostCount);
+    }
     counts_as_kvm_does(info)?;
     set_counts_by(&HostCounter::open(Source::Cntvct)?, vcpu, info)
 }

@@ -140,6 +140,13 @@ pub enum KvmError {
         /// Where the count is.
         bracket: Bracket,
     },
+    /// The VM's count is not known, because this is the config space's `info`, without a host
+    /// count.
+    #[error(
+        "the VM's count is not known: the config space has no host count; ask with \
+         RequestQueue::info"
+    )]
+    NoHostCount,
     /// The VM is configured with CONFIRM, and counts that are written one by one are not its
     /// offsets.
     #[error(

@@ -67,8 +67,8 @@ fn a_count_that_kvm_drops_since_the_vms_offset_is_set_is_an_error() {
 }
 
 #[test]
-fn a_vm_with_confirm_and_one_that_is_not_paused_are_refused() {
-    let kvm = FakeKvm::new(0);
+fn a_vm_with_confirm_or_not_paused_or_of_unknown_count_is_refused() {
+    let kvm = FakeKvm::new(1 << 40);
     let with_confirm = Info {
         confirm: true,
         ..paused(&kvm, 0)
@@ -76,6 +76,14 @@ fn a_vm_with_confirm_and_one_that_is_not_paused_are_refused() {
     assert!(matches!(
         set_counts(&kvm, &with_confirm).unwrap_err(),
         KvmError::Confirm
+    ));
+    let of_config_space = Info {
+        host_count: 0,
+        ..paused(&kvm, 0)
+    };
+    assert!(matches!(
+        set_counts(&kvm, &of_config_space).unwrap_err(),
+        KvmError::NoHostCount
     ));
     for phase in [Phase::New, Phase::Running, Phase::Restoring, Phase::Armed] {
         let info = Info {
