@@ -13,7 +13,9 @@ use vhost_user_timer_reference::contract::{
 use zerocopy::IntoBytes;
 
 use super::rig::{PROFILE, START, START_REALTIME};
-use crate::vm::{Effects, Incoming, Now, Profile, Token, Vm};
+use crate::vm::{
+    Effects, Handled, Incoming, Notice, Now, PageOrder, Profile, SaveError, SavedTimer, Token, Vm,
+};
 
 /// The bits of `info`'s flags that do not tell the counter source.
 const UNTOLD: u8 = 0x1f;
@@ -22,6 +24,31 @@ const UNTOLD: u8 = 0x1f;
 struct Digest(u64);
 
 impl Digest {
+    fn number(&mut self, number: u64) {
+        self.take(&number.to_le_bytes());
+    }
+
+    /// Numbers, and how many they are.
+    fn numbers(&mut self, numbers: impl IntoIterator<Item = u64>) {
+        let numbers: Vec<u64> = numbers.into_iter().collect();
+        self.number(numbers.len() as u64);
+        numbers.into_iter().for_each(|number| self.number(number));
+    }
+
+    fn notice(&mut self, notice: &Notice) {
+        match *notice {
+            Notice::Phase { from, to, epoch } => {
+                self.numbers([0, from.code().into(), to.code().into(), epoch]);
+            }
+            Notice::RestoreTimedOut { ref missing, vcpus } => {
+                self.numbers([1, vcpus.into()]);
+                self.numbers(missing.iter().map(|vcpu| u64::from(*vcpu)));
+            }
+            Notice::RealtimeWentBack { ns } => self.numbers([2, ns]),
+            _ => panic!("no notice of a VM with neither flag: {notice:?}"),
+        }
+    }
+
     fn take(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
@@ -200,7 +227,7 @@ impl Life {
                 };
                 let call = Incoming::parse(&bytes, room, token);
                 let handled = self.vm.handle(self.now, &call, &mut self.effects);
-                self.digest.take(format!("{handled:?}").as_bytes());
+                self.digest.number(u64::from(handled == Handled::Waiting));
                 let mut response = self.effects.response.clone();
                 if bytes[..2] == op::GET_INFO.to_le_bytes()
                     && let Some(flags) = response.get_mut(16 + 55)
@@ -223,33 +250,46 @@ impl Life {
             ..
         } = self;
         for released in std::mem::take(&mut effects.released) {
-            digest.take(format!("{:?}", released.waiters).as_bytes());
+            let waiter = |token: &Token| [token.queue.into(), token.head.into()];
+            digest.numbers(released.waiters.iter().flat_map(waiter));
             digest.take(released.header.as_bytes());
             digest.take(released.run.unwrap_or_default().as_bytes());
         }
         for notice in std::mem::take(&mut effects.notices) {
-            digest.take(format!("{notice:?}").as_bytes());
+            digest.notice(&notice);
         }
-        digest.take(format!("{:?}", effects.page.take()).as_bytes());
-        let changed = effects.take_changed(|changed| format!("{changed:?}"));
-        digest.take(changed.unwrap_or_default().as_bytes());
+        match effects.page.take() {
+            Some(PageOrder::WriteAt { address, length }) => digest.numbers([address, length]),
+            Some(PageOrder::Stop) => digest.numbers([0]),
+            None => {}
+        }
+        effects.take_changed(|changed| {
+            digest.numbers([changed.vm.into(), changed.all.into()]);
+            digest.numbers(changed.vcpus.iter().map(|vcpu| u64::from(*vcpu)));
+        });
         let mut info = vm.info(*now);
         info.flags &= UNTOLD;
         digest.take(info.as_bytes());
         digest.take(vm.time_page().as_bytes());
-        let next = (vm.ticks_to_next(*now), vm.has_event(), vm.wants_realtime());
-        digest.take(format!("{next:?}").as_bytes());
-        digest.take(format!("{:?}", vm.open_restore(*now)).as_bytes());
+        digest.numbers(vm.ticks_to_next(*now));
+        digest.numbers([vm.has_event().into(), vm.wants_realtime().into()]);
+        if let Some(open) = vm.open_restore(*now) {
+            digest.numbers([open.overdue.into(), open.missing.into()]);
+            digest.numbers(open.ticks_left);
+        }
         digest.take(vm.vm_record().as_bytes());
         for vcpu in 0..vm.vcpu_records() {
             digest.take(vm.vcpu_record(vcpu).as_bytes());
         }
         match vm.save(*now) {
             Ok(saved) => {
-                let saved = (saved.abi, saved.frequency, saved.counts, saved.vcpus);
-                digest.take(format!("{saved:?}").as_bytes());
+                digest.numbers([saved.abi.code().into(), saved.frequency]);
+                digest.numbers(saved.counts);
+                let timer = |timer: SavedTimer| [timer.control, timer.compare];
+                digest.numbers(saved.vcpus.into_iter().flatten().flat_map(timer));
             }
-            Err(error) => digest.take(format!("{error:?}").as_bytes()),
+            Err(SaveError::New) => digest.number(0),
+            Err(SaveError::Restoring { missing }) => digest.number(missing.into()),
         }
     }
 }
@@ -265,46 +305,46 @@ fn life(seed: u64) -> u64 {
 
 /// The digests of the lives 0 to 39 under the version before.
 const BEFORE: [u64; 40] = [
-    0x63a9_9505_9dbc_6f86,
-    0x2f14_d573_f914_4065,
-    0xf87c_c206_f7bc_4a02,
-    0x78e6_b00a_6db7_9e79,
-    0xec34_aef2_7563_c034,
-    0xe285_433a_cd30_c1bd,
-    0x2306_6582_e9d0_f679,
-    0x5a0c_357c_989d_d40c,
-    0x2808_cef6_1365_538e,
-    0xed87_9f71_9e96_5118,
-    0x03bb_87f0_abbb_4b0b,
-    0x2d5d_9753_f1cb_78f2,
-    0xbd16_c8a4_565c_d4c1,
-    0x479c_653b_f75c_d1fe,
-    0x288a_d363_c2bc_af9f,
-    0x9a9c_90b4_df68_3b45,
-    0xa703_6fbe_439f_a5cd,
-    0x79e8_c47a_4912_9b3a,
-    0x20f6_2746_f95f_6325,
-    0x669a_fe68_131d_b0c7,
-    0xdc40_9982_026c_baf1,
-    0x6f53_ebd5_42cd_7dda,
-    0x315f_2bf8_3fe3_6e0b,
-    0x0fd7_bf8e_09b4_ee45,
-    0x0574_5c40_af39_b9b6,
-    0xfece_2bf4_c6f0_4b74,
-    0x4e6e_cf09_2eb5_e471,
-    0x5db6_e8d0_6787_0303,
-    0x5f1e_3b0d_4817_70bf,
-    0x6225_4966_ee71_40a3,
-    0x4a78_983c_499c_0969,
-    0x0d23_3ef0_f02a_60e5,
-    0x6007_570e_3e9e_01ba,
-    0xf5da_4704_7aeb_5e72,
-    0x1251_42e8_026e_2aa0,
-    0x4842_b43c_3a85_7632,
-    0x2612_25b4_656a_4985,
-    0x57c0_7556_b1c9_0925,
-    0x690d_0166_c52a_f833,
-    0xb405_8610_f265_13fa,
+    0x47fa_8dfa_9058_ea17,
+    0xbd8b_7d17_753d_c6f0,
+    0x453a_fa4e_88ae_a78b,
+    0x55ae_f530_e195_a928,
+    0x70a9_176b_0a24_53ce,
+    0x62e2_273d_df20_3827,
+    0x0f90_119a_739c_9ed6,
+    0x812c_f07f_5705_2ee0,
+    0xa853_2270_ea18_6858,
+    0xa8bf_5c38_7d95_9acb,
+    0xb451_abd3_5a06_de05,
+    0x61a0_a52b_a9d6_cd99,
+    0x532a_5ab4_b81f_3867,
+    0x17dd_5346_20ef_9c36,
+    0xb95e_7b66_dbae_d2b1,
+    0x80d4_336a_1ecc_1e39,
+    0xcc73_7936_fdcc_4513,
+    0x30aa_2b56_5ba4_9ceb,
+    0x3712_8835_03d4_fe94,
+    0xa294_b109_cc2c_c108,
+    0x965e_1356_b706_b914,
+    0xad70_4634_f762_27ca,
+    0xd7b2_bc57_0dfa_9df5,
+    0x7e0d_9314_63d1_3a8a,
+    0x2c69_5ee3_6b61_15f9,
+    0xe2b4_04c4_3980_8586,
+    0x3783_15a8_a153_f701,
+    0x793f_5023_fb4b_a838,
+    0xb28e_f0af_eb5d_408d,
+    0xa137_3b7f_62eb_b864,
+    0xb3dd_8cc6_20e7_d076,
+    0x7787_2ad6_1b99_440c,
+    0x3629_ecac_5763_6610,
+    0x6f53_af4c_f832_ae03,
+    0x8ef3_3ef4_6b08_b0a9,
+    0x2129_1e89_60b7_c29d,
+    0x8bcd_0212_c698_6613,
+    0xf1c5_2281_6c98_4919,
+    0x4ccf_cac1_7d3d_8d13,
+    0x264b_2570_3f2d_aa54,
 ];
 
 #[test]
