@@ -42,6 +42,20 @@ fn arm(client: &mut Client) {
     assert_eq!(client.info().phase, phase::ARMED);
 }
 
+/// Checks that the VM is as it was and has released nobody, and that it opens now for the waiter on
+/// queue 2.
+#[track_caller]
+fn unchanged_and_opened(client: &mut Client, before: Info, waiting: u16) {
+    let at_zero = |info: Info| Info {
+        host_count: 0,
+        ..info
+    };
+    assert_eq!(at_zero(client.info()), at_zero(before));
+    assert!(client.driver.used_already(2).is_none(), "somebody runs");
+    let run = client.confirm();
+    assert_eq!(Run::of(client.released(2, waiting).ok(40)), run);
+}
+
 /// Sends this many requests at once on each of these queues, and returns their answers.
 fn flood(
     client: &mut Client,
@@ -101,20 +115,7 @@ fn a_flood_of_confirmations_of_other_offsets_opens_nothing() {
             assert_eq!(answer.outcome(), (status::EINVAL, 0), "VUT_SEED={seed}");
         }
     }
-    let after = client.info();
-    assert_eq!(
-        Info {
-            host_count: 0,
-            ..after
-        },
-        Info {
-            host_count: 0,
-            ..info
-        }
-    );
-    assert!(client.driver.used_already(2).is_none(), "somebody runs");
-    let run = client.confirm();
-    assert_eq!(Run::of(client.released(2, waiting).ok(40)), run);
+    unchanged_and_opened(&mut client, info, waiting);
 }
 
 #[test]
@@ -322,20 +323,7 @@ fn device_states_that_are_loaded_in_armed_are_refused_and_change_nothing() {
     let stream = save(&client.driver.control);
     assert!(!load(&client.driver.control, &stream));
     assert!(!load(&client.driver.control, &stream[..stream.len() / 2]));
-    let after = client.info();
-    assert_eq!(
-        Info {
-            host_count: 0,
-            ..after
-        },
-        Info {
-            host_count: 0,
-            ..before
-        }
-    );
-    assert!(client.driver.used_already(2).is_none(), "somebody runs");
-    let run = client.confirm();
-    assert_eq!(Run::of(client.released(2, waiting).ok(40)), run);
+    unchanged_and_opened(&mut client, before, waiting);
     client.reset_and_leave();
 
     // The stream is whole, and brings CONFIRM along.

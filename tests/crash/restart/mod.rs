@@ -155,6 +155,26 @@ fn row(vcpu: u32, count: u64) -> SavedVcpu {
     row
 }
 
+/// A restore of three vCPUs goes on: vCPU 0 is done with count 9,000, vCPU 1 has brought 5,000, and
+/// vCPU 2 nothing. All wait, and pass the gate together.
+#[track_caller]
+fn the_gate_opens_at_the_last_vcpu(queue: &RequestQueue) {
+    let lacking = queue.restore_done(2, LIMIT).unwrap_err();
+    assert_eq!(lacking.status(), Some(Status::Incomplete));
+    let waits: Vec<_> = (0..3)
+        .map(|vcpu| queue.submit(&Operation::wait_run(vcpu)).unwrap())
+        .collect();
+    queue.kick();
+    assert_eq!(queue.restore_done(1, LIMIT).unwrap(), 1);
+    assert_eq!(queue.restore_vcpu(&row(2, 4_000), LIMIT).unwrap(), 0);
+    let runs: Vec<_> = waits
+        .into_iter()
+        .map(|wait| wait.wait(LIMIT).unwrap())
+        .collect();
+    assert!(runs.iter().all(|run| *run == runs[0]), "{runs:?}");
+    assert_eq!((runs[0].virt_count, runs[0].phys_count), (9_000, 9_007));
+}
+
 /// The next TIMER_ASSERTED. The VM's phase may change meanwhile.
 fn next_assertion(events: &mut EventStream) -> (u32, Timer, u64, u64) {
     let deadline = Instant::now() + LIMIT;

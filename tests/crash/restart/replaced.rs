@@ -71,24 +71,12 @@ fn a_running_vm_of_version_2_goes_on_with_its_offsets_and_registers() {
 fn a_restore_of_version_2_goes_on_and_the_gate_opens_at_the_last_vcpu() {
     let life = left_by_version_2(RESTORING);
     let served = life.serve();
-    let queue = served.queue();
     let info = served.info();
     assert_eq!(
         (info.phase, info.epoch, info.restored),
         (Phase::Restoring, 2, 1)
     );
-    let lacking = queue.restore_done(2, LIMIT).unwrap_err();
-    assert_eq!(lacking.status(), Some(Status::Incomplete));
-    let waits: Vec<_> = (0..3)
-        .map(|vcpu| queue.submit(&Operation::wait_run(vcpu)).unwrap())
-        .collect();
-    queue.kick();
-    assert_eq!(queue.restore_done(1, LIMIT).unwrap(), 1);
-    assert_eq!(queue.restore_vcpu(&row(2, 4_000), LIMIT).unwrap(), 0);
-    for wait in waits {
-        let run = wait.wait(LIMIT).unwrap();
-        assert_eq!((run.virt_count, run.phys_count), (9_000, 9_007));
-    }
+    the_gate_opens_at_the_last_vcpu(served.queue());
 }
 
 #[test]

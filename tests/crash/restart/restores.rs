@@ -29,20 +29,7 @@ fn a_restore_goes_on_and_the_gate_opens_at_the_last_vcpu() {
         let entry = RegValue::new(Register::TimerCval.id(Abi::Arm64), 1);
         let busy = queue.set_regs(0, &[entry], LIMIT).unwrap_err();
         assert_eq!(busy.status(), Some(Status::Busy));
-        let lacking = queue.restore_done(2, LIMIT).unwrap_err();
-        assert_eq!(lacking.status(), Some(Status::Incomplete));
-        let waits: Vec<_> = (0..3)
-            .map(|vcpu| queue.submit(&Operation::wait_run(vcpu)).unwrap())
-            .collect();
-        queue.kick();
-        assert_eq!(queue.restore_done(1, LIMIT).unwrap(), 1);
-        assert_eq!(queue.restore_vcpu(&row(2, 4_000), LIMIT).unwrap(), 0);
-        let runs: Vec<_> = waits
-            .into_iter()
-            .map(|wait| wait.wait(LIMIT).unwrap())
-            .collect();
-        assert!(runs.iter().all(|run| *run == runs[0]), "{runs:?}");
-        assert_eq!((runs[0].virt_count, runs[0].phys_count), (9_000, 9_007));
+        the_gate_opens_at_the_last_vcpu(queue);
     }
 }
 
