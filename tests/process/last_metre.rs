@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use vhost_user_timer_frontend::{
-    Abi, ApplyError, Backend, Error, Info, Phase, Register, Restore, RestoreOptions, SavedVcpu,
-    SavedVm, Status, VcpuRestore, VmOptions,
+    Abi, ApplyError, Backend, Error, Info, Options, Phase, Register, Restore, RestoreOptions,
+    SavedVcpu, SavedVm, Status, VcpuRestore, VmOptions,
 };
 
 use crate::restore_object::{VCPUS, saved};
@@ -116,6 +116,24 @@ fn nobody_runs_before_the_offset_is_applied_once_wherever_the_backend_is_killed(
         assert_eq!(hypervisor.applied.into_inner(), 1, "{at:?}");
         assert_eq!(phase(&backend), Phase::Running);
     }
+}
+
+#[test]
+fn a_queue_without_room_for_every_wait_restores_every_vcpu_all_the_same() {
+    let frontend = Options::default().timeout(LIMIT);
+    let frontend = frontend.queue_size(4).request_queues(1);
+    let backend = spawn(options().frontend(frontend)).unwrap();
+    assert!(backend.frontend().queue().capacity() < VCPUS as usize);
+    let hypervisor = Hypervisor::default();
+    let mut restore = restore_in(&backend);
+    let mut parts: Vec<_> = restore.vcpus().collect();
+    thread::scope(|scope| {
+        for part in &mut parts {
+            scope.spawn(|| vcpu(part, &hypervisor));
+        }
+        restore.apply(LIMIT, |info| hypervisor.apply(info)).unwrap();
+    });
+    assert_eq!(phase(&backend), Phase::Running);
 }
 
 #[test]
