@@ -2,5 +2,6 @@
 
 mod kernels;
 mod library;
+mod lifecycle;
 mod machine;
 mod registers;

@@ -31,7 +31,8 @@ pub(crate) struct Record {
     pub(crate) readings: u64,
     /// The last one.
     pub(crate) last: u64,
-    /// The first one of the round `round`.
+    /// The first one of the round `round`. A vCPU that was stopped just before a reading notes the
+    /// one after that, because the round's number is loaded first; it checks both.
     pub(crate) first: u64,
     /// The last round in which this vCPU has read the counter.
     pub(crate) round: u64,
