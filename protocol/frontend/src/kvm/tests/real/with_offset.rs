@@ -3,12 +3,26 @@
 use std::time::{Duration, Instant};
 
 use kvm_bindings::KVM_ARM_VCPU_POWER_OFF;
+use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::{COUNT, Registers, ahead, armed_at, kvm_with_offset, small_vm, target, vcpu, vm_of};
 use crate::Info;
 use crate::kvm::{KvmError, apply, set_counts};
 use vhost_user_timer_protocol::{Phase, Register};
+
+/// A VM with two vCPUs whose offset is in KVM, and the offset.
+fn vm_with_offset() -> Option<(VmFd, [VcpuFd; 2], u64)> {
+    let (vm, vcpus) = vm_of(&kvm_with_offset(true)?);
+    let info = armed_at(COUNT);
+    apply(&vm, &vcpus[0], &info).unwrap();
+    Some((vm, vcpus, info.cntvoff))
+}
+
+fn assert_in_effect(vcpu: &VcpuFd, register: Register, offset: u64) {
+    let bracket = ahead(vcpu, register, offset);
+    assert!(bracket.contains_zero(), "{register}: {bracket}");
+}
 
 #[test]
 fn the_offset_is_in_effect_on_every_vcpu_and_the_next_one_replaces_it() {
@@ -23,8 +37,7 @@ fn the_offset_is_in_effect_on_every_vcpu_and_the_next_one_replaces_it() {
         println!("TIMER_CNT {}, PTIMER_CNT {}", applied.virt, applied.phys);
         for vcpu in &vcpus {
             for register in [Register::TimerCnt, Register::PtimerCnt] {
-                let bracket = ahead(vcpu, register, info.cntvoff);
-                assert!(bracket.contains_zero(), "{register}: {bracket}");
+                assert_in_effect(vcpu, register, info.cntvoff);
             }
         }
     }
@@ -32,18 +45,14 @@ fn the_offset_is_in_effect_on_every_vcpu_and_the_next_one_replaces_it() {
 
 #[test]
 fn after_the_offset_kvm_drops_counts_and_a_late_vcpu_keeps_them() {
-    let Some(kvm) = kvm_with_offset(true) else {
+    let Some((vm, vcpus, offset)) = vm_with_offset() else {
         return;
     };
-    let (vm, vcpus) = vm_of(&kvm);
-    let info = armed_at(COUNT);
-    apply(&vm, &vcpus[0], &info).unwrap();
     vcpus[0].set_one_reg_of(Register::TimerCnt, 0);
     vcpus[1].set_one_reg_of(Register::PtimerCnt, 0);
     let late = vcpu(&vm, 2, &[]);
     for vcpu in vcpus.iter().chain([&late]) {
-        let bracket = ahead(vcpu, Register::TimerCnt, info.cntvoff);
-        assert!(bracket.contains_zero(), "{bracket}");
+        assert_in_effect(vcpu, Register::TimerCnt, offset);
     }
     // So a count that is written one by one is seen to be dropped.
     let paused = Info {
@@ -57,17 +66,13 @@ fn after_the_offset_kvm_drops_counts_and_a_late_vcpu_keeps_them() {
 
 #[test]
 fn a_vcpu_that_is_reset_loses_its_timers_and_keeps_the_offset() {
-    let Some(kvm) = kvm_with_offset(true) else {
+    let Some((vm, vcpus, offset)) = vm_with_offset() else {
         return;
     };
-    let (vm, vcpus) = vm_of(&kvm);
-    let info = armed_at(COUNT);
-    apply(&vm, &vcpus[0], &info).unwrap();
     vcpus[1].set_one_reg_of(Register::TimerCtl, 1);
     vcpus[1].vcpu_init(&target(&vm, &[])).unwrap();
     assert_eq!(vcpus[1].get_one_reg_of(Register::TimerCtl) & 1, 0);
-    let bracket = ahead(&vcpus[1], Register::TimerCnt, info.cntvoff);
-    assert!(bracket.contains_zero(), "{bracket}");
+    assert_in_effect(&vcpus[1], Register::TimerCnt, offset);
 }
 
 #[test]
