@@ -340,11 +340,15 @@ impl Vm {
 
     /// Does what a change of phase entails, if there was one: reports it to the frontend and the
     /// log, and answers the waiters where the vCPUs may run now.
+    #[inline]
     pub(super) fn phase_changed(&mut self, from: Phase, now: Now, effects: &mut Effects) {
         let to = self.phase();
-        if from == to {
-            return;
+        if from != to {
+            self.phase_is(to, from, now, effects);
         }
+    }
+
+    fn phase_is(&mut self, to: Phase, from: Phase, now: Now, effects: &mut Effects) {
         self.pending_phase = Some(to);
         effects.notices.push(Notice::Phase {
             from,

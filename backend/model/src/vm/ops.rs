@@ -35,11 +35,13 @@ impl Vm {
             return Err(Status::Stale.into());
         }
         let from = self.phase();
-        if !row.phases.contains(from) || self.lacks_restore(request) {
+        let done = request.flags & request_flags::DONE != 0;
+        // In RUNNING, the row says all of a request without DONE.
+        let may_lack = done || from != Phase::Running;
+        if !row.phases.contains(from) || may_lack && self.lacks_restore(request, done) {
             return Err(self.busy());
         }
         let vcpu = request.vcpu as usize;
-        let done = request.flags & request_flags::DONE != 0;
         match request.body {
             Body::GetInfo => answer.give(&self.info(now))?,
             Body::ConfigureVm(configure) => self.configure(configure)?,
@@ -98,8 +100,7 @@ impl Vm {
 
     /// Whether the request needs a restore that can still be aborted, and there is none. SET_VM
     /// without DONE needs one that is open.
-    fn lacks_restore(&self, request: &Request<'_>) -> bool {
-        let done = request.flags & request_flags::DONE != 0;
+    fn lacks_restore(&self, request: &Request<'_>, done: bool) -> bool {
         let configured = self.configured.as_ref();
         match request.body {
             Body::SetVm(_) if !done => configured.and_then(Configured::restoring).is_none(),

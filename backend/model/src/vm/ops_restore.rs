@@ -4,7 +4,7 @@
 use alloc::vec;
 
 use vhost_user_timer_protocol::wire;
-use vhost_user_timer_protocol::{Register, Role, Status};
+use vhost_user_timer_protocol::{Role, Status};
 
 use super::call::{Answer, Effects, Refusal};
 use super::clock::Now;
@@ -43,30 +43,34 @@ impl Vm {
         let index = vcpu as usize;
         // Of a vCPU that is done, a request that was carried out can be repeated, and no other.
         let repeats = done && configured.is_done(index);
-        let a_count = entries.iter().any(|entry| configured.writes_count(entry));
-        if !repeats && !configured.may_write(index, a_count) {
+        let mut written = wire::Vcpu {
+            vcpu: vcpu.into(),
+            ..Default::default()
+        };
+        let (a_count, valid) = configured.take_in(entries, &mut written);
+        let allowed = match repeats {
+            true => valid.is_ok() && configured.has_already(index, &written),
+            false => configured.may_write(index, a_count),
+        };
+        if !allowed {
             return Err(busy);
         }
-        let values = configured.values_of(vcpu, entries);
-        if repeats && !values.is_ok_and(|values| configured.has_already(index, &values)) {
-            return Err(busy);
-        }
-        let values = [values?];
+        valid?;
+        let values = core::slice::from_ref(&written);
         let settled = match done {
-            true => configured.may_be_done(&values, |named| named == index)?,
+            true => configured.may_be_done(values, |named| named == index)?,
             false => None,
         };
         answer.needs(match done {
             true => size_of::<wire::SetRegsDone>(),
             false => size_of::<wire::SetRegsResult>(),
         })?;
-        let [written] = &values;
-        let ignored = configured.ignored(written);
+        let ignored = configured.ignored(&written);
         if !repeats {
-            configured.write(index, written);
+            configured.write(index, &written);
         }
         let remaining = match done {
-            true => Some(configured.done(&values, settled, now, &mut effects.notices)),
+            true => Some(configured.done(values, settled, now, &mut effects.notices)),
             false => None,
         };
         let (lines, ignored) = (configured.lines(index, now.host).into(), ignored.into());
@@ -155,29 +159,33 @@ fn restore_done_result(remaining: u32) -> wire::RestoreDoneResult {
 }
 
 impl Configured {
-    /// The registers that SET_REGS sets, as an entry of SET_VM.
-    fn values_of(&self, vcpu: u32, entries: &[wire::RegValue]) -> Result<wire::Vcpu, Refusal> {
-        // One value per register: with two, the order of entries would matter.
-        let mut values = wire::Vcpu {
-            vcpu: vcpu.into(),
-            ..Default::default()
-        };
+    /// Takes the registers that SET_REGS sets into an entry of SET_VM. Returns whether a count that
+    /// is not ignored is among them, and the first thing wrong: the phase is checked before that.
+    fn take_in(
+        &self,
+        entries: &[wire::RegValue],
+        values: &mut wire::Vcpu,
+    ) -> (bool, Result<(), Refusal>) {
+        let mut a_count = false;
+        let mut valid = Ok(());
         for (index, entry) in entries.iter().enumerate() {
-            let register = self.register_of(index, entry.id)?;
+            let register = match self.register_of(index, entry.id) {
+                Ok(register) => register,
+                Err(bad) => {
+                    valid = valid.and(Err(bad));
+                    continue;
+                }
+            };
+            a_count |= register.role() == Role::Count && !self.ignores(register);
             let value = entry.value.get();
+            // One value per register: with two, the order of entries would matter.
             let twice = values.has(register);
             if value > register.max_value(self.abi) || twice && values.get(register) != value {
-                return Err(Refusal::invalid(index));
+                valid = valid.and(Err(Refusal::invalid(index)));
             }
             values.set(register, value);
         }
-        Ok(values)
-    }
-
-    /// Whether an entry of SET_REGS writes a count that is not ignored.
-    fn writes_count(&self, entry: &wire::RegValue) -> bool {
-        let register = Register::from_id(entry.id.get(), self.abi);
-        register.is_ok_and(|it| it.role() == Role::Count && !self.ignores(it))
+        (a_count, valid)
     }
 
     /// Whether this vCPU's registers, and no others, are in an entry of SET_VM.

@@ -39,13 +39,17 @@ impl Configured {
     /// The count as this vCPU's register reads it: what it brought, while a restore is open,
     /// and the VM's count otherwise.
     fn vcpu_count(&self, vcpu: usize, timeline: Timeline, host: u64) -> u64 {
+        let Some(restore) = self.restoring() else {
+            // A timeline that follows another has a clock that does the same.
+            return self.count(timeline, host);
+        };
         let timeline = match self.follows(timeline) {
             true => Timeline::Virtual,
             false => timeline,
         };
-        self.restoring()
+        let brought = restore.staged[vcpu].count(timeline);
+        brought
             .filter(|_| !self.pinned)
-            .and_then(|restore| restore.staged[vcpu].count(timeline))
             .unwrap_or_else(|| self.count(timeline, host))
     }
 
@@ -148,6 +152,9 @@ impl Configured {
 
     /// How many of the registers of `values` that are present are counts whose writes are ignored.
     pub(super) fn ignored(&self, values: &wire::Vcpu) -> u32 {
+        if !self.pinned && !self.flags.one_offset {
+            return 0;
+        }
         let ignored = self.registers_in(values).filter(|it| self.ignores(*it));
         ignored.count() as u32
     }
