@@ -34,9 +34,9 @@ pub struct BestEffort {
 /// vCPU that is created afterwards resets it.
 ///
 /// For a VM without CONFIRM, whose vCPU threads do not wait by WAIT_RUN but for the thread that
-/// does this: restore without AUTORUN, `set_counts`, `set_counter_offset` with the result's
-/// [`offset`](BestEffort::offset), `resume`, and only then release the vCPUs. No vCPU may be in
-/// KVM_RUN: the ioctl waits for its end.
+/// does this: restore without AUTORUN by [`bring_all_back`](crate::Restore::bring_all_back),
+/// `set_counts`, `set_counter_offset` with the result's [`offset`](BestEffort::offset), `resume`,
+/// and only then release the vCPUs. No vCPU may be in KVM_RUN: the ioctl waits for its end.
 ///
 /// # Errors
 ///
