@@ -149,7 +149,7 @@ pub struct SetRegsDone {
     pub remaining: u32,
     /// As SET_REGS; the lines are those after the restore's end if this request was the last one.
     /// `None` where a connection was lost with the answer, and the restore was complete by then: an
-    /// empty SET_REGS tells the lines. [`set_regs_done`](crate::RequestQueue::set_regs_done) asks
+    /// empty SET_REGS reads the lines. [`set_regs_done`](crate::RequestQueue::set_regs_done) asks
     /// for them itself.
     pub set: Option<SetRegs>,
 }

@@ -67,7 +67,7 @@ struct Armed {
     cntpoff: u64,
 }
 
-/// The right to apply. Dropping it lets the others go on, also where the closure panics.
+/// The right to apply. Dropping it ends the turn, also where the closure panics.
 pub(crate) struct Turn<'a>(&'a Applying);
 
 /// Kept while an operation that ends an ARMED is put on its ring: until then nobody gets the turn.

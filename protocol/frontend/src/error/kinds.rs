@@ -163,7 +163,7 @@ impl fmt::Display for OtherCounter {
             ),
             CounterSource::NotTold => write!(
                 f,
-                "the backend does not tell what it counts by, so its offsets may not be those of \
+                "the backend does not report what it counts by, so its offsets may not be those of \
                  {expected}: use a backend that does, and {to_do}"
             ),
             found => write!(

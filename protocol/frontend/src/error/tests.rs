@@ -154,7 +154,7 @@ fn a_vm_that_the_backend_does_not_have_is_named_beside_the_one_that_it_has() {
 }
 
 #[test]
-fn a_backend_that_counts_by_something_else_is_told_with_what_to_do() {
+fn a_backend_that_counts_by_something_else_is_named_with_what_to_do() {
     let unknown = OtherCounter {
         found: CounterSource::NotTold,
         ..monotonic(false)
@@ -167,7 +167,7 @@ fn a_backend_that_counts_by_something_else_is_told_with_what_to_do() {
              start it with --counter-source cntvct",
             "the backend's host counter is anchored (SET_COUNTER_ANCHOR), so its offsets are not \
              those of cntvct: start over with a VM that is not anchored",
-            "the backend does not tell what it counts by, so its offsets may not be those of \
+            "the backend does not report what it counts by, so its offsets may not be those of \
              cntvct: use a backend that does, and start it with --counter-source cntvct",
         ]
     );
