@@ -157,6 +157,11 @@ fn the_physical_count_is_not_settled(on: World) {
         Vcpu::with(1, [0, 200, 0, 0, 8_000, 0]),
     ]);
     assert_eq!(vm.counts(), [200, 200]);
+    // Nor does it continue as before where no vCPU brings it.
+    vm.restore_begin(2, 0);
+    vm.restored(0, 300);
+    vm.restored(1, 250);
+    assert_eq!(vm.counts(), [300, 300]);
 }
 
 fn strict_ignores_ptimer_cnt(on: World) {
