@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use vhost_user_timer_kit::qemu::{Kernel, KvmHost, environment};
 use vhost_user_timer_kit::raw_driver::release_program;
+use vhost_user_timer_kit::rounds::{self, Round};
 
 /// The longest that a command may take.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -27,6 +28,12 @@ impl Machine<'_> {
             .unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(output.status, 0, "{command}: {}", output.text);
         output.text
+    }
+
+    /// The rounds that the VMM reports.
+    pub(crate) fn rounds(&mut self, command: &str) -> Vec<Round> {
+        let text = self.output(command);
+        rounds::parse(&text).unwrap_or_else(|error| panic!("{command}: {error}\n{text}"))
     }
 
     /// The line of JSON that a command prints.

@@ -5,3 +5,4 @@ mod library;
 mod lifecycle;
 mod machine;
 mod registers;
+mod restores;

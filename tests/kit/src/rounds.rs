@@ -63,11 +63,17 @@ pub struct Vcpu {
     pub lost: u64,
 }
 
+impl Vcpu {
+    /// Readings that were below an earlier one. The vCPU's own are among those that were published.
+    pub fn decreases(&self) -> u64 {
+        self.below_published.max(self.below_own)
+    }
+}
+
 impl Round {
     /// Readings that were below an earlier one, of all vCPUs.
     pub fn decreases(&self) -> u64 {
-        let of = |vcpu: &Vcpu| vcpu.below_published + vcpu.below_own;
-        self.vcpus.iter().map(of).sum()
+        self.vcpus.iter().map(Vcpu::decreases).sum()
     }
 
     /// The largest step back since the guest was booted, ticks.

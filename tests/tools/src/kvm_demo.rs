@@ -73,7 +73,7 @@ pub fn show(programs: &Path) -> Result<(), String> {
     let mut wrong = Vec::new();
     for (number, way) in (1..).zip(&WAYS) {
         step(&format!(
-            "\n{number}. {}. {}\n",
+            "\n{number}. {}\n\n{}\n",
             capitalized(way.name),
             way.what
         ));
@@ -97,7 +97,7 @@ pub fn show(programs: &Path) -> Result<(), String> {
     }
 }
 
-const HEADINGS: &str = "restores   time went back   by up to   offset never in KVM";
+const HEADINGS: &str = "restores   time went back     by up to   offset never in KVM";
 
 fn capitalized(text: &str) -> String {
     let mut chars = text.chars();
@@ -155,7 +155,8 @@ fn time(ticks: u64, frequency: u64) -> String {
     let micros = u128::from(ticks) * 1_000_000 / u128::from(frequency.max(1));
     match micros {
         0 => "0".to_owned(),
-        1..1000 => format!("{micros} µs"),
+        1..1_000 => format!("{micros} µs"),
+        1_000_000.. => format!("{}.{} s", micros / 1_000_000, micros / 100_000 % 10),
         _ => format!("{}.{} ms", micros / 1000, micros / 100 % 10),
     }
 }
@@ -203,7 +204,7 @@ fn one(round: &Round, frequency: u64) -> String {
 
 /// What a vCPU's guest saw of the counter.
 fn seen(vcpu: &Vcpu, frequency: u64) -> String {
-    let below = vcpu.below_published + vcpu.below_own;
+    let below = vcpu.decreases();
     match below {
         0 => format!("all of its {} readings are in order", vcpu.readings),
         _ => format!(
@@ -219,7 +220,7 @@ fn row(way: &Way, rounds: &[Round], frequency: u64) -> String {
     let never = rounds.iter().filter(|round| round.is_elsewhere()).count();
     let furthest = time(worst(rounds).worst(), frequency);
     format!(
-        "{:26} {:>8}   {back:>14}   {furthest:>8}   {never:>19}",
+        "{:26} {:>8}   {back:>14}   {furthest:>10}   {never:>19}",
         way.name,
         rounds.len()
     )
@@ -234,6 +235,7 @@ mod tests {
         assert_eq!(time(0, 1_000_000_000), "0");
         assert_eq!(time(12_000, 1_000_000_000), "12 µs");
         assert_eq!(time(47_250_000, 1_000_000_000), "47.2 ms");
+        assert_eq!(time(86_400_070_500_000, 1_000_000_000), "86400.0 s");
         assert_eq!(time(62_500, 62_500_000), "1.0 ms");
     }
 }

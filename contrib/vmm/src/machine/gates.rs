@@ -6,7 +6,7 @@ use vhost_user_timer_frontend::kvm::CounterOffset;
 use vhost_user_timer_frontend::{Phase, RestoreOptions, SavedVm, VmOptions};
 
 use super::error::{Context, Error};
-use super::life::{Machine, has_read};
+use super::life::{Machine, has_read, has_read_for_long};
 use super::registers;
 use super::round::{Facts, Plan};
 use super::snapshot::Snapshot;
@@ -175,7 +175,9 @@ impl Machine {
             })
         })?;
         restore.finish(LIMIT).context("restore the VM")?;
-        self.wait_until_the_others_have_read(plan, &running)?;
+        let others = plan.others();
+        let have_read = || others.iter().all(|vcpu| has_read(&self.vm, *vcpu));
+        self.wait_until_the_others(have_read, &running)?;
         let info = time.frontend().queue().info(LIMIT).context("GET_INFO")?;
         if let Err(error) = self.vm.fd.set_counter_offset(info.cntvoff) {
             facts.refused(&error);
@@ -199,7 +201,10 @@ impl Machine {
                 registers::load_with_timer(vcpu, &state)
             })
         })?;
-        self.wait_until_the_others_have_read(plan, &running)?;
+        // Longer than the straggler takes to enter, so that the guest sees that its count is less.
+        let others = plan.others();
+        let have_read = || others.iter().any(|vcpu| has_read_for_long(&self.vm, *vcpu));
+        self.wait_until_the_others(have_read, &running)?;
         straggler.release();
         Ok(running)
     }
@@ -211,10 +216,12 @@ impl Machine {
         vcpus
     }
 
-    fn wait_until_the_others_have_read(&self, plan: &Plan, running: &Running) -> Result<(), Error> {
-        let (_, others) = plan.order.split_last().expect("a VM has a vCPU");
-        let all_have = || others.iter().all(|vcpu| has_read(&self.vm, *vcpu));
-        match running.wait_until(all_have) {
+    fn wait_until_the_others(
+        &self,
+        have_read: impl Fn() -> bool,
+        running: &Running,
+    ) -> Result<(), Error> {
+        match running.wait_until(have_read) {
             true => Ok(()),
             false => Err(Error::new("the other vCPUs do not read their counters")),
         }

@@ -175,6 +175,14 @@ pub(crate) fn has_read(vm: &Vm, vcpu: u32) -> bool {
     vm.ram.record(vcpu, offset_of!(Record, round)) == round
 }
 
+/// Whether a vCPU has read its counter for half a second in this round.
+pub(crate) fn has_read_for_long(vm: &Vm, vcpu: u32) -> bool {
+    let get = |offset| vm.ram.record(vcpu, offset);
+    let second = PERIODS_PER_SECOND * vm.ram.field(offset_of!(Board, period));
+    let read_for = get(offset_of!(Record, last)).checked_sub(get(offset_of!(Record, first)));
+    has_read(vm, vcpu) && read_for.is_some_and(|ticks| ticks >= second / 2)
+}
+
 /// What the vCPUs had observed before a round.
 pub(crate) struct Before(Vec<Observed>);
 

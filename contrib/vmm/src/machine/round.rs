@@ -57,6 +57,11 @@ impl Plan {
         self.order[self.order.len() - 1]
     }
 
+    /// The others.
+    pub(crate) fn others(&self) -> &[u32] {
+        &self.order[..self.order.len() - 1]
+    }
+
     /// How many vCPUs are restored before the fault of this round, if it is one of RESTORING.
     pub(crate) fn restored_before_the_fault(&self) -> Option<u32> {
         let kills = self.kill_backend == Some(KillBackend::Restoring);
