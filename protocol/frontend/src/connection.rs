@@ -166,7 +166,9 @@ impl Connection {
             return Err(Error::ShutDown);
         }
         let done = eventfd()?;
-        let late = AtomicBool::new(false);
+        // By the exchange, or by the deadline: whichever is first. What was answered in time has not
+        // lost its connection.
+        let ended = AtomicBool::new(false);
         let guard = || {
             let mut fds = [
                 PollFd::new(&done, PollFlags::IN),
@@ -174,8 +176,7 @@ impl Connection {
             ];
             let watched = if heed_shutdown { 2 } else { 1 };
             let _ = poll(&mut fds[..watched], deadline);
-            if fds[0].revents().is_empty() {
-                late.store(true, Ordering::Relaxed);
+            if fds[0].revents().is_empty() && !ended.swap(true, Ordering::Relaxed) {
                 self.close();
             }
         };
@@ -185,21 +186,21 @@ impl Connection {
                 .spawn_scoped(scope, guard)
                 .map_err(io("start a thread"))?;
             let result = exchange(&mut channel);
+            let late = ended.swap(true, Ordering::Relaxed);
             signal(&done);
             // The scope waits for the closure, not for the thread to exit.
             let _ = guard.join();
-            result
+            match late {
+                true if heed_shutdown && self.shutdown.was_used() => Err(Error::ShutDown),
+                true => Err(Error::TimedOut { what }),
+                false => result,
+            }
         });
         match result {
-            Ok(value) => Ok(value),
-            Err(_) if late.load(Ordering::Relaxed) => Err(match self.shutdown.was_used() {
-                true if heed_shutdown => Error::ShutDown,
-                _ => Error::TimedOut { what },
-            }),
             Err(Error::Control { source, .. }) if source.is_disconnect() => {
                 Err(Error::Disconnected)
             }
-            Err(error) => Err(error),
+            result => result,
         }
     }
 

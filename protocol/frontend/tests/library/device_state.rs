@@ -184,7 +184,7 @@ fn a_backend_that_hangs_in_the_check_does_not_hang_the_vmm() {
     let mut fake = Fake::new(|request| Some(echo(request)));
     fake.device_state = Box::new(Hung(Mutex::new(Some(wait))));
     // The handshake has to fit in too, on a busy machine or under an emulator.
-    let timeout = Duration::from_millis(500);
+    let timeout = Duration::from_secs(2);
     let pair = pair(fake, Options::default().timeout(timeout));
     let error = pair
         .frontend

@@ -16,6 +16,7 @@ use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
@@ -109,12 +110,17 @@ fn patience_ends() {
 fn a_backend_that_falls_over_every_request_is_given_up() {
     let patience = Duration::from_millis(400);
     let path = socket_path();
-    let kill = Arc::new(Mutex::new(None::<vhost_user_backend::ShutdownHandle>));
-    let (fall, killed) = (kill.clone(), path.clone());
+    // The backend that serves: it is known only once it has begun to.
+    let serving = Arc::new((
+        Mutex::new(None::<vhost_user_backend::ShutdownHandle>),
+        Condvar::new(),
+    ));
+    let (falls, killed) = (serving.clone(), path.clone());
     let fake = Arc::new(Fake::new(move |_| {
-        if let Some(kill) = fall.lock().unwrap().take() {
-            kill.shutdown();
-        }
+        let (backend, started) = &*falls;
+        let backend = backend.lock().unwrap();
+        let mut backend = started.wait_while(backend, |none| none.is_none()).unwrap();
+        backend.take().unwrap().shutdown();
         None
     }));
     let over = AtomicBool::new(false);
@@ -125,7 +131,8 @@ fn a_backend_that_falls_over_every_request_is_given_up() {
             while !over.load(Ordering::Relaxed) {
                 let (thread, started) = fake::serve(fake.clone(), &killed);
                 let _ = ready.send(());
-                *kill.lock().unwrap() = started.recv().ok();
+                *serving.0.lock().unwrap() = started.recv().ok();
+                serving.1.notify_one();
                 thread.join().unwrap();
             }
         });
