@@ -3,7 +3,7 @@
 //! | | |
 //! |---|---|
 //! | [`time`] | what a VMM does with the backend: copy this |
-//! | [`gates`] | how the vCPUs come to run after a restore and after a pause; and two ways that are wrong |
+//! | [`gates`] | how the vCPUs come to run after a restore and a pause, and two ways that are wrong |
 //! | [`vm`], [`gic`], [`vcpu`], [`registers`], [`snapshot`] | the rest of a small VMM |
 //! | [`life`], [`round`] | rounds of running, and what the guest observed in each |
 //! | [`commands`], [`moves`] | the command line's |
