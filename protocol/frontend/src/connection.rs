@@ -166,8 +166,8 @@ impl Connection {
             return Err(Error::ShutDown);
         }
         let done = eventfd()?;
-        // By the exchange, or by the deadline: whichever is first. What was answered in time has not
-        // lost its connection.
+        // By the exchange or by the deadline, whichever is first: what was answered in time does
+        // not lose its connection.
         let ended = AtomicBool::new(false);
         let guard = || {
             let mut fds = [
