@@ -3,7 +3,7 @@
 use std::sync::mpsc::{self, Receiver, SyncSender};
 
 use vhost_user_timer_frontend::kvm::CounterOffset;
-use vhost_user_timer_frontend::{Phase, RestoreOptions, SavedVm, VmOptions};
+use vhost_user_timer_frontend::{Phase, Restore, RestoreOptions, SavedVm, VmOptions};
 
 use super::error::{Context, Error};
 use super::life::{Machine, has_read, has_read_for_long};
@@ -41,12 +41,8 @@ impl Machine {
         let read_back = ReadBack::by(&self.vcpus[0]);
         let vcpus = self.in_order(plan);
         let time = self.time()?;
-        let saved = SavedVm::from_bytes(&snapshot.timers).context("parse the timers")?;
-        let restore = time
-            .frontend()
-            .restore(&saved, RestoreOptions::default().vm(VmOptions::KVM))
-            .context("begin the restore")?;
-        facts.is_of_epoch(restore.epoch());
+        let options = RestoreOptions::default().vm(VmOptions::KVM);
+        let restore = begin(time, snapshot, options, facts)?;
 
         let mut started = 0;
         let (running, straggler) = start_each(vcpus, plan, facts, |vcpu, running| {
@@ -126,12 +122,7 @@ impl Machine {
         let read_back = ReadBack::by(&self.vcpus[0]);
         let vcpus = self.in_order(plan);
         let time = self.time()?;
-        let saved = SavedVm::from_bytes(&snapshot.timers).context("parse the timers")?;
-        let restore = time
-            .frontend()
-            .restore(&saved, RestoreOptions::default())
-            .context("begin the restore")?;
-        facts.is_of_epoch(restore.epoch());
+        let restore = begin(time, snapshot, RestoreOptions::default(), facts)?;
         let (running, straggler) = start_each(vcpus, plan, facts, |vcpu, _| {
             let state = snapshot.vcpus[vcpu.index as usize].clone();
             let mut part = restore.vcpu(vcpu.index).expect("each part is taken once");
@@ -159,12 +150,8 @@ impl Machine {
     ) -> Result<Running, Error> {
         let vcpus = self.in_order(plan);
         let time = self.time()?;
-        let saved = SavedVm::from_bytes(&snapshot.timers).context("parse the timers")?;
-        let restore = time
-            .frontend()
-            .restore(&saved, RestoreOptions::default().autorun(true))
-            .context("begin the restore")?;
-        facts.is_of_epoch(restore.epoch());
+        let options = RestoreOptions::default().autorun(true);
+        let restore = begin(time, snapshot, options, facts)?;
         let (running, straggler) = start_each(vcpus, plan, facts, |vcpu, _| {
             let state = snapshot.vcpus[vcpu.index as usize].clone();
             let mut part = restore.vcpu(vcpu.index).expect("each part is taken once");
@@ -226,6 +213,20 @@ impl Machine {
             false => Err(Error::new("the other vCPUs do not read their counters")),
         }
     }
+}
+
+/// Opens the restore of a saved VM in the backend.
+fn begin(
+    time: &Time,
+    snapshot: &Snapshot,
+    options: RestoreOptions,
+    facts: &Facts,
+) -> Result<Restore, Error> {
+    let saved = SavedVm::from_bytes(&snapshot.timers).context("parse the timers")?;
+    let restore = time.frontend().restore(&saved, options);
+    let restore = restore.context("begin the restore")?;
+    facts.is_of_epoch(restore.epoch());
+    Ok(restore)
 }
 
 /// Starts a thread for each vCPU. `enter` makes what the thread does before it enters the guest.
