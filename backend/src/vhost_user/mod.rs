@@ -17,6 +17,7 @@
 mod connection;
 mod device;
 mod dirty_log;
+mod door;
 mod relay;
 mod serving;
 mod session;

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,6 +16,7 @@ use vhost_user_timer_protocol::MAX_STREAM;
 
 use crate::sys::{lock, set_nonblocking, with_causes};
 use crate::vhost_user::StateError;
+use crate::vhost_user::door::{Direction, check_pipe};
 
 /// What failed, in the log.
 const SAVING: &str = "Saving the device state";
@@ -61,6 +62,11 @@ impl Transfers {
         file: File,
         save: impl FnOnce() -> Result<Vec<u8>, StateError>,
     ) -> io::Result<()> {
+        let access = match direction {
+            VhostTransferStateDirection::SAVE => Direction::Write,
+            VhostTransferStateDirection::LOAD => Direction::Read,
+        };
+        check_pipe(file.as_fd(), access).map_err(refuse("Starting the device state's transfer"))?;
         let transfer = match direction {
             VhostTransferStateDirection::SAVE => {
                 Transfer::save(file, save().map_err(refuse(SAVING))?, &self.stop)

@@ -7,16 +7,17 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, OnceLock};
 
-use rustix::fs::{FileType, fstat};
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::{Error, Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vm_memory::bitmap::Bitmap;
 
 use crate::sys::set_nonblocking;
+use crate::vhost_user::door::check_eventfd;
 use crate::virtio::Memory;
 use crate::virtio::ring::{DeviceRing, LockedQueue, RingScratch};
 
@@ -111,30 +112,27 @@ impl<B: Bitmap + 'static> Vring<B> {
     }
 }
 
-fn nonblocking(file: Option<File>) -> Option<File> {
+/// The descriptor, where it is an eventfd; nothing but that can be waited for and written without
+/// end.
+fn eventfd(file: Option<File>) -> Option<File> {
     file.filter(|file| {
-        let kind = fstat(file).map(|stat| FileType::from_raw_mode(stat.st_mode));
-        match (set_nonblocking(file), kind) {
-            // An eventfd has no file type. A device may be always readable.
-            (Ok(()), Ok(FileType::Unknown | FileType::Fifo | FileType::Socket)) => true,
-            (Err(error), _) => {
+        check_eventfd(file.as_fd())
+            .inspect_err(|refusal| {
+                log::error!("Kick, call or error descriptor ignored: {refusal}");
+            })
+            .is_ok()
+    })
+}
+
+fn nonblocking(file: Option<File>) -> Option<File> {
+    eventfd(file).filter(|file| {
+        set_nonblocking(file)
+            .inspect_err(|error| {
                 log::error!(
                     "Kick or call descriptor ignored: making it non-blocking failed: {error}"
                 );
-                false
-            }
-            (_, Err(error)) => {
-                log::error!("Kick or call descriptor ignored: examining it failed: {error}");
-                false
-            }
-            (_, Ok(kind)) => {
-                log::error!(
-                    "Kick or call descriptor ignored: it is a {kind:?}; send an eventfd, a pipe or \
-                     a socket"
-                );
-                false
-            }
-        }
+            })
+            .is_ok()
     })
 }
 
@@ -261,6 +259,6 @@ impl<B: Bitmap + 'static> VringT<Memory<B>> for Vring<B> {
     }
 
     fn set_err(&self, file: Option<File>) {
-        self.ring.set_err(file);
+        self.ring.set_err(eventfd(file));
     }
 }
