@@ -1,11 +1,16 @@
 //! The clock device's requests (virtio 1.4 §5.23.6), over the rings, as a guest makes them.
 
+use std::time::Instant;
+
 use vhost_user_timer_kit::backend_process::Devices;
 use vhost_user_timer_kit::clock_driver::{
     ClockCap, ClockDriver, F_ALARM, MONOTONIC, REQUESTQ, UTC, clock_type, counter, host, msg,
     proper, request, rtc_status, set_alarm,
 };
-use vhost_user_timer_kit::raw_driver::{Cut, Layout, POISON, Rig, Setup};
+use vhost_user_timer_kit::contract::u64_at;
+use vhost_user_timer_kit::raw_driver::{
+    Cut, Driver, Layout, NEXT, PATIENCE, POISON, Rig, Setup, WRITE, descriptor,
+};
 
 /// READs of each clock.
 const READS: u32 = 3_000;
@@ -294,7 +299,9 @@ fn a_response_that_does_not_fit_is_einval_and_a_status_that_does_not_is_none() {
     for (msg_type, _, response, _) in msg::ALL {
         for room in 0..response {
             let expected = match room {
-                0..8 => vec![],
+                0 => vec![],
+                // The status fits, the rest of the head does not.
+                1..8 => vec![rtc_status::EINVAL],
                 _ => refusal(rtc_status::EINVAL, 8),
             };
             let bytes = proper(msg_type, UTC);
@@ -310,12 +317,18 @@ fn a_response_that_does_not_fit_is_einval_and_a_status_that_does_not_is_none() {
 }
 
 #[test]
-fn a_set_alarm_whose_status_does_not_fit_sets_none() {
+fn a_set_alarm_whose_response_does_not_fit_sets_none() {
     let rig = launch(&[]);
     let mut guest = ClockDriver::connect(&rig);
     for room in 0..8 {
         let used = guest.raw(&set_alarm(UTC, 7, true), room);
-        assert_eq!((used.len, used.writable), (0, vec![POISON; room]));
+        let mut expected = vec![POISON; room];
+        let status = expected.first_mut();
+        let len = status.iter().len();
+        status
+            .into_iter()
+            .for_each(|byte| *byte = rtc_status::EINVAL);
+        assert_eq!((used.len as usize, used.writable), (len, expected));
     }
     assert_eq!(guest.read_alarm(UTC), Ok((0, false)));
 }
@@ -354,7 +367,8 @@ fn what_follows_a_request_and_room_past_a_response_are_left_alone() {
     let rig = launch(&[]);
     let mut guest = ClockDriver::connect(&rig);
     for (msg_type, _, response, _) in msg::ALL {
-        for excess in [1, 8, 100, 5_000] {
+        // Past what the timer device takes as well.
+        for excess in [1, 8, 100, 5_000, 256 << 10, 600_000] {
             let mut bytes = proper(msg_type, UTC);
             bytes.resize(bytes.len() + excess, 0xee);
             let used = guest.raw(&bytes, response + excess);
@@ -367,6 +381,50 @@ fn what_follows_a_request_and_room_past_a_response_are_left_alone() {
         }
         guest.reads_the_hosts(UTC);
     }
+}
+
+#[test]
+fn excess_is_ignored_wherever_it_lies() {
+    let rig = launch(&[]);
+    let mut guest = ClockDriver::connect_with(
+        &rig,
+        Setup {
+            size: 16,
+            ..ClockDriver::setup()
+        },
+    );
+    let Driver { memory, rings, .. } = &mut guest.driver;
+    let ring = &mut rings[usize::from(REQUESTQ)];
+    let (at, response, nowhere) = (memory.allocate(16), memory.allocate(16), 1 << 60);
+    memory.write(at, &proper(msg::READ, UTC));
+    memory.write(response, &[POISON; 16]);
+    for (index, (address, len, flags)) in (0..).zip([
+        (at, 16, NEXT),
+        (nowhere, 1 << 20, NEXT),
+        (response, 16, WRITE | NEXT),
+        (nowhere, 1 << 20, WRITE | NEXT),
+        (nowhere, u32::MAX >> 1, WRITE),
+    ]) {
+        ring.set_descriptor(memory, index, descriptor(address, len, flags, index + 1));
+    }
+    let before = host::utc();
+    ring.make_available(memory, 0);
+    ring.kick_anyway();
+    let deadline = Instant::now() + PATIENCE;
+    while ring.used_index(memory) == 0 {
+        assert!(Instant::now() < deadline, "the request is not answered");
+        std::thread::yield_now();
+    }
+    let entry = memory.read(ring.used_at() + 4, 8);
+    assert_eq!(
+        entry,
+        [0, 0, 0, 0, 16, 0, 0, 0],
+        "the head and the used length"
+    );
+    let bytes = memory.read(response, 16);
+    assert_eq!(bytes[..8], [0; 8], "OK");
+    let reading = u64_at(&bytes, 8);
+    assert!((before..=host::utc()).contains(&reading), "{reading}");
 }
 
 #[test]

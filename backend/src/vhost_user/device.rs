@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use crate::vhost_user::{DirtyBitmap, Vring};
 use crate::virtio::Memory;
-use crate::virtio::chain::ChainBuffer;
+use crate::virtio::chain::{ChainBuffer, ChainLimits};
 use crate::virtio::ring::{RingScratch, Stop, WhenIdle};
 
 /// Why a device neither saves nor loads its state. It goes to the log: the frontend only learns
@@ -30,6 +30,8 @@ pub(crate) trait Device: Send + Sync + 'static {
     const NAME: &'static str;
     /// The largest ring, descriptors: a power of two.
     const MAX_QUEUE_SIZE: u16;
+    /// How much of a chain is request and response.
+    const CHAIN_LIMITS: ChainLimits;
     /// Feature bits of this kind of device.
     const FEATURES: u64;
     /// Whether there is a configuration space.

@@ -78,7 +78,7 @@ impl<D: Device> Session<D> {
             device,
             memory,
             rings: Mutex::new(Rings {
-                chain: ChainBuffer::new(D::MAX_QUEUE_SIZE),
+                chain: ChainBuffer::new(D::MAX_QUEUE_SIZE, D::CHAIN_LIMITS),
                 scratch: RingScratch::new(D::MAX_QUEUE_SIZE),
                 in_flight: D::InFlight::default(),
             }),

@@ -119,10 +119,41 @@ pub(crate) struct Segment {
     len: usize,
 }
 
+/// How much of a chain's bytes a device uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ChainLimits {
+    /// [`MAX_MESSAGE`] of either side. A longer request is malformed; more room is ignored.
+    Message,
+    /// The first bytes of either side. What follows them is ignored, even its address.
+    First {
+        /// Of the longest request.
+        request: usize,
+        /// Of the longest response.
+        response: usize,
+    },
+}
+
+impl ChainLimits {
+    fn request(self) -> usize {
+        match self {
+            ChainLimits::Message => MAX_MESSAGE,
+            ChainLimits::First { request, .. } => request,
+        }
+    }
+
+    fn response(self) -> usize {
+        match self {
+            ChainLimits::Message => MAX_MESSAGE,
+            ChainLimits::First { response, .. } => response,
+        }
+    }
+}
+
 /// The chain that was taken last: its request, and where its answer goes. Reused from chain to
 /// chain.
 #[derive(Debug)]
 pub(crate) struct ChainBuffer {
+    limits: ChainLimits,
     request: Vec<u8>,
     writable: Vec<Segment>,
     room: usize,
@@ -135,10 +166,11 @@ pub(crate) struct ChainBuffer {
 impl ChainBuffer {
     /// For chains of rings with up to this many descriptors: nothing is allocated for any of them
     /// after this, unless an indirect table has more descriptors than the ring.
-    pub(crate) fn new(max_queue_size: u16) -> Self {
+    pub(crate) fn new(max_queue_size: u16, limits: ChainLimits) -> Self {
         ChainBuffer {
+            limits,
             // Not resident before it is used.
-            request: Vec::with_capacity(MAX_MESSAGE),
+            request: Vec::with_capacity(limits.request()),
             writable: Vec::with_capacity(max_queue_size.into()),
             room: 0,
             count: 0,
@@ -149,7 +181,8 @@ impl ChainBuffer {
     /// Copies the readable bytes out and notes where the writable ones are.
     ///
     /// A request that cannot be read, or is longer than any request, counts as empty, which is
-    /// malformed. Room that cannot be written counts as none.
+    /// malformed. Room that cannot be written counts as none. Where excess is
+    /// [ignored](ChainLimits::First), a request or its room ends where its memory does.
     pub(crate) fn gather<B: Bitmap + 'static>(
         &mut self,
         regions: &mut RegionCache<'_, B>,
@@ -159,25 +192,28 @@ impl ChainBuffer {
         self.writable.clear();
         self.room = 0;
         self.count += 1;
+        let whole = self.limits == ChainLimits::Message;
         let mut readable = true;
         let mut writable = true;
         while let Some(descriptor) = chain.next(regions) {
             let (address, len) = (descriptor.address(), descriptor.len.get() as usize);
             if descriptor.is(WRITE) {
-                writable = writable && regions.has(address, len);
-                let len = len.min(MAX_MESSAGE - self.room);
-                if len != 0 {
-                    self.writable.push(Segment { address, len });
-                    self.room += len;
+                let used = len.min(self.limits.response() - self.room);
+                let checked = if whole { len } else { used };
+                writable = writable && regions.has(address, checked);
+                if writable && used != 0 {
+                    self.writable.push(Segment { address, len: used });
+                    self.room += used;
                 }
             } else {
                 readable = readable && self.read(regions, address, len);
             }
         }
-        if !readable {
+        // Where excess is ignored, a hole may be excess: what precedes the hole counts.
+        if whole && !readable {
             self.request.clear();
         }
-        if !writable {
+        if whole && !writable {
             self.writable.clear();
             self.room = 0;
         }
@@ -190,12 +226,17 @@ impl ChainBuffer {
         len: usize,
     ) -> bool {
         let start = self.request.len();
-        if len > MAX_MESSAGE - start {
+        let free = self.limits.request() - start;
+        if len > free && self.limits == ChainLimits::Message {
             return false;
         }
-        self.request.resize(start + len, 0);
+        self.request.resize(start + len.min(free), 0);
         let target = self.request.get_mut(start..).unwrap_or_default();
-        regions.read(address, target)
+        let was_read = regions.read(address, target);
+        if !was_read {
+            self.request.truncate(start);
+        }
+        was_read
     }
 
     /// The request's bytes; empty where they could not be read.
@@ -283,6 +324,14 @@ mod tests {
 
     /// Gathers a chain of (address, length, flags) descriptors.
     fn gathered(mem: &GuestMemoryMmap, descriptors: &[(u64, u32, u16)]) -> ChainBuffer {
+        gathered_of(ChainLimits::Message, mem, descriptors)
+    }
+
+    fn gathered_of(
+        limits: ChainLimits,
+        mem: &GuestMemoryMmap,
+        descriptors: &[(u64, u32, u16)],
+    ) -> ChainBuffer {
         let ring = MockSplitQueue::new(mem, 64);
         let raw: Vec<RawDescriptor> = descriptors
             .iter()
@@ -295,7 +344,7 @@ mod tests {
         ring.add_desc_chains(&raw, 0).unwrap();
         let queue: Queue = ring.create_queue().unwrap();
         let chain = Chain::new(GuestAddress(queue.desc_table()), 64, 0);
-        let mut gathered = ChainBuffer::new(64);
+        let mut gathered = ChainBuffer::new(64, limits);
         gathered.gather(&mut RegionCache::new(mem), chain);
         gathered
     }
@@ -376,5 +425,41 @@ mod tests {
             &[(0x10000, most, 0), (0x10000, 1, 0), (0x10000, 16, WRITE)],
         );
         assert_eq!((chain.request().len(), chain.room()), (0, 16));
+    }
+
+    #[test]
+    fn what_is_past_a_limit_is_ignored_where_the_device_says_so() {
+        let mem = memory();
+        mem.write_slice(b"abcdef", GuestAddress(0x10000)).unwrap();
+        let limits = ChainLimits::First {
+            request: 5,
+            response: 16,
+        };
+        let most = MAX_MESSAGE as u32;
+        let nowhere = u64::MAX - 2;
+        for (readable, writable) in [
+            (&[(0x10000, 6)][..], &[(0x13000, 16)][..]),
+            (&[(0x10000, 5), (0x10000, most)], &[(0x13000, most + 1)]),
+            (&[(0x10000, 3), (0x10003, most + 1)], &[(0x1f_fff0, 17)]),
+            (
+                &[(0x10000, 5), (nowhere, 1 << 30)],
+                &[(0x13000, 16), (nowhere, 99)],
+            ),
+        ] {
+            let readable = readable.iter().map(|&(at, len)| (at, len, 0));
+            let writable = writable.iter().map(|&(at, len)| (at, len, WRITE));
+            let chain: Vec<_> = readable.chain(writable).collect();
+            let chain = gathered_of(limits, &mem, &chain);
+            assert_eq!((chain.request(), chain.room()), (&b"abcde"[..], 16));
+            assert_eq!(chain.request.capacity(), 5);
+        }
+        let short = [
+            (0x10000, 4, 0),
+            (nowhere, 1, 0),
+            (0x13000, 15, WRITE),
+            (nowhere, 1, WRITE),
+        ];
+        let chain = gathered_of(limits, &mem, &short);
+        assert_eq!((chain.request(), chain.room()), (&b"abcd"[..], 15));
     }
 }

@@ -25,7 +25,7 @@
 //!   an unknown counter EOPNOTSUPP, a bad clock id ENODEV, reserved bytes or flags EINVAL.
 //! - The response to a refused request has its full size and is zero except for the status. If
 //!   that does not fit, or the message has no response, it is a head alone. If not even a head
-//!   fits, it is the part of the head that does; the status comes first.
+//!   fits, it is the status alone, one byte.
 //! - Alarms are kept over a reset, on every clock.
 
 use alloc::vec::Vec;
@@ -137,10 +137,12 @@ impl Rtc {
         let status = match self.perform(request, room, now, &mut out, effects) {
             Ok(()) => Status::Ok,
             Err(status) => {
-                let head = size_of::<wire::RespHead>().min(room);
-                let size = Some(request.response_size()).filter(|size| *size <= room);
+                let head = size_of::<wire::RespHead>();
+                let size = [request.response_size(), head, size_of::<u8>()]
+                    .into_iter()
+                    .find(|size| *size <= room);
                 out.clear();
-                out.resize(size.unwrap_or(head), 0);
+                out.resize(size.unwrap_or(0), 0);
                 status
             }
         };

@@ -127,7 +127,7 @@ messages! {
     NotifAlarm, 16 { head: NotifHead = 0, clock_id: U16 = 8, reserved: [u8; 6] = 10, }
 }
 
-/// The longest request, bytes. What a driver adds to it is not looked at.
+/// The longest request, bytes. What follows it is ignored.
 pub const MAX_REQUEST: usize = size_of::<ReqSetAlarm>();
 
 /// The longest response, bytes.

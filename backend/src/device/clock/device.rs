@@ -11,6 +11,7 @@ use zerocopy::IntoBytes;
 use crate::device::clock::{ClockDevice, ClockState, GuestTime};
 use crate::state::clock_stream;
 use crate::vhost_user::{self, Device, DirtyLog, StateError, Vring};
+use crate::virtio::chain::ChainLimits;
 use crate::virtio::ring::{Stop, WhenIdle};
 
 /// The requestq (virtio 1.4 §5.23.2).
@@ -19,7 +20,8 @@ const REQUEST_QUEUE: u16 = 0;
 const ALARM_QUEUE: u16 = 1;
 const QUEUES: u16 = 2;
 
-const HEAD: usize = size_of::<wire::RespHead>();
+/// The room without which a response is none: its status alone is one (§5.23.6.2).
+const STATUS: usize = size_of::<u8>();
 const NOTIFICATION: usize = size_of::<wire::NotifAlarm>();
 
 type Turn<'a, G> = vhost_user::Turn<'a, ClockDevice<G>>;
@@ -51,7 +53,7 @@ impl<G: GuestTime> ClockDevice<G> {
         ring.when_idle(when_idle);
         self.notice_new_driver(state, vring);
         loop {
-            let head = match ring.next_with_room(turn.chain, HEAD) {
+            let head = match ring.next_with_room(turn.chain, STATUS) {
                 Ok(head) => head,
                 Err(stop) => return stop,
             };
@@ -116,6 +118,11 @@ impl<G: GuestTime> Device for ClockDevice<G> {
     const NAME: &'static str = "clock";
     /// As QEMU's device has it.
     const MAX_QUEUE_SIZE: u16 = 1024;
+    /// The device must ignore what follows a request or a response (§5.23.6.2).
+    const CHAIN_LIMITS: ChainLimits = ChainLimits::First {
+        request: wire::MAX_REQUEST,
+        response: wire::MAX_RESPONSE,
+    };
     const FEATURES: u64 = 1 << wire::F_ALARM;
     const HAS_CONFIG: bool = false;
 

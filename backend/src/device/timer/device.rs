@@ -11,6 +11,7 @@ use crate::device::timer::{TimerDevice, TimerState};
 use crate::state::stream;
 use crate::vhost_user::{Device, StateError, Turn};
 use crate::virtio::Memory;
+use crate::virtio::chain::ChainLimits;
 use crate::virtio::ring::{Stop, WhenIdle};
 
 impl TimerDevice {
@@ -36,6 +37,7 @@ impl Device for TimerDevice {
 
     const NAME: &'static str = "timer";
     const MAX_QUEUE_SIZE: u16 = MAX_QUEUE_SIZE;
+    const CHAIN_LIMITS: ChainLimits = ChainLimits::Message;
     const FEATURES: u64 = 0;
     const HAS_CONFIG: bool = true;
 

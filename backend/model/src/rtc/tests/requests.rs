@@ -119,7 +119,8 @@ fn a_response_that_does_not_fit_is_invalid_and_changes_nothing() {
             let mut rig = Rig::new();
             let before = rig.rtc.clone();
             let response = rig.ask_with_room(&request, room);
-            assert_eq!((response[0], response.len()), (INVALID, room.min(8)));
+            let length = if room < 8 { 1 } else { 8 };
+            assert_eq!((response[0], response.len()), (INVALID, length));
             assert!(response[1..].iter().all(|byte| *byte == 0));
             assert_eq!(rig.rtc, before);
         }
@@ -132,6 +133,23 @@ fn without_room_for_a_status_there_is_none() {
         assert!(Rig::new().ask_with_room(&request, 0).is_empty());
     }
     assert!(Rig::new().ask_with_room(&[], 0).is_empty());
+}
+
+#[test]
+fn a_refusal_whose_head_does_not_fit_is_its_status_alone() {
+    for room in 1..8 {
+        for (request, status) in [
+            (&of_clock(wire::REQ_READ, UTC)[..], INVALID),
+            (&set_alarm(UTC, 7, 1), INVALID),
+            (&[1], INVALID),
+            (head(0x4321).as_bytes(), UNSUPPORTED),
+        ] {
+            let mut rig = Rig::new();
+            let before = rig.rtc.clone();
+            assert_eq!(rig.ask_with_room(request, room), [status]);
+            assert_eq!(rig.rtc, before);
+        }
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ use vm_memory::{Bytes, GuestAddressSpace};
 use super::super::*;
 use crate::vhost_user::{ServedRing, Vring};
 use crate::virtio::Memory;
+use crate::virtio::chain::ChainLimits;
 
 pub(super) const TABLE: u64 = 0x1_0000;
 pub(super) const AVAIL: u64 = 0x2_0000;
@@ -237,7 +238,7 @@ where
         vring,
         memory,
         scratch: RingScratch::new(1024),
-        chain: ChainBuffer::new(1024),
+        chain: ChainBuffer::new(1024, ChainLimits::Message),
     };
     (driver, device)
 }
