@@ -9,6 +9,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -27,6 +28,7 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::sys::lock;
+use crate::vhost_user::door::check_region;
 use crate::vhost_user::transfer::Transfers;
 use crate::vhost_user::worker::Worker;
 use crate::vhost_user::{Device, DirtyBitmap, Turn, Vring};
@@ -140,21 +142,14 @@ impl<D: Device> Session<D> {
         &self.memory
     }
 
-    /// Refuses a region that goes on where its file ends: touching it there is SIGBUS.
+    /// Refuses regions whose pages could block or fault.
     fn check_memory(&self) -> io::Result<()> {
         for region in self.memory.memory().iter() {
             let Some(backing) = region.file_offset() else {
                 continue;
             };
-            let file = backing.file().metadata()?;
-            let end = backing.start().checked_add(region.len());
-            if file.is_file() && end.is_none_or(|end| end > file.len()) {
-                log::error!(
-                    "Memory region refused: {:#x} bytes from offset {:#x} of a file of {:#x} bytes",
-                    region.len(),
-                    backing.start(),
-                    file.len()
-                );
+            if let Err(why) = check_region(backing.file().as_fd(), backing.start(), region.len()) {
+                log::error!("Memory refused: {why}");
                 return Err(io::ErrorKind::InvalidInput.into());
             }
         }
