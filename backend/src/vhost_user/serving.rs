@@ -10,7 +10,6 @@ use std::io;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::EventFd;
@@ -26,10 +25,6 @@ use crate::virtio::ring::{Stop, WhenIdle, available_index};
 /// Without a limit, a kick descriptor that is always readable (a semaphore eventfd, for example)
 /// would spin the worker.
 const MAX_EMPTY_KICKS: u32 = 65_536;
-
-/// How many times in a row one ring is served because of effects before other rings and the end
-/// of the connection get their turn: a frontend can see to it that there is always one more.
-const MAX_EFFECTS: usize = 256;
 
 /// A bit each.
 const MAX_QUEUES: usize = u32::BITS as usize;
@@ -125,16 +120,16 @@ impl<D: Device> Session<D> {
         Ok(())
     }
 
-    /// Serves a queue until it is drained or others are due.
+    /// Serves a queue until it is drained or others are due. Each time that a request has effects
+    /// it took a chain of the batch, so there is an end.
     fn serve(&self, queue: u16, when_idle: WhenIdle) {
-        for _ in 0..MAX_EFFECTS {
-            match self.turn(|device, turn| device.serve(turn, queue, when_idle)) {
-                Stop::Drained => return,
-                Stop::EffectsPending => {}
-                Stop::BatchFull => break,
-            }
+        let mut stop = self.turn(|device, turn| device.serve(turn, queue, when_idle));
+        while stop == Stop::EffectsPending {
+            stop = self.go_on(|device, turn| device.serve(turn, queue, when_idle));
         }
-        self.worker.serve_later(1 << queue);
+        if stop == Stop::BatchFull {
+            self.worker.serve_later(1 << queue);
+        }
     }
 
     /// Serves these request queues. Then polls all request queues for the length of the window,
@@ -195,6 +190,7 @@ impl<D: Device> Session<D> {
     /// the old memory.
     pub(super) fn interrupt_polling(&self) {
         let worker = &self.worker;
+        let _first = self.turnstile.enter();
         worker.poll_interrupts.fetch_add(1, Ordering::SeqCst);
         drop(lock(&worker.poll_lock));
         worker.poll_interrupts.fetch_sub(1, Ordering::SeqCst);
@@ -204,6 +200,7 @@ impl<D: Device> Session<D> {
     /// the time has come, or the worker is wanted for something else.
     fn poll(&self, until: u64) -> u32 {
         let worker = &self.worker;
+        self.turnstile.let_others_go_first();
         let _polling = lock(&worker.poll_lock);
         let mem = self.memory().memory();
         let mut regions = RegionCache::new(&*mem);
@@ -212,7 +209,7 @@ impl<D: Device> Session<D> {
         let mut rings = [None; MAX_QUEUES];
         for (ring, queue) in rings.iter_mut().zip(queues) {
             *ring = worker.vrings().get(usize::from(queue)).and_then(|vring| {
-                let state = vring.get_ref();
+                let state = vring.state();
                 let queue = state.get_queue();
                 (queue.ready() && state.is_enabled()).then_some(())?;
                 Some(RingToPoll {

@@ -9,7 +9,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -27,9 +27,10 @@ use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::sys::lock;
+use crate::sys::{Turnstile, lock};
 use crate::vhost_user::door::check_region;
 use crate::vhost_user::transfer::Transfers;
+use crate::vhost_user::vring::{Place, RingOwner};
 use crate::vhost_user::worker::Worker;
 use crate::vhost_user::{Device, DirtyBitmap, Turn, Vring};
 use crate::virtio::Memory;
@@ -55,8 +56,10 @@ pub(super) struct Session<D: Device> {
     pub(super) worker: Worker<D::Bitmap>,
     rings: Mutex<Rings<D::InFlight>>,
     transfers: Transfers,
+    /// Lets the request thread go before the worker.
+    pub(super) turnstile: Arc<Turnstile>,
     /// Rings are enabled without being held back from now on.
-    hold_canceled: Arc<AtomicBool>,
+    hold_canceled: AtomicBool,
 }
 
 /// What is under way on the connection's rings, and buffers that are reused.
@@ -85,17 +88,26 @@ impl<D: Device> Session<D> {
                 in_flight: D::InFlight::default(),
             }),
             transfers: Transfers::new()?,
-            hold_canceled: Arc::default(),
+            turnstile: Arc::default(),
+            hold_canceled: AtomicBool::new(false),
         })
     }
 
-    /// Registers the device's alarm and the session's wake-up with the worker, and waits until the
-    /// worker has handed over its rings.
-    pub(super) fn attach(&self, worker: &VringEpollHandler<Arc<Self>>) -> io::Result<()> {
+    /// Registers the device's alarm and the session's wake-up with the worker, waits until the
+    /// worker has handed over its rings, and gives them their places.
+    pub(super) fn attach(
+        self: &Arc<Self>,
+        worker: &VringEpollHandler<Arc<Self>>,
+    ) -> io::Result<()> {
         self.worker.attach(worker, self.device.alarm_fd())?;
-        for vring in self.worker.vrings() {
-            let (device, canceled) = (Arc::clone(&self.device), Arc::clone(&self.hold_canceled));
-            vring.hold_enabling(move || device.before_enabling(&canceled));
+        let owner: Arc<dyn RingOwner> = Arc::clone(self) as _;
+        for (queue, vring) in (0..).zip(self.worker.vrings()) {
+            vring.attach(Place {
+                queue,
+                epoll: worker.as_raw_fd(),
+                owner: Arc::downgrade(&owner),
+                turnstile: Arc::clone(&self.turnstile),
+            });
         }
         Ok(())
     }
@@ -108,8 +120,37 @@ impl<D: Device> Session<D> {
         self.worker.stop();
     }
 
-    /// Calls the device with the connection's rings.
+    /// Calls the device with the connection's rings, on the worker: a batch that begins.
     pub(super) fn turn<T>(&self, call: impl FnOnce(&D, &mut Turn<'_, D>) -> T) -> T {
+        self.go_on(|device, turn| {
+            turn.scratch.begin_batch();
+            call(device, turn)
+        })
+    }
+
+    /// The same, for a batch that goes on. Between two calls, control messages get their turn.
+    pub(super) fn go_on<T>(&self, call: impl FnOnce(&D, &mut Turn<'_, D>) -> T) -> T {
+        self.turnstile.let_others_go_first();
+        self.with_rings(call)
+    }
+
+    /// The same, on the request thread, for which the worker makes way.
+    fn control_turn<T>(&self, call: impl FnOnce(&D, &mut Turn<'_, D>) -> T) -> T {
+        let first = self.turnstile.enter();
+        self.with_rings(|device, turn| {
+            drop(first);
+            turn.scratch.begin_batch();
+            call(device, turn)
+        })
+    }
+
+    /// Calls the device on the request thread, for which the worker makes way.
+    fn control<T>(&self, call: impl FnOnce(&D) -> T) -> T {
+        let _first = self.turnstile.enter();
+        call(&self.device)
+    }
+
+    fn with_rings<T>(&self, call: impl FnOnce(&D, &mut Turn<'_, D>) -> T) -> T {
         let mut rings = lock(&self.rings);
         let Rings {
             chain,
@@ -126,11 +167,24 @@ impl<D: Device> Session<D> {
         };
         let result = call(&self.device, &mut turn);
         let unfinished = turn.unfinished;
+        let due = turn.scratch.take_notifications();
+        for vring in self.worker.vrings_of(due) {
+            vring.notification_is_due();
+        }
         drop(rings);
         if unfinished != 0 {
             self.worker.serve_later(unfinished);
         }
+        self.notify(due);
         result
+    }
+
+    /// Writes what is due to the call descriptors of these queues, given as bits. Called without
+    /// any lock: a frontend can see to it that this blocks until the connection ends.
+    fn notify(&self, queues: u32) {
+        for vring in self.worker.vrings_of(queues) {
+            while vring.notify().is_err() && !self.worker.stopping() {}
+        }
     }
 
     /// How many chains were ever taken from the rings.
@@ -157,6 +211,16 @@ impl<D: Device> Session<D> {
     }
 }
 
+impl<D: Device> RingOwner for Session<D> {
+    fn before_enabling(&self) {
+        self.device.before_enabling(&self.hold_canceled);
+    }
+
+    fn kick_replaced(&self, queue: u16) {
+        self.worker.serve_later(1 << queue);
+    }
+}
+
 impl<D: Device> VhostUserBackend for Session<D> {
     type Bitmap = D::Bitmap;
     type Vring = Vring<D::Bitmap>;
@@ -174,7 +238,7 @@ impl<D: Device> VhostUserBackend for Session<D> {
     }
 
     fn acked_features(&self, features: u64) {
-        self.device.set_features(features);
+        self.control(|device| device.set_features(features));
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -187,7 +251,7 @@ impl<D: Device> VhostUserBackend for Session<D> {
     }
 
     fn reset_device(&self) {
-        self.turn(|device, turn| device.reset(turn));
+        self.control_turn(|device, turn| device.reset(turn));
     }
 
     /// The rings know by themselves.
@@ -196,7 +260,7 @@ impl<D: Device> VhostUserBackend for Session<D> {
     /// An empty answer refuses what lies outside of the configuration space.
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
         let end = offset.saturating_add(size) as usize;
-        let config = self.device.config();
+        let config = self.control(D::config);
         let part = config.get(offset as usize..end);
         part.unwrap_or_default().to_vec()
     }
@@ -213,7 +277,7 @@ impl<D: Device> VhostUserBackend for Session<D> {
         D::Bitmap::keep_logging(&self.memory.memory());
         self.interrupt_polling();
         let checked = self.check_memory();
-        self.device.memory_changed(&self.memory, checked.is_ok());
+        self.control(|device| device.memory_changed(&self.memory, checked.is_ok()));
         checked
     }
 
@@ -228,19 +292,21 @@ impl<D: Device> VhostUserBackend for Session<D> {
         file: File,
     ) -> io::Result<Option<File>> {
         self.transfers
-            .start(direction, file, || self.device.save())?;
+            .start(direction, file, || self.control(D::save))?;
         Ok(None)
     }
 
     fn check_device_state(&self) -> io::Result<()> {
         self.transfers
-            .finish(|stream| self.turn(|device, turn| device.load(turn, stream)))
+            .finish(|stream| self.control_turn(|device, turn| device.load(turn, stream)))
     }
 
     fn stop_vring(&self, queue_index: u32) -> io::Result<()> {
         if let Ok(queue) = u16::try_from(queue_index) {
             self.interrupt_polling();
-            self.turn(|device, turn| device.stop_queue(turn, queue));
+            self.control_turn(|device, turn| device.stop_queue(turn, queue));
+            // Of the worker's last turn too: after the answer the ring is silent.
+            self.notify(1 << queue);
         }
         Ok(())
     }

@@ -4,17 +4,18 @@
 //! does. A state that was read is loaded only by CHECK_DEVICE_STATE, when it is known to be whole.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
 use vhost::vhost_user::message::VhostTransferStateDirection;
 use vhost_user_timer_protocol::MAX_STREAM;
 
-use crate::sys::{lock, set_nonblocking, with_causes};
+use crate::sys::{lock, read_now, set_nonblocking, with_causes, write_now};
 use crate::vhost_user::StateError;
 use crate::vhost_user::door::{Direction, check_pipe};
 
@@ -25,6 +26,9 @@ const LOADING: &str = "Loading the device state";
 /// How long CHECK_DEVICE_STATE waits for a transfer whose other end should be done with it: QEMU
 /// has then read to the end, or closed what it wrote to.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How much is read at once: what a pipe holds.
+const PIECE: usize = 64 * 1024;
 
 /// Why a transfer failed.
 #[derive(Debug, thiserror::Error)]
@@ -188,7 +192,7 @@ fn wait(file: &File, ready: PollFlags, [cancel, stop]: &[Arc<Cancel>; 2]) -> io:
     ];
     loop {
         match poll(&mut fds, None) {
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
             Ok(_) if fds[1..].iter().any(|fd| !fd.revents().is_empty()) => {
                 return Err(io::Error::new(
@@ -201,17 +205,14 @@ fn wait(file: &File, ready: PollFlags, [cancel, stop]: &[Arc<Cancel>; 2]) -> io:
     }
 }
 
-fn write_all(mut file: &File, mut bytes: &[u8], cancel: &[Arc<Cancel>; 2]) -> io::Result<()> {
+fn write_all(file: &File, mut bytes: &[u8], cancel: &[Arc<Cancel>; 2]) -> io::Result<()> {
     set_nonblocking(file)?;
     while !bytes.is_empty() {
-        match file.write(bytes) {
+        match write_now(file, bytes) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                wait(file, PollFlags::OUT, cancel)?;
-            }
-            Err(error) => return Err(error),
+            Err(Errno::AGAIN | Errno::INTR) => wait(file, PollFlags::OUT, cancel)?,
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(())
@@ -221,15 +222,15 @@ fn write_all(mut file: &File, mut bytes: &[u8], cancel: &[Arc<Cancel>; 2]) -> io
 fn read_all(file: &File, cancel: &[Arc<Cancel>; 2]) -> io::Result<Vec<u8>> {
     set_nonblocking(file)?;
     let mut bytes = Vec::new();
+    let mut piece = vec![0; PIECE];
     loop {
-        let room = (MAX_STREAM + 1).saturating_sub(bytes.len()) as u64;
-        match file.take(room).read_to_end(&mut bytes) {
+        let room = (MAX_STREAM + 1).saturating_sub(bytes.len()).min(PIECE);
+        match read_now(file, piece.get_mut(..room).unwrap_or_default()) {
             // The end, or more than any stream has: the decoder refuses that.
-            Ok(_) => return Ok(bytes),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                wait(file, PollFlags::IN, cancel)?;
-            }
-            Err(error) => return Err(error),
+            Ok(0) => return Ok(bytes),
+            Ok(read) => bytes.extend_from_slice(piece.get(..read).unwrap_or_default()),
+            Err(Errno::AGAIN | Errno::INTR) => wait(file, PollFlags::IN, cancel)?,
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -1,28 +1,34 @@
-//! A vring whose descriptors cannot block the worker.
+//! A vring whose descriptors cannot block anybody but its own connection.
 //!
-//! `vhost-user-backend` reads the kick descriptor and writes the call descriptor as they come. A
-//! frontend that sends blocking ones, or a full pipe, would block the worker permanently, and every
-//! other ring with it. Here they are made non-blocking when they arrive. The rest is the crate's
-//! [`VringMutex`].
+//! `vhost-user-backend` reads the kick descriptor and writes the call descriptor as they come, the
+//! latter while the ring is locked, and leaves a kick descriptor that is replaced in its epoll set.
+//! The frontend can change the flags of a descriptor that it shares at any time. So here
+//!
+//! - only an eventfd is a kick, call or error descriptor ([`check_eventfd`]);
+//! - a kick is read without blocking, whatever the flags say ([`read_now`]);
+//! - a kick descriptor leaves the epoll set before it is closed;
+//! - the call descriptor is the ring's own, and written while no lock is held that anybody else
+//!   wants ([`Vring::notify`]). The kernel has no write to an eventfd that never blocks.
+//!
+//! The rest is the crate's [`VringMutex`].
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
+use epoll::{ControlOptions, Event, Events};
+use rustix::io::Errno;
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::{Error, Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vm_memory::bitmap::Bitmap;
 
-use crate::sys::set_nonblocking;
+use crate::sys::{Entered, Turnstile, lock, read_now, set_nonblocking};
 use crate::vhost_user::door::check_eventfd;
 use crate::virtio::Memory;
 use crate::virtio::ring::{DeviceRing, LockedQueue, RingScratch};
-
-/// Holds a ring back when it is about to be enabled.
-type Hold = Box<dyn Fn() + Send + Sync>;
 
 /// A ring that is locked.
 type State<'a, B> = MutexGuard<'a, VringState<Memory<B>>>;
@@ -30,27 +36,50 @@ type State<'a, B> = MutexGuard<'a, VringState<Memory<B>>>;
 /// A ring that is being served.
 pub(crate) type ServedRing<'a, B> = DeviceRing<'a, B, State<'a, B>>;
 
+/// What a ring's session does for it, on the request thread.
+pub(super) trait RingOwner: Send + Sync {
+    /// The frontend enables a ring; the acknowledgement comes after this returns.
+    fn before_enabling(&self);
+
+    /// The kick descriptor of a running ring was replaced: a kick may have come before.
+    fn kick_replaced(&self, queue: u16);
+}
+
+/// A ring's place in its session.
+pub(super) struct Place {
+    pub(super) queue: u16,
+    /// The worker's epoll instance, which outlives every message that reaches the ring.
+    pub(super) epoll: RawFd,
+    pub(super) owner: Weak<dyn RingOwner>,
+    /// Lets the request thread go before the worker.
+    pub(super) turnstile: Arc<Turnstile>,
+}
+
 /// See the module.
 pub(crate) struct Vring<B: Bitmap + 'static = ()> {
     ring: VringMutex<Memory<B>>,
-    /// A kick descriptor was replaced while epoll watched it. The crate leaves it in the epoll set,
-    /// so it may stay readable and is never read.
-    orphaned: Arc<AtomicBool>,
-    hold: Arc<OnceLock<Hold>>,
+    own: Arc<Own>,
+}
+
+/// What a ring has beside the crate's.
+#[derive(Default)]
+struct Own {
+    place: OnceLock<Place>,
+    /// Locked while it is written, which may block, so never together with another lock.
+    call: Mutex<Option<File>>,
+    /// The driver is to be notified, by the thread that locks the call descriptor first.
+    notification_due: AtomicBool,
     /// The ring was set to start at index 0 since this was last asked.
-    new_driver: Arc<AtomicBool>,
+    new_driver: AtomicBool,
     /// The ring was served since it was last stopped.
-    served: Arc<AtomicBool>,
+    served: AtomicBool,
 }
 
 impl<B: Bitmap + 'static> Clone for Vring<B> {
     fn clone(&self) -> Self {
         Vring {
             ring: self.ring.clone(),
-            orphaned: Arc::clone(&self.orphaned),
-            hold: Arc::clone(&self.hold),
-            new_driver: Arc::clone(&self.new_driver),
-            served: Arc::clone(&self.served),
+            own: Arc::clone(&self.own),
         }
     }
 }
@@ -63,17 +92,27 @@ impl<B: Bitmap + 'static> LockedQueue for State<'_, B> {
     fn queue_mut(&mut self) -> &mut Queue {
         self.get_queue_mut()
     }
-
-    fn notify(&self) -> io::Result<()> {
-        self.signal_used_queue()
-    }
 }
 
 impl<B: Bitmap + 'static> Vring<B> {
-    /// Whenever the frontend enables the ring, `hold` is called first, on the request thread; the
-    /// acknowledgement comes after.
-    pub(super) fn hold_enabling(&self, hold: impl Fn() + Send + Sync + 'static) {
-        let _ = self.hold.set(Box::new(hold));
+    /// Gives the ring its place in a session, once.
+    pub(super) fn attach(&self, place: Place) {
+        let _ = self.own.place.set(place);
+    }
+
+    /// The ring, locked by the worker, or within a turn.
+    pub(super) fn state(&self) -> State<'_, B> {
+        self.ring.get_mut()
+    }
+
+    /// The ring, locked by the request thread, for which the worker makes way.
+    fn state_first(&self) -> State<'_, B> {
+        let _first = self.go_first();
+        self.ring.get_mut()
+    }
+
+    fn go_first(&self) -> Option<Entered<'_>> {
+        self.own.place.get().map(|place| place.turnstile.enter())
     }
 
     /// The ring, to be served, where it is started and enabled.
@@ -83,11 +122,11 @@ impl<B: Bitmap + 'static> Vring<B> {
         mem: &'a GuestMemoryMmap<B>,
         scratch: &'a mut RingScratch,
     ) -> Option<ServedRing<'a, B>> {
-        let state = self.get_mut();
+        let state = self.state();
         if !state.get_queue().ready() || !state.is_enabled() {
             return None;
         }
-        self.served.store(true, Ordering::Relaxed);
+        self.own.served.store(true, Ordering::Relaxed);
         DeviceRing::new(state, queue, mem, scratch).within_memory()
     }
 
@@ -100,20 +139,72 @@ impl<B: Bitmap + 'static> Vring<B> {
         mem: &'a GuestMemoryMmap<B>,
         scratch: &'a mut RingScratch,
     ) -> Option<ServedRing<'a, B>> {
-        let state = self.get_mut();
-        let served = self.served.swap(false, Ordering::Relaxed);
+        let state = self.state();
+        let served = self.own.served.swap(false, Ordering::Relaxed);
         served.then(|| DeviceRing::new(state, queue, mem, scratch))
     }
 
     /// Whether the ring was set to start at index 0 since this was last asked. A new driver starts
     /// there; a ring that was only stopped for a while goes on where it was.
     pub(crate) fn has_new_driver(&self) -> bool {
-        self.new_driver.swap(false, Ordering::Relaxed)
+        self.own.new_driver.swap(false, Ordering::Relaxed)
+    }
+
+    /// The driver wants to be notified. Called while the rings are locked, so that the thread that
+    /// stops the ring afterwards knows of it.
+    pub(crate) fn notification_is_due(&self) {
+        self.own.notification_due.store(true, Ordering::Relaxed);
+    }
+
+    /// Notifies the driver where that is due. On return the notification is written, by this thread
+    /// or by another. Blocks where the frontend has made its descriptor full and blocking, until a
+    /// signal interrupts it.
+    ///
+    /// # Errors
+    ///
+    /// Where a signal came; the notification is still due.
+    pub(crate) fn notify(&self) -> io::Result<()> {
+        let call = lock(&self.own.call);
+        if !self.own.notification_due.swap(false, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let Some(call) = &*call else {
+            return Ok(());
+        };
+        match rustix::io::write(call, &1u64.to_ne_bytes()) {
+            Err(Errno::INTR) => {
+                self.notification_is_due();
+                Err(Errno::INTR.into())
+            }
+            // A full eventfd: the driver has notifications enough to read.
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Has the worker watch the kick descriptor of a running ring, or no longer. The crate does so
+    /// only when a ring is started, stopped, enabled or disabled.
+    fn watch_kick(&self, state: &VringState<Memory<B>>, watch: bool) {
+        let (Some(place), Some(kick)) = (self.own.place.get(), state.get_kick()) else {
+            return;
+        };
+        let control = match watch {
+            true => ControlOptions::EPOLL_CTL_ADD,
+            false => ControlOptions::EPOLL_CTL_DEL,
+        };
+        let event = Event::new(Events::EPOLLIN, place.queue.into());
+        // Removing fails where it was not watched.
+        if let Err(error) = epoll::ctl(place.epoll, control, kick.as_raw_fd(), event)
+            && watch
+        {
+            log::error!(
+                "Kicks of queue {} are not seen: watching its descriptor failed: {error}",
+                place.queue
+            );
+        }
     }
 }
 
-/// The descriptor, where it is an eventfd; nothing but that can be waited for and written without
-/// end.
+/// The descriptor, where it is an eventfd.
 fn eventfd(file: Option<File>) -> Option<File> {
     file.filter(|file| {
         check_eventfd(file.as_fd())
@@ -124,6 +215,7 @@ fn eventfd(file: Option<File>) -> Option<File> {
     })
 }
 
+/// The descriptor, where it is an eventfd, which does not block unless its frontend insists.
 fn nonblocking(file: Option<File>) -> Option<File> {
     eventfd(file).filter(|file| {
         set_nonblocking(file)
@@ -148,19 +240,16 @@ impl<B: Bitmap + 'static> VringT<Memory<B>> for Vring<B> {
     fn new(mem: Memory<B>, max_queue_size: u16) -> Result<Self, Error> {
         Ok(Vring {
             ring: VringMutex::new(mem, max_queue_size)?,
-            orphaned: Arc::default(),
-            hold: Arc::default(),
-            new_driver: Arc::default(),
-            served: Arc::default(),
+            own: Arc::default(),
         })
     }
 
     fn get_ref(&self) -> MutexGuard<'_, VringState<Memory<B>>> {
-        self.ring.get_ref()
+        self.state_first()
     }
 
     fn get_mut(&self) -> MutexGuard<'_, VringState<Memory<B>>> {
-        self.ring.get_mut()
+        self.state_first()
     }
 
     fn add_used(&self, desc_index: u16, len: u32) -> Result<(), Error> {
@@ -168,7 +257,8 @@ impl<B: Bitmap + 'static> VringT<Memory<B>> for Vring<B> {
     }
 
     fn signal_used_queue(&self) -> io::Result<()> {
-        self.ring.signal_used_queue()
+        self.notification_is_due();
+        self.notify()
     }
 
     fn enable_notification(&self) -> Result<bool, Error> {
@@ -184,34 +274,38 @@ impl<B: Bitmap + 'static> VringT<Memory<B>> for Vring<B> {
     }
 
     fn set_enabled(&self, enabled: bool) {
-        if let Some(hold) = self.hold.get()
-            && enabled
-        {
-            hold();
+        if enabled && let Some(owner) = self.own.place.get().and_then(|it| it.owner.upgrade()) {
+            owner.before_enabling();
         }
+        let _first = self.go_first();
         self.ring.set_enabled(enabled);
     }
 
     fn set_queue_info(&self, desc: u64, avail: u64, used: u64) -> Result<(), Error> {
+        let _first = self.go_first();
         self.ring.set_queue_info(desc, avail, used)
     }
 
     fn queue_next_avail(&self) -> u16 {
+        let _first = self.go_first();
         self.ring.queue_next_avail()
     }
 
     fn set_queue_next_avail(&self, base: u16) {
+        let _first = self.go_first();
         self.ring.set_queue_next_avail(base);
         if base == 0 {
-            self.new_driver.store(true, Ordering::Relaxed);
+            self.own.new_driver.store(true, Ordering::Relaxed);
         }
     }
 
     fn set_queue_next_used(&self, idx: u16) {
+        let _first = self.go_first();
         self.ring.set_queue_next_used(idx);
     }
 
     fn queue_used_idx(&self) -> Result<u16, Error> {
+        let _first = self.go_first();
         self.ring.queue_used_idx()
     }
 
@@ -219,46 +313,64 @@ impl<B: Bitmap + 'static> VringT<Memory<B>> for Vring<B> {
         if !num.is_power_of_two() {
             log::error!("Ring of {num} descriptors ignored: a split ring's size is a power of two");
         }
+        let _first = self.go_first();
         self.ring.set_queue_size(num);
     }
 
     fn set_queue_event_idx(&self, enabled: bool) {
+        let _first = self.go_first();
         self.ring.set_queue_event_idx(enabled);
     }
 
     fn set_queue_ready(&self, ready: bool) {
+        let _first = self.go_first();
         self.ring.set_queue_ready(ready);
     }
 
     fn set_kick(&self, file: Option<File>) {
-        let state = self.ring.get_ref();
-        let watched = state.get_kick().is_some() && state.is_enabled();
+        let file = nonblocking(file);
+        let state = self.state_first();
+        self.watch_kick(&state, false);
+        let watched = state.get_queue().ready() && state.is_enabled();
         drop(state);
-        if watched && file.is_some() {
-            self.orphaned.store(true, Ordering::Relaxed);
+        self.ring.set_kick(file);
+        if !watched {
+            return;
         }
-        self.ring.set_kick(nonblocking(file));
+        self.watch_kick(&self.state(), true);
+        if let Some(place) = self.own.place.get()
+            && let Some(owner) = place.owner.upgrade()
+        {
+            owner.kick_replaced(place.queue);
+        }
     }
 
     /// A kick that is no longer there is no error: the ring was stopped and started since epoll saw
     /// it, or another reader took it.
+    #[expect(
+        unsafe_code,
+        reason = "vmm-sys-util's EventConsumer has no `AsFd`, and reads as the flags say"
+    )]
     fn read_kick(&self) -> io::Result<bool> {
-        match self.ring.read_kick() {
-            Err(error)
-                if error.kind() == io::ErrorKind::WouldBlock
-                    && !self.orphaned.load(Ordering::Relaxed) =>
-            {
-                Ok(self.ring.get_ref().is_enabled())
+        let state = self.state();
+        if let Some(kick) = state.get_kick() {
+            // SAFETY: the locked state owns the descriptor, and stays locked while it is read.
+            let kick = unsafe { BorrowedFd::borrow_raw(kick.as_raw_fd()) };
+            match read_now(kick, &mut [0; size_of::<u64>()]) {
+                Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
             }
-            read => read,
         }
+        Ok(state.is_enabled())
     }
 
     fn set_call(&self, file: Option<File>) {
-        self.ring.set_call(nonblocking(file));
+        *lock(&self.own.call) = nonblocking(file);
     }
 
     fn set_err(&self, file: Option<File>) {
-        self.ring.set_err(eventfd(file));
+        let file = eventfd(file);
+        let _first = self.go_first();
+        self.ring.set_err(file);
     }
 }

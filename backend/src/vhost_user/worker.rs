@@ -98,6 +98,14 @@ impl<B: Bitmap + 'static> Worker<B> {
         self.vrings.get().map_or(&[], Vec::as_slice)
     }
 
+    /// The rings of these queues, given as bits.
+    pub(super) fn vrings_of(&self, queues: u32) -> impl Iterator<Item = &Vring<B>> {
+        let all = self.vrings().iter();
+        all.enumerate()
+            .filter(move |(queue, _)| queues & (1 << queue) != 0)
+            .map(|(_, vring)| vring)
+    }
+
     /// Serves these queues, as bits, once the others had their turn.
     pub(super) fn serve_later(&self, queues: u32) {
         self.unfinished.fetch_or(queues, Ordering::Relaxed);

@@ -12,9 +12,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::virtio::region_cache::RegionCache;
 
-const NEXT: u16 = VRING_DESC_F_NEXT as u16;
+pub(crate) const NEXT: u16 = VRING_DESC_F_NEXT as u16;
 const WRITE: u16 = VRING_DESC_F_WRITE as u16;
-const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+pub(crate) const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
 
 /// `struct virtq_desc` (virtio 1.2 §2.7.5).
 #[derive(Clone, Copy, Default, FromBytes, IntoBytes, Immutable)]
@@ -157,6 +157,8 @@ pub(crate) struct ChainBuffer {
     request: Vec<u8>,
     writable: Vec<Segment>,
     room: usize,
+    /// How many descriptors the chain has.
+    descriptors: usize,
     /// How many chains were gathered.
     count: u64,
     /// How many of them had too little room.
@@ -173,6 +175,7 @@ impl ChainBuffer {
             request: Vec::with_capacity(limits.request()),
             writable: Vec::with_capacity(max_queue_size.into()),
             room: 0,
+            descriptors: 0,
             count: 0,
             complaints: 0,
         }
@@ -191,11 +194,13 @@ impl ChainBuffer {
         self.request.clear();
         self.writable.clear();
         self.room = 0;
+        self.descriptors = 0;
         self.count += 1;
         let whole = self.limits == ChainLimits::Message;
         let mut readable = true;
         let mut writable = true;
         while let Some(descriptor) = chain.next(regions) {
+            self.descriptors += 1;
             let (address, len) = (descriptor.address(), descriptor.len.get() as usize);
             if descriptor.is(WRITE) {
                 let used = len.min(self.limits.response() - self.room);
@@ -247,6 +252,11 @@ impl ChainBuffer {
     /// How many bytes an answer may have.
     pub(crate) fn room(&self) -> usize {
         self.room
+    }
+
+    /// How many descriptors the chain has, those without any bytes included.
+    pub(crate) fn descriptors(&self) -> usize {
+        self.descriptors
     }
 
     /// How many chains were gathered so far.

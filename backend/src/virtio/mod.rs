@@ -3,8 +3,10 @@
 //! - [`ring`]: a ring while it is served: chains out of it, used entries into it.
 //! - [`chain`]: a descriptor chain as bytes.
 //! - [`region_cache`]: the shared memory that all of it lies in.
+//! - [`budget`]: how much is served before others get their turn.
 //! - [`polling`]: polling rings, and for how long before sleeping.
 
+pub(crate) mod budget;
 pub(crate) mod chain;
 pub(crate) mod polling;
 pub(crate) mod region_cache;

@@ -12,7 +12,7 @@ use crate::failpoint::{Point, reached};
 use crate::vhost_user::{self, ServedRing};
 use crate::virtio::Memory;
 use crate::virtio::chain::{ChainBuffer, Segment};
-use crate::virtio::ring::{BATCH, Stop, WhenIdle};
+use crate::virtio::ring::{Stop, WhenIdle};
 
 const HEADER: usize = size_of::<wire::ResponseHeader>();
 const EVENT: usize = size_of::<wire::Event>();
@@ -165,7 +165,7 @@ fn serve_requests(
     memory: &Memory<()>,
 ) -> Stop {
     let mut changed = false;
-    for _ in 0..BATCH {
+    while !ring.batch_is_spent() {
         if !ring.has_found() {
             publish(ring);
         }

@@ -1,15 +1,15 @@
 //! A split ring (virtio 1.2 §2.7) while it is served: chains out of it, used entries into it, and
-//! one notification at the end.
+//! whether the driver wants to be notified of that.
 //!
 //! One read of the available index finds a batch of chains; what is given back of it is published
 //! together, with one store of the used index. While the ring is served the driver is asked not to
-//! kick; when nothing is left it is asked to.
+//! kick; when nothing is left it is asked to. Notifying the driver is left to the caller, who does
+//! so without any lock: writing to a descriptor of the driver's may block.
 //!
 //! A ring is memory that the driver owns, so nothing in it is trusted: a ring with impossible
 //! indices is stopped, not retried, and the frontend can start it again.
 
 use std::fmt::Display;
-use std::io;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
@@ -17,11 +17,12 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
+use crate::virtio::budget::{self, Budget};
 use crate::virtio::chain::{Chain, ChainBuffer, Segment, scatter};
 use crate::virtio::region_cache::{RegionCache, RingArea, SharedU16};
 
-/// How many chains are taken before other rings and the clock get their turn.
-pub(crate) const BATCH: usize = 256;
+/// How many chains one read of the available index finds at most.
+const BATCH: usize = budget::CHAINS;
 
 /// The driver does not want notifications (virtq_avail.flags).
 const NO_INTERRUPT: u16 = VRING_AVAIL_F_NO_INTERRUPT as u16;
@@ -40,13 +41,6 @@ pub(crate) trait LockedQueue {
 
     /// The same, to be changed.
     fn queue_mut(&mut self) -> &mut Queue;
-
-    /// Notifies the driver.
-    ///
-    /// # Errors
-    ///
-    /// Where the driver's descriptor does not take a notification.
-    fn notify(&self) -> io::Result<()>;
 }
 
 /// What happens when a ring has nothing more to serve.
@@ -65,7 +59,7 @@ pub(crate) enum Stop {
     Drained,
     /// A request had effects that must be carried out before the next.
     EffectsPending,
-    /// [`BATCH`] chains were taken; there may be more.
+    /// The [`budget`] is spent; there may be more.
     BatchFull,
 }
 
@@ -77,6 +71,10 @@ pub(crate) struct RingScratch {
     taken: usize,
     /// Used entries that are yet to be published.
     used: Vec<[u8; USED_ENTRY]>,
+    /// What is left of the batch, of whichever rings.
+    budget: Budget,
+    /// Queues whose drivers want to be notified, as bits.
+    to_notify: u32,
 }
 
 impl RingScratch {
@@ -87,7 +85,19 @@ impl RingScratch {
             taken: 0,
             // A ring's every chain at once, of which some were answered late, and a batch more.
             used: Vec::with_capacity(BATCH + usize::from(max_queue_size)),
+            budget: Budget::whole(),
+            to_notify: 0,
         }
+    }
+
+    /// Begins a batch.
+    pub(crate) fn begin_batch(&mut self) {
+        self.budget = Budget::whole();
+    }
+
+    /// Takes over which queues' drivers want to be notified, as bits.
+    pub(crate) fn take_notifications(&mut self) -> u32 {
+        std::mem::take(&mut self.to_notify)
     }
 }
 
@@ -134,8 +144,8 @@ pub(crate) fn available_index<'a, B: Bitmap + 'static>(
     Some(index.value())
 }
 
-/// A ring that is being served, by the device's side. Dropping it publishes what was given back,
-/// and notifies the driver.
+/// A ring that is being served, by the device's side. Dropping it publishes what was given back.
+/// Whether the driver wants to be notified is then in the [`RingScratch`].
 pub(crate) struct DeviceRing<'a, B: Bitmap + 'static, Q: LockedQueue> {
     state: Q,
     regions: RegionCache<'a, B>,
@@ -146,12 +156,10 @@ pub(crate) struct DeviceRing<'a, B: Bitmap + 'static, Q: LockedQueue> {
     table: GuestAddress,
     size: u16,
     event_idx: bool,
-    /// How many more chains [`next_with_room`](Self::next_with_room) takes.
-    batch_left: usize,
     next_avail: u16,
     /// The used index that the driver sees.
     next_used: u16,
-    /// The used index up to which the driver was notified.
+    /// The used index up to which the driver was asked whether it wants to be notified.
     notified: u16,
 }
 
@@ -178,7 +186,6 @@ impl<'a, B: Bitmap + 'static, Q: LockedQueue> DeviceRing<'a, B, Q> {
             table: GuestAddress(vq.desc_table()),
             size: vq.size(),
             event_idx: vq.event_idx_enabled(),
-            batch_left: BATCH,
             next_avail: vq.next_avail(),
             next_used: vq.next_used(),
             notified: vq.next_used(),
@@ -206,8 +213,7 @@ impl<'a, B: Bitmap + 'static, Q: LockedQueue> DeviceRing<'a, B, Q> {
     }
 
     /// Gathers the next available chain and returns its head. Without one, what was given back is
-    /// published, the driver notified, and asked for a kick; a ring with impossible indices is
-    /// stopped.
+    /// published, and the driver asked for a kick; a ring with impossible indices is stopped.
     pub(crate) fn next_chain(&mut self, chain: &mut ChainBuffer) -> Option<u16> {
         if !self.has_found() && !self.find() {
             return None;
@@ -223,6 +229,8 @@ impl<'a, B: Bitmap + 'static, Q: LockedQueue> DeviceRing<'a, B, Q> {
         }
         self.next_avail = self.next_avail.wrapping_add(1);
         chain.gather(&mut self.regions, Chain::new(self.table, self.size, head));
+        let budget = &mut self.scratch.budget;
+        budget.take_chain(chain.descriptors(), chain.request().len());
         Some(head)
     }
 
@@ -231,14 +239,13 @@ impl<'a, B: Bitmap + 'static, Q: LockedQueue> DeviceRing<'a, B, Q> {
     ///
     /// # Errors
     ///
-    /// Why there is none: [`Stop::Drained`], or [`Stop::BatchFull`] after [`BATCH`] chains.
+    /// Why there is none: [`Stop::Drained`], or [`Stop::BatchFull`] when the batch is spent.
     pub(crate) fn next_with_room(
         &mut self,
         chain: &mut ChainBuffer,
         needed: usize,
     ) -> Result<u16, Stop> {
-        while self.batch_left != 0 {
-            self.batch_left -= 1;
+        while !self.batch_is_spent() {
             let head = self.next_chain(chain).ok_or(Stop::Drained)?;
             if chain.has_room(self.queue, needed) {
                 return Ok(head);
@@ -246,6 +253,11 @@ impl<'a, B: Bitmap + 'static, Q: LockedQueue> DeviceRing<'a, B, Q> {
             self.give_back(head, 0);
         }
         Err(Stop::BatchFull)
+    }
+
+    /// Whether others are due before the next chain.
+    pub(crate) fn batch_is_spent(&self) -> bool {
+        self.scratch.budget.is_spent()
     }
 
     /// Reads available chains. Where there are none, what `when_idle` says happens.
@@ -258,7 +270,7 @@ impl<'a, B: Bitmap + 'static, Q: LockedQueue> DeviceRing<'a, B, Q> {
                 Some(true) => return true,
                 Some(false) => {}
             }
-            self.notify();
+            self.ask_whether_to_notify();
             if self.when_idle == WhenIdle::KeepPolling || !self.ask_for_kick() {
                 return false;
             }
@@ -329,6 +341,7 @@ impl<'a, B: Bitmap + 'static, Q: LockedQueue> DeviceRing<'a, B, Q> {
 
     /// Writes an answer without giving the chain back; returns how much of it counts.
     pub(crate) fn write(&mut self, segments: &[Segment], bytes: &[u8]) -> u32 {
+        self.scratch.budget.take_bytes(bytes.len());
         scatter(&mut self.regions, segments, bytes)
     }
 
@@ -371,8 +384,8 @@ impl<'a, B: Bitmap + 'static, Q: LockedQueue> DeviceRing<'a, B, Q> {
         true
     }
 
-    /// Notifies the driver of what was published, where it wants that.
-    fn notify(&mut self) {
+    /// Notes whether the driver wants to be notified of what was published.
+    fn ask_whether_to_notify(&mut self) {
         let Some(areas) = &self.areas else {
             return;
         };
@@ -390,10 +403,7 @@ impl<'a, B: Bitmap + 'static, Q: LockedQueue> DeviceRing<'a, B, Q> {
         } else {
             areas.avail_flags.load(Ordering::Relaxed) & NO_INTERRUPT == 0
         };
-        if wanted && let Err(error) = self.state.notify() {
-            // A full pipe: the driver has notifications enough to read.
-            log::debug!("Queue {}: the call descriptor is full: {error}", self.queue);
-        }
+        self.scratch.to_notify |= u32::from(wanted) << self.queue;
     }
 
     /// Stops a ring whose driver breaks the rules.
@@ -407,7 +417,7 @@ impl<'a, B: Bitmap + 'static, Q: LockedQueue> DeviceRing<'a, B, Q> {
 impl<B: Bitmap + 'static, Q: LockedQueue> Drop for DeviceRing<'_, B, Q> {
     fn drop(&mut self) {
         self.publish();
-        self.notify();
+        self.ask_whether_to_notify();
         let queue = self.state.queue_mut();
         queue.set_next_avail(self.next_avail);
         queue.set_next_used(self.next_used);

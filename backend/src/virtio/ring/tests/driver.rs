@@ -164,8 +164,24 @@ impl<B: Bitmap + 'static> Device<B> {
         action: impl FnOnce(&mut ServedRing<'_, B>, &mut ChainBuffer) -> T,
     ) -> Option<T> {
         let mem = self.memory.memory();
+        self.scratch.begin_batch();
         let mut ring = self.vring.usable(1, &mem, &mut self.scratch)?;
-        Some(action(&mut ring, &mut self.chain))
+        let result = action(&mut ring, &mut self.chain);
+        drop(ring);
+        self.notify();
+        Some(result)
+    }
+
+    /// Notifies the driver where it wants that, as a session does when nothing is locked.
+    pub(super) fn notify(&mut self) {
+        match self.scratch.take_notifications() {
+            0 => {}
+            queues => {
+                assert_eq!(queues, 1 << 1);
+                self.vring.notification_is_due();
+                self.vring.notify().unwrap();
+            }
+        }
     }
 
     /// Takes all that is there, gives it back, each with its place in the order as length, and

@@ -3,13 +3,14 @@ mod notifications;
 mod properties;
 mod races;
 
-use driver::{AVAIL, END, TABLE, USED, pair};
+use driver::{AVAIL, BUFFERS, END, TABLE, USED, descriptor, pair};
 use vhost_user_backend::VringT;
 use vm_memory::GuestAddressSpace;
 
 use super::*;
 use crate::vhost_user::Vring;
 use crate::virtio::Memory;
+use crate::virtio::chain::{INDIRECT, NEXT};
 use crate::virtio::tests::write_recorder::{WriteRecorder, writes};
 
 const BOTH: [bool; 2] = [false, true];
@@ -269,6 +270,7 @@ fn a_ring_that_is_being_stopped_takes_back_what_was_taken_of_it() {
         let mut ring = stopping.unwrap();
         ring.give_back(2, 8);
         drop(ring);
+        device.notify();
         assert_eq!(driver.used(), [(2, 8)]);
         assert_eq!((device.indices(), driver.calls()), ((0, 0), 1));
     }
@@ -319,6 +321,7 @@ fn a_ring_that_is_not_in_the_memory_is_stopped() {
         assert!(!ring.publish());
         ring.leave();
         drop(ring);
+        device.notify();
         assert_eq!((device.indices(), driver.calls()), ((7, 7), 0));
     }
 }
@@ -374,4 +377,79 @@ fn chains_without_room_are_given_back_unchanged_and_count_towards_the_batch() {
     let stop = device.serve(|ring, chain| ring.next_with_room(chain, 1));
     assert_eq!(stop, Some(Err(Stop::Drained)));
     assert_eq!(driver.used().len(), 400 - BATCH);
+}
+
+/// Takes chains that have room until there is a reason to stop; returns how many there were, and
+/// the reason.
+fn take_all(device: &mut driver::Device<()>) -> (usize, Stop) {
+    let taken = device.serve(|ring, chain| {
+        let mut taken = 0;
+        loop {
+            match ring.next_with_room(chain, 0) {
+                Ok(head) => ring.give_back(head, 0),
+                Err(stop) => return (taken, stop),
+            }
+            taken += 1;
+        }
+    });
+    taken.unwrap()
+}
+
+#[test]
+fn a_batch_ends_after_so_many_descriptors_those_without_bytes_included() {
+    // Each chain is an indirect table of so many descriptors, all of which are the first one.
+    for table in [64, 1000, 16_384, 65_535] {
+        let (mut driver, mut device) = pair::<()>(512, true, 0);
+        let first = descriptor(BUFFERS, 0, NEXT, 0);
+        driver.shared.write(BUFFERS, &first);
+        for index in 0..512 {
+            let indirect = descriptor(BUFFERS, 16 * table, INDIRECT, 0);
+            driver.shared.describe(index, indirect);
+        }
+        driver.offer(&heads(512, 512));
+        let chains = budget::DESCRIPTORS.div_ceil(table).min(budget::CHAINS);
+        assert_eq!(take_all(&mut device), (chains, Stop::BatchFull), "{table}");
+        assert_eq!(take_all(&mut device), (chains, Stop::BatchFull), "{table}");
+    }
+}
+
+#[test]
+fn a_batch_ends_after_so_many_bytes_of_requests_and_answers() {
+    const LONGEST: usize = vhost_user_timer_protocol::MAX_MESSAGE;
+    let (mut driver, mut device) = pair::<()>(512, true, 0);
+    driver.offer(&heads(512, 512));
+    for index in 0..512 {
+        driver
+            .shared
+            .describe(index, descriptor(BUFFERS, LONGEST, 0, 0));
+    }
+    assert_eq!(
+        take_all(&mut device),
+        (budget::BYTES / LONGEST, Stop::BatchFull)
+    );
+    // Answers count as well.
+    let answer = vec![0; LONGEST];
+    let answered = device.serve(|ring, chain| {
+        let mut answered = 0;
+        while let Ok(head) = ring.next_with_room(chain, 0) {
+            ring.write(&[], &answer);
+            ring.give_back(head, 0);
+            answered += 1;
+        }
+        answered
+    });
+    assert_eq!(answered, Some(budget::BYTES / (2 * LONGEST)));
+}
+
+#[test]
+fn a_batch_goes_on_from_one_ring_to_the_next() {
+    let (mut driver, mut device) = pair::<()>(512, true, 0);
+    driver.offer(&heads(512, 512));
+    let mem = driver.shared.memory.memory();
+    device.scratch.begin_batch();
+    for taken in [100, 100, budget::CHAINS - 200, 0] {
+        let mut ring = device.vring.usable(1, &mem, &mut device.scratch).unwrap();
+        let chains = (0..100).map_while(|_| ring.next_with_room(&mut device.chain, 0).ok());
+        assert_eq!(chains.count(), taken);
+    }
 }

@@ -108,6 +108,7 @@ struct World {
     untold: Vec<u16>,
     used_event: u16,
     flags: u16,
+    /// How often the driver is called once the ring was served.
     calls: u64,
     idle: WhenIdle,
     /// The driver has been asked to kick, and has made nothing available since.
@@ -227,26 +228,29 @@ impl World {
 
     /// The device MUST tell where the index at which it put an entry was used_event, or where flags
     /// is not 1 (virtio 1.2 §2.7.7.2).
-    fn tell(&mut self) {
+    #[must_use]
+    fn tell(&mut self) -> bool {
         let must = match self.event_idx {
             true => self.untold.contains(&self.used_event),
             false => !self.untold.is_empty() && self.flags & 1 == 0,
         };
-        self.calls += u64::from(must);
         self.untold.clear();
+        must
     }
 
     fn take(&mut self, ring: &mut ServedRing<'_, ()>, chain: &mut ChainBuffer) -> bool {
         assert_eq!(ring.has_found(), self.found != 0);
+        let mut tells = false;
         if self.found == 0 {
             self.publish();
             self.found = self.offered.len().min(BATCH);
             if self.found == 0 {
-                self.tell();
+                tells = self.tell();
                 self.asked = self.idle == WhenIdle::AskForKick;
             }
         }
         let head = ring.next_chain(chain);
+        assert_eq!(ring.scratch.take_notifications() != 0, tells);
         if self.found == 0 {
             assert_eq!(head, None);
             return false;
@@ -279,7 +283,7 @@ impl World {
 
     /// The driver takes its answers, and finds in them what the device wrote and nothing else.
     fn check(&mut self) {
-        assert_eq!(self.driver.calls(), std::mem::take(&mut self.calls));
+        assert_eq!(self.driver.calls(), self.calls);
         let used = self.driver.used();
         let published = std::mem::take(&mut self.published);
         assert_eq!(used.len(), published.len());
@@ -336,7 +340,7 @@ impl World {
                 assert_eq!(self.driver.shared.used_idx(), self.used_idx);
             }
             self.publish();
-            self.tell();
+            self.calls = self.tell().into();
             let left = self.offered.len() as u16;
             (self.driver.next_avail.wrapping_sub(left), self.used_idx)
         });
