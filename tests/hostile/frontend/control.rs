@@ -25,7 +25,7 @@ fn thousands_of_malformed_messages_do_no_harm() {
             let _ = control.message(GET_FEATURES, false, &[], &[]);
             let all = u64::MAX.to_le_bytes();
             let _ = control.message(SET_PROTOCOL_FEATURES, false, &all, &[]);
-            let features = VIRTIO_FEATURES.to_le_bytes();
+            let features = TIMER_FEATURES.to_le_bytes();
             let _ = control.message(SET_FEATURES, false, &features, &[]);
         }
         for _ in 0..random.usize(1..12) {

@@ -35,11 +35,16 @@ fn queues_that_there_are_not_do_no_harm() {
     let victim = Victim::launch();
     let fd = blocking_eventfd(0);
     for index in [3, 16, 17, 63, 64, 255, 256, u32::MAX] {
-        for code in [SET_VRING_NUM, SET_VRING_BASE, 11, SET_VRING_ENABLE] {
+        for code in [
+            SET_VRING_NUM,
+            SET_VRING_BASE,
+            GET_VRING_BASE,
+            SET_VRING_ENABLE,
+        ] {
             let mut control = victim.negotiated();
             let _ = control.ask(code, &[pair(index, 1)], &[]);
         }
-        for code in [SET_VRING_KICK, SET_VRING_CALL, 14] {
+        for code in [SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR] {
             let mut control = victim.negotiated();
             let _ = control.ask(code, &[index.into()], &[fd.as_fd()]);
         }

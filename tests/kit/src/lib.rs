@@ -11,6 +11,7 @@
 //! - [`rounds`]: what the VMM reports of its restores on a real KVM;
 //! - [`race`]: vCPU threads that all restore at once;
 //! - [`watch`]: the count as a guest reads it, and whether it decreased;
+//! - [`victim`]: a backend under attack, and what must be true of it afterwards;
 //! - `shadow`: what a VM must be like, judging by the answers that its frontend got.
 
 pub mod backend_process;
@@ -25,6 +26,7 @@ pub mod raw_driver;
 pub mod rounds;
 #[doc(hidden)]
 pub mod shadow;
+pub mod victim;
 pub mod watch;
 
 pub use vhost_user_timer_reference as reference;

@@ -2,11 +2,15 @@
 
 use std::io::{self, IoSlice, Read};
 use std::mem::MaybeUninit;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+use super::memory::{Memory, REGION_GPA, REGION_SIZE, REGION_VA};
+use super::message;
+use super::ring::{Ring, fd_of};
 
 /// Header flags: version 1, and the sender wants an acknowledgement.
 const VERSION: u32 = 1;
@@ -62,23 +66,18 @@ impl Control {
     ///
     /// If any of it is refused.
     pub fn negotiated(stream: UnixStream, features: u64) -> Self {
-        const GET_FEATURES: u32 = 1;
-        const SET_FEATURES: u32 = 2;
-        const SET_OWNER: u32 = 3;
-        const GET_PROTOCOL_FEATURES: u32 = 15;
-        const SET_PROTOCOL_FEATURES: u32 = 16;
         let mut control = Self::over(stream);
         let say = |control: &Self, code, body: &[u8]| {
             let sent = control.message(code, false, body, &[]);
             sent.expect("the backend listens");
         };
-        say(&control, SET_OWNER, &[]);
-        say(&control, GET_FEATURES, &[]);
+        say(&control, message::SET_OWNER, &[]);
+        say(&control, message::GET_FEATURES, &[]);
         control.reply().expect("the features");
-        say(&control, GET_PROTOCOL_FEATURES, &[]);
+        say(&control, message::GET_PROTOCOL_FEATURES, &[]);
         let (_, offered) = control.reply().expect("the protocol features");
-        say(&control, SET_PROTOCOL_FEATURES, &offered);
-        let taken = control.ask(SET_FEATURES, &[features], &[]);
+        say(&control, message::SET_PROTOCOL_FEATURES, &offered);
+        let taken = control.ask(message::SET_FEATURES, &[features], &[]);
         assert_eq!(taken.expect("an answer"), 0, "SET_FEATURES");
         control
     }
@@ -142,6 +141,106 @@ impl Control {
             word[..len].copy_from_slice(&body[..len]);
             u64::from_le_bytes(word)
         })
+    }
+
+    /// [`ask`](Self::ask), for what must be granted.
+    ///
+    /// # Errors
+    ///
+    /// If the peer is gone.
+    ///
+    /// # Panics
+    ///
+    /// If it is refused.
+    pub fn granted(&mut self, code: u32, words: &[u64], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let answer = self.ask(code, words, fds)?;
+        assert_eq!(answer, 0, "message {code} is refused");
+        Ok(())
+    }
+
+    /// Shares a region of memory that is this file from its start: SET_MEM_TABLE.
+    ///
+    /// # Errors
+    ///
+    /// If the peer is gone.
+    pub fn share(&mut self, file: BorrowedFd<'_>) -> io::Result<u64> {
+        let table = [1, REGION_GPA, REGION_SIZE, REGION_VA, 0];
+        self.ask(message::SET_MEM_TABLE, &table, &[file])
+    }
+
+    /// Adds a region at this guest-physical address to the memory: ADD_MEM_REG.
+    ///
+    /// # Errors
+    ///
+    /// If the peer is gone.
+    pub fn add_region(&mut self, at: u64, len: u64, file: BorrowedFd<'_>) -> io::Result<u64> {
+        let region = [0, at, len, at - REGION_GPA + REGION_VA, 0];
+        self.ask(message::ADD_MEM_REG, &region, &[file])
+    }
+
+    /// Starts a ring with these descriptors for kick and call, from index 0.
+    ///
+    /// # Errors
+    ///
+    /// If the peer is gone, or the backend refuses one of the messages: which.
+    pub fn start_with(
+        &mut self,
+        queue: u32,
+        ring: &Ring,
+        kick: BorrowedFd<'_>,
+        call: BorrowedFd<'_>,
+    ) -> io::Result<()> {
+        let (index, config) = (u64::from(queue), ring.config());
+        let (table, used) = (config.desc_table_addr, config.used_ring_addr);
+        let addresses = [index, table, used, config.avail_ring_addr, 0];
+        let steps: [(u32, &[u64], &[BorrowedFd<'_>]); 6] = [
+            (
+                message::SET_VRING_NUM,
+                &[pair(queue, ring.size().into())],
+                &[],
+            ),
+            (message::SET_VRING_ADDR, &addresses, &[]),
+            (message::SET_VRING_BASE, &[pair(queue, 0)], &[]),
+            (message::SET_VRING_CALL, &[index], &[call]),
+            (message::SET_VRING_KICK, &[index], &[kick]),
+            (message::SET_VRING_ENABLE, &[pair(queue, 1)], &[]),
+        ];
+        for (code, words, fds) in steps {
+            if self.ask(code, words, fds)? != 0 {
+                let text = format!("message {code} is refused");
+                return Err(io::Error::other(text));
+            }
+        }
+        Ok(())
+    }
+
+    /// [`start_with`](Self::start_with), with the ring's own descriptors.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`start_with`](Self::start_with).
+    pub fn start(&mut self, queue: u32, ring: &Ring) -> io::Result<()> {
+        self.start_with(queue, ring, fd_of(ring.kick_fd()), fd_of(ring.call()))
+    }
+
+    /// A whole connection that serves one queue: features, memory, and a started ring.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`start_with`](Self::start_with), or if the memory is refused.
+    pub fn serving(
+        stream: UnixStream,
+        features: u64,
+        memory: &Memory,
+        queue: u16,
+        ring: &Ring,
+    ) -> io::Result<Self> {
+        let mut control = Self::negotiated(stream, features);
+        if control.share(memory.file().as_fd())? != 0 {
+            return Err(io::Error::other("the memory is refused"));
+        }
+        control.start(queue.into(), ring)?;
+        Ok(control)
     }
 
     /// The next message from the backend: code and body.

@@ -6,14 +6,17 @@
 //! [`Rig`] kills a backend that leaves its test hanging.
 
 mod dirty;
+mod files;
 mod hostile;
 mod layout;
 mod memory;
+pub mod message;
 mod rig;
 mod ring;
 mod state;
 
 pub use dirty::{DirtyLog, pages};
+pub use files::{blocking_eventfd, fill, full_eventfd, huge_memfd, make_blocking, memfd};
 pub use hostile::{Control, header, pair, readable};
 pub use layout::{Cut, Layout};
 pub use memory::{Memory, REGION_GPA, REGION_SIZE, REGION_VA};

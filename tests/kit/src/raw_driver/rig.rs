@@ -86,10 +86,15 @@ impl Rig {
 
     /// Watches over a backend that was started by other means.
     pub fn watch(backend: BackendProcess) -> Self {
+        Self::watch_within(backend, LIMIT)
+    }
+
+    /// [`watch`](Self::watch), for a test that takes up to `limit`.
+    pub fn watch_within(backend: BackendProcess, limit: Duration) -> Self {
         let (sender, receiver) = channel();
         let pid = backend.pid();
         std::thread::spawn(move || {
-            if receiver.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout)
+            if receiver.recv_timeout(limit) == Err(RecvTimeoutError::Timeout)
                 && let Some(pid) = Pid::from_raw(pid as i32)
             {
                 eprintln!("the test hangs: killing its backend");
@@ -249,6 +254,8 @@ pub struct Usage {
     pub threads: usize,
     /// Its own resident memory, KiB, without the memory that frontends share.
     pub anonymous_kib: u64,
+    /// Resident memory that it shares, KiB: what frontends gave it, and mappings of /dev/zero.
+    pub shared_kib: u64,
     /// Processor time so far, user and system, in clock ticks of 10 ms.
     pub cpu_ticks: u64,
 }
@@ -263,11 +270,10 @@ impl Usage {
         let proc = PathBuf::from(format!("/proc/{pid}"));
         let count = |name: &str| fs::read_dir(proc.join(name)).map(Iterator::count);
         let status = fs::read_to_string(proc.join("status"))?;
-        let anonymous_kib = status
-            .lines()
-            .find_map(|line| line.strip_prefix("RssAnon:"))
-            .and_then(|value| value.split_whitespace().next()?.parse().ok())
-            .unwrap_or(0);
+        let kib = |name: &str| {
+            let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+            value.split_whitespace().next()?.parse().ok()
+        };
         let stat = fs::read_to_string(proc.join("stat"))?;
         // Fields 14 and 15. Field 2, in parentheses, may contain anything.
         let cpu_ticks = stat
@@ -282,7 +288,8 @@ impl Usage {
         Ok(Usage {
             fds: count("fd")?,
             threads: count("task")?,
-            anonymous_kib,
+            anonymous_kib: kib("RssAnon:").unwrap_or(0),
+            shared_kib: kib("RssShmem:").unwrap_or(0),
             cpu_ticks,
         })
     }

@@ -224,6 +224,17 @@ impl Ring {
         self.set_avail_index(memory, self.next_avail.wrapping_add(1));
     }
 
+    /// Makes a chain available that is one indirect table, unchecked: of any length, with any
+    /// flags, in a loop. Its head is 0, and what the device gives back is not to be taken.
+    pub fn offer_table(&mut self, memory: &mut Memory, table: &[Descriptor]) {
+        let bytes: Vec<u8> = table.iter().flat_map(|one| one.to_bytes()).collect();
+        let at = memory.allocate(bytes.len());
+        memory.write(at, &bytes);
+        let whole = descriptor(at, bytes.len() as u32, INDIRECT, 0);
+        self.set_descriptor(memory, 0, whole);
+        self.make_available(memory, 0);
+    }
+
     /// Sets the available index, unchecked.
     pub fn set_avail_index(&mut self, memory: &Memory, index: u16) {
         self.next_avail = index;

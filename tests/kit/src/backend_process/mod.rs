@@ -4,13 +4,17 @@
 //! and listening already, with `--fd`. So there is nothing to wait for; a frontend can connect
 //! at once, and finds the connection closed if the backend did not come up.
 
+mod launch;
+
+pub use launch::Launch;
+
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -92,6 +96,8 @@ pub struct BackendProcess {
     devices: Devices,
     socket_path: PathBuf,
     log_path: PathBuf,
+    /// A stderr that nobody reads.
+    unread: Option<BufReader<ChildStderr>>,
     directory: TempDir,
 }
 
@@ -124,7 +130,15 @@ impl BackendProcess {
     pub fn launch_command<A: AsRef<OsStr>>(command: Command, extra_args: &[A]) -> io::Result<Self> {
         let directory = private_directory()?;
         let socket = UnixListener::bind(directory.path().join(TIMER_SOCKET))?;
-        Self::launch_on(command, Some(socket.into()), None, directory, extra_args)
+        let log = File::create(directory.path().join("log"))?.into();
+        Self::launch_on(
+            command,
+            Some(socket.into()),
+            None,
+            log,
+            directory,
+            extra_args,
+        )
     }
 
     /// Starts the backend with one connected socket. Returns the other end; the backend ends when
@@ -137,7 +151,9 @@ impl BackendProcess {
         let (ours, theirs) = UnixStream::pair()?;
         let directory = private_directory()?;
         let command = Command::new(find_program()?);
-        let backend = Self::launch_on(command, Some(theirs.into()), None, directory, extra_args)?;
+        let log = File::create(directory.path().join("log"))?.into();
+        let theirs = Some(theirs.into());
+        let backend = Self::launch_on(command, theirs, None, log, directory, extra_args)?;
         Ok((backend, ours))
     }
 
@@ -152,7 +168,9 @@ impl BackendProcess {
         extra_args: &[A],
     ) -> io::Result<Self> {
         let command = Command::new(find_program()?);
-        Self::launch_on(command, timer, clock, private_directory()?, extra_args)
+        let directory = private_directory()?;
+        let log = File::create(directory.path().join("log"))?.into();
+        Self::launch_on(command, timer, clock, log, directory, extra_args)
     }
 
     /// Starts the backend so that it binds its socket itself (`--socket-path`), and waits until its
@@ -176,7 +194,7 @@ impl BackendProcess {
         devices: Devices,
         extra_args: &[A],
     ) -> io::Result<Self> {
-        Self::launch_binding_in(program, private_directory()?, devices, extra_args)
+        Launch::new(program, devices).args(extra_args).start()
     }
 
     /// Starts this program so that it binds its socket itself and keeps its VM in a state file,
@@ -202,9 +220,8 @@ impl BackendProcess {
         devices: Devices,
         extra_args: &[A],
     ) -> io::Result<Self> {
-        let directory = private_directory()?;
-        let args = with_state_file(directory.path(), extra_args);
-        Self::launch_binding_in(program, directory, devices, &args)
+        let launch = Launch::new(program, devices).args(extra_args);
+        launch.with_state().start()
     }
 
     /// Starts another backend at the same socket paths and on the same state file, in the place of
@@ -219,29 +236,14 @@ impl BackendProcess {
         extra_args: &[A],
     ) -> io::Result<()> {
         let args = with_state_file(self.directory(), extra_args);
-        self.child = spawn_binding(program, self.directory(), self.devices, &args)?;
-        self.until_ready()
+        let command = Command::new(program);
+        self.child = spawn_binding(command, self.directory(), self.devices, &args)?;
+        self.until_ready(false)
     }
 
-    fn launch_binding_in<A: AsRef<OsStr>>(
-        program: &Path,
-        directory: TempDir,
-        devices: Devices,
-        extra_args: &[A],
-    ) -> io::Result<Self> {
-        let mut backend = BackendProcess {
-            child: spawn_binding(program, directory.path(), devices, extra_args)?,
-            devices,
-            socket_path: directory.path().join(TIMER_SOCKET),
-            log_path: directory.path().join("log"),
-            directory,
-        };
-        backend.until_ready()?;
-        Ok(backend)
-    }
-
-    /// Reads the log until each device is ready, and has the rest of it written to the log file.
-    fn until_ready(&mut self) -> io::Result<()> {
+    /// Reads the log until each device is ready, and has the rest of it written to the log file,
+    /// or leaves it unread.
+    fn until_ready(&mut self, unread: bool) -> io::Result<()> {
         let stderr = self.child.stderr.take();
         let mut lines = BufReader::new(stderr.ok_or(io::ErrorKind::BrokenPipe)?);
         let mut options = File::options();
@@ -258,6 +260,10 @@ impl BackendProcess {
             io::Write::write_all(&mut log, &said.as_bytes()[start..])?;
             ready += usize::from(said[start..].contains("Ready for a frontend"));
         }
+        if unread {
+            self.unread = Some(lines);
+            return Ok(());
+        }
         std::thread::Builder::new()
             .name("backend log".to_owned())
             .spawn(move || io::copy(&mut lines, &mut log))?;
@@ -268,11 +274,10 @@ impl BackendProcess {
         mut command: Command,
         timer: Option<OwnedFd>,
         clock: Option<OwnedFd>,
+        stderr: Stdio,
         directory: TempDir,
         extra_args: &[A],
     ) -> io::Result<Self> {
-        let log_path = directory.path().join("log");
-        let log = File::create(&log_path)?;
         let devices = match (&timer, &clock) {
             (_, None) => Devices::Timer,
             (None, Some(_)) => Devices::Clock,
@@ -293,7 +298,7 @@ impl BackendProcess {
             .args(extra_args)
             .stdin(stdin)
             .stdout(stdout)
-            .stderr(log)
+            .stderr(stderr)
             .spawn()
             .map_err(|error| {
                 let program = command.get_program().display();
@@ -304,7 +309,8 @@ impl BackendProcess {
             child,
             devices,
             socket_path: directory.path().join(TIMER_SOCKET),
-            log_path,
+            log_path: directory.path().join("log"),
+            unread: None,
             directory,
         })
     }
@@ -421,12 +427,11 @@ impl Drop for BackendProcess {
 }
 
 fn spawn_binding<A: AsRef<OsStr>>(
-    program: &Path,
+    mut command: Command,
     directory: &Path,
     devices: Devices,
     extra_args: &[A],
 ) -> io::Result<Child> {
-    let mut command = Command::new(program);
     for (option, name) in devices.sockets() {
         command.arg(option).arg(directory.join(name));
     }
@@ -436,7 +441,8 @@ fn spawn_binding<A: AsRef<OsStr>>(
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let child = command.stderr(Stdio::piped()).spawn();
     child.map_err(|error| {
-        let text = format!("Cannot start {}: {error}", program.display());
+        let program = command.get_program().display();
+        let text = format!("Cannot start {program}: {error}");
         io::Error::new(error.kind(), text)
     })
 }

@@ -1,0 +1,55 @@
+//! Codes of the messages that a frontend sends, typed from QEMU's docs/interop/vhost-user.rst.
+
+/// VHOST_USER_GET_FEATURES.
+pub const GET_FEATURES: u32 = 1;
+/// VHOST_USER_SET_FEATURES.
+pub const SET_FEATURES: u32 = 2;
+/// VHOST_USER_SET_OWNER.
+pub const SET_OWNER: u32 = 3;
+/// VHOST_USER_SET_MEM_TABLE.
+pub const SET_MEM_TABLE: u32 = 5;
+/// VHOST_USER_SET_LOG_BASE.
+pub const SET_LOG_BASE: u32 = 6;
+/// VHOST_USER_SET_LOG_FD.
+pub const SET_LOG_FD: u32 = 7;
+/// VHOST_USER_SET_VRING_NUM.
+pub const SET_VRING_NUM: u32 = 8;
+/// VHOST_USER_SET_VRING_ADDR.
+pub const SET_VRING_ADDR: u32 = 9;
+/// VHOST_USER_SET_VRING_BASE.
+pub const SET_VRING_BASE: u32 = 10;
+/// VHOST_USER_GET_VRING_BASE.
+pub const GET_VRING_BASE: u32 = 11;
+/// VHOST_USER_SET_VRING_KICK.
+pub const SET_VRING_KICK: u32 = 12;
+/// VHOST_USER_SET_VRING_CALL.
+pub const SET_VRING_CALL: u32 = 13;
+/// VHOST_USER_SET_VRING_ERR.
+pub const SET_VRING_ERR: u32 = 14;
+/// VHOST_USER_GET_PROTOCOL_FEATURES.
+pub const GET_PROTOCOL_FEATURES: u32 = 15;
+/// VHOST_USER_SET_PROTOCOL_FEATURES.
+pub const SET_PROTOCOL_FEATURES: u32 = 16;
+/// VHOST_USER_GET_QUEUE_NUM.
+pub const GET_QUEUE_NUM: u32 = 17;
+/// VHOST_USER_SET_VRING_ENABLE.
+pub const SET_VRING_ENABLE: u32 = 18;
+/// VHOST_USER_GET_CONFIG.
+pub const GET_CONFIG: u32 = 24;
+/// VHOST_USER_SET_CONFIG.
+pub const SET_CONFIG: u32 = 25;
+/// VHOST_USER_RESET_DEVICE.
+pub const RESET_DEVICE: u32 = 34;
+/// VHOST_USER_GET_MAX_MEM_SLOTS.
+pub const GET_MAX_MEM_SLOTS: u32 = 36;
+/// VHOST_USER_ADD_MEM_REG.
+pub const ADD_MEM_REG: u32 = 37;
+/// VHOST_USER_REM_MEM_REG.
+pub const REM_MEM_REG: u32 = 38;
+/// VHOST_USER_SET_DEVICE_STATE_FD.
+pub const SET_DEVICE_STATE_FD: u32 = 42;
+/// VHOST_USER_CHECK_DEVICE_STATE.
+pub const CHECK_DEVICE_STATE: u32 = 43;
+
+/// In the payload of SET_VRING_KICK, SET_VRING_CALL and SET_VRING_ERR: no descriptor comes along.
+pub const NO_FD: u64 = 1 << 8;
