@@ -10,7 +10,7 @@ pub const VARIABLE: &str = "VUT_FAILPOINT";
 
 macro_rules! points {
     ($($(#[$doc:meta])* $point:ident = $name:literal,)*) => {
-        /// A step between taking a request and answering it, or in creating a state file.
+        /// A step between taking a request and answering it, or in making a state file.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Point {
             $($(#[$doc])* $point,)*
@@ -33,16 +33,26 @@ macro_rules! points {
 points! {
     /// An old file has been emptied.
     Emptied = "emptied",
-    /// The file has its length, and is all zeros.
+    /// The file has a header that says that the file is being made, and nothing else.
+    HeaderWritten = "header-written",
+    /// The file has its length, and zeros after the header.
     Sized = "sized",
-    /// The header is there but for its magic.
-    HeaderHalf = "header-half",
-    /// The header is there, and no VM.
+    /// The file is whole, and has no VM.
     Created = "created",
+    /// A file with too few slots has no byte after them.
+    Trimmed = "trimmed",
+    /// The file has its new length.
+    Extended = "extended",
+    /// The header has the new number of slots.
+    Grown = "grown",
+    /// The header of an earlier version has a part of what this version adds.
+    ConvertedHalf = "converted-half",
+    /// The header of an earlier version has all that this version adds.
+    ConversionReady = "conversion-ready",
+    /// The header has this version.
+    Converted = "converted",
     /// A change is about to be written.
     CommitBegun = "commit-begun",
-    /// The file has the version that the change needs.
-    VersionRaised = "version-raised",
     /// A slot is about to be written.
     SlotBegun = "slot-begun",
     /// A slot is marked as void, and still has the old record.

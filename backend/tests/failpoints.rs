@@ -15,6 +15,7 @@ use vhost_user_timer_frontend::{Error, Frontend, HostClock, Options};
 use vhost_user_timer_kit::backend_process::BackendProcess;
 use vhost_user_timer_kit::reference::{Ask, whole_vcpu};
 use vhost_user_timer_kit::shadow::{Asked, Shadow, outcome, submit};
+use vhost_user_timer_kit::state_file;
 use vhost_user_timer_kit::watch::{HOST_FREQUENCY, host_count};
 use vhost_user_timer_protocol::wire::{configure_flags, restore_flags};
 use vhost_user_timer_protocol::{Phase, Register};
@@ -23,9 +24,6 @@ use vhost_user_timer_protocol::{Phase, Register};
 const LIMIT: Duration = Duration::from_secs(30);
 
 const VCPUS: u32 = 3;
-
-/// Where the boot id begins in a state file.
-const BOOT_ID: usize = 24;
 
 /// A VM that outlives its backends.
 struct Life {
@@ -58,24 +56,31 @@ impl Life {
     /// Puts these bytes in the state file's place. (Truncating and rewriting the file
     /// could wait for the disk.)
     fn put(&self, bytes: &[u8]) {
-        std::fs::remove_file(self.state_file()).unwrap();
-        std::fs::write(self.state_file(), bytes).unwrap();
+        let _ = std::fs::remove_file(self.state_file());
+        state_file::write(&self.state_file(), bytes).unwrap();
     }
 
     /// The next backend, which is killed at this point.
     fn launch(&self, kill_at: Option<(Point, u32)>) -> BackendProcess {
+        self.launch_for(VCPUS, kill_at)
+    }
+
+    fn launch_for(&self, max_vcpus: u32, kill_at: Option<(Point, u32)>) -> BackendProcess {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-user-timer"));
         if let Some((point, time)) = kill_at {
             command.env(VARIABLE, format!("{}:{time}", point.name()));
         }
         let state_file = format!("--state-file={}", self.state_file().display());
-        let max_vcpus = format!("--max-vcpus={VCPUS}");
+        let max_vcpus = format!("--max-vcpus={max_vcpus}");
         let args = [state_file.as_str(), max_vcpus.as_str()];
         BackendProcess::launch_command(command, &args).expect("a backend")
     }
 
     fn serve(&self, kill_at: Option<(Point, u32)>) -> Stop {
-        let backend = self.launch(kill_at);
+        Self::connect(self.launch(kill_at))
+    }
+
+    fn connect(backend: BackendProcess) -> Stop {
         let options = Options::default().timeout(LIMIT);
         let connected = Frontend::connect(backend.socket_path(), options);
         Stop {
@@ -269,9 +274,17 @@ fn scenes() -> Vec<Scene> {
 /// Whether a change is whole at this point; `None` where the point is not on a request's way.
 fn whole_at(point: Point) -> Option<bool> {
     match point {
-        Point::Emptied | Point::Sized | Point::HeaderHalf | Point::Created => None,
+        Point::Emptied
+        | Point::HeaderWritten
+        | Point::Sized
+        | Point::Created
+        | Point::Trimmed
+        | Point::Extended
+        | Point::Grown
+        | Point::ConvertedHalf
+        | Point::ConversionReady
+        | Point::Converted => None,
         Point::CommitBegun
-        | Point::VersionRaised
         | Point::SlotBegun
         | Point::SlotVoid
         | Point::SlotHalf
@@ -284,10 +297,9 @@ fn whole_at(point: Point) -> Option<bool> {
     }
 }
 
-/// How often this point is reached. Only CONFIGURE_VM with a flag needs another version.
-fn times(point: Point, ask: &Ask, slots: u32) -> u32 {
+/// How often this point is reached.
+fn times(point: Point, slots: u32) -> u32 {
     match point {
-        Point::VersionRaised => u32::from(*ask == configure_confirming()),
         Point::SlotBegun
         | Point::SlotVoid
         | Point::SlotHalf
@@ -340,7 +352,7 @@ fn a_request_killed_at_any_step_is_done_wholly_or_not_at_all() {
             let Some(whole) = whole_at(point) else {
                 continue;
             };
-            for time in 1..=times(point, &ask, slots) {
+            for time in 1..=times(point, slots) {
                 let at = format!("{name}, {} for the {time}. time", point.name());
                 life.put(&file_before);
                 life.shadow = shadow_before.clone();
@@ -382,21 +394,28 @@ fn killed(life: &mut Life, ask: &Ask, kill_at: (Point, u32), whole: bool, at: &s
 
 #[test]
 fn a_backend_killed_while_it_makes_the_state_file_leaves_one_to_begin_with() {
-    let points = Point::ALL
-        .iter()
-        .filter(|point| whole_at(**point).is_none());
-    for &point in points {
-        // The file of a former boot, and none.
-        for former in [true, false] {
+    let mut other_boot = Life::new();
+    let mut served = other_boot.serve(None);
+    assert!(other_boot.ask(&served, configure()));
+    assert!(served.backend.terminate().success());
+    let file = std::fs::read(other_boot.state_file()).unwrap();
+    let former = [
+        None,
+        Some(vec![]),
+        Some(state_file::of_another_boot(&file)),
+        Some(vec![0; file.len()]),
+    ];
+    let points = [
+        Point::Emptied,
+        Point::HeaderWritten,
+        Point::Sized,
+        Point::Created,
+    ];
+    for former in &former {
+        for point in points {
             let mut life = Life::new();
-            if former {
-                let mut served = life.serve(None);
-                assert!(life.ask(&served, configure()));
-                assert!(served.backend.terminate().success());
-                let mut bytes = std::fs::read(life.state_file()).unwrap();
-                bytes[BOOT_ID] ^= 1;
-                life.put(&bytes);
-                life.shadow = new_shadow();
+            if let Some(bytes) = former {
+                life.put(bytes);
             }
             let status = life.launch(Some((point, 1))).wait(LIMIT);
             assert!(was_killed(status), "{point:?}: {status}");
@@ -405,6 +424,46 @@ fn a_backend_killed_while_it_makes_the_state_file_leaves_one_to_begin_with() {
             assert!(life.ask(&served, configure()));
             life.look(&served);
         }
+    }
+}
+
+#[test]
+fn a_backend_killed_while_it_takes_a_file_over_or_enlarges_it_leaves_the_same_vm() {
+    let mut life = Life::new();
+    let mut served = life.serve(None);
+    for ask in [configure(), set_regs(1), begin(), set_vm()] {
+        assert!(life.ask(&served, ask));
+    }
+    assert!(served.backend.terminate().success());
+    let newest = std::fs::read(life.state_file()).unwrap();
+    let older = state_file::as_of_version_2(&newest);
+    let converts = [
+        Point::Extended,
+        Point::ConvertedHalf,
+        Point::ConversionReady,
+        Point::Converted,
+    ];
+    let grows = [Point::Trimmed, Point::Extended, Point::Grown];
+    let converts = converts.map(|point| (&older, VCPUS, point));
+    let grows = grows.map(|point| (&newest, VCPUS + 5, point));
+    for (file, max_vcpus, point) in converts.into_iter().chain(grows) {
+        life.put(file);
+        let status = life.launch_for(max_vcpus, Some((point, 1))).wait(LIMIT);
+        assert!(was_killed(status), "{point:?}: {status}");
+        let shadow = life.shadow.clone();
+        // Again and again: the first may clear up what the killed one left. (GET_INFO answers
+        // --max-vcpus, so only the VM of a backend with the usual one is compared.)
+        for _ in 0..2 {
+            let mut served = life.serve(None);
+            life.look(&served);
+            assert!(served.backend.terminate().success(), "{point:?}");
+            let mut larger = Life::connect(life.launch_for(max_vcpus, None));
+            assert!(larger.backend.terminate().success(), "{point:?}");
+        }
+        let served = life.serve(None);
+        assert!(life.ask(&served, Ask::restore_done(1)));
+        life.look(&served);
+        life.shadow = shadow;
     }
 }
 

@@ -28,7 +28,7 @@ fn a_vm_of_another_boot_starts_over_with_a_warning() {
     let served = life.serve();
     served.configure(2);
     served.end(End::Killed);
-    life.patch(BOOT_ID);
+    life.edit(state_file::of_another_boot);
     let served = life.serve();
     assert_eq!(served.info().phase, Phase::New);
     let log = served.backend.log();
@@ -49,15 +49,19 @@ fn what_a_backend_cannot_go_on_with_is_refused_and_left_as_it_is() {
     assert!(log.contains("8 vCPUs, and this backend takes 7"), "{log}");
     let log = life.refused(&["--counter-source=boottime"]);
     assert!(log.contains("--counter-source"), "{log}");
+    let log = life.refused(&["--counter-frequency=62500000"]);
+    let text = "has a VM with a counter frequency of 1000000000 Hz, and this backend was started with \
+                --counter-frequency 62500000; restart with --counter-frequency 1000000000 or without";
+    assert!(log.contains(text), "{log}");
     assert_eq!(life.serve().info().vcpus, 8);
 
-    life.patch(VM_RECORD);
+    life.flip(VM_RECORD);
     let log = life.refused(&[]);
     assert!(log.contains("is damaged (the VM's record"), "{log}");
-    life.patch(VM_RECORD);
+    life.flip(VM_RECORD);
     assert_eq!(life.serve().info().vcpus, 8);
 
-    std::fs::write(life.file(), "my diary").unwrap();
+    life.edit(|_| b"my diary".to_vec());
     let log = life.refused(&[]);
     assert!(log.contains("is not a state file"), "{log}");
 }

@@ -18,6 +18,7 @@ use vhost_user_timer_frontend::{
     RestoreOptions, SavedVcpu, Timer, Vm,
 };
 use vhost_user_timer_kit::backend_process::BackendProcess;
+use vhost_user_timer_kit::state_file;
 use vhost_user_timer_kit::watch::{HOST_FREQUENCY, host_count};
 use vhost_user_timer_protocol::wire::ctl;
 use vhost_user_timer_protocol::{Abi, Phase, Register, Status};
@@ -25,9 +26,8 @@ use vhost_user_timer_protocol::{Abi, Phase, Register, Status};
 /// A wait that takes longer is a hang.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Where the boot id begins in a state file, and the VM's record in its second slot.
-const BOOT_ID: usize = 24;
-const VM_RECORD: usize = 128 + 256 + 16;
+/// Where the VM's record begins in the second slot of a state file.
+const VM_RECORD: usize = state_file::VM_SLOTS[1] + state_file::SLOT_HEAD;
 
 /// A VM that outlives its backends.
 struct Life {
@@ -90,10 +90,17 @@ impl Life {
         backend.log()
     }
 
-    fn patch(&self, at: usize) {
-        let mut bytes = std::fs::read(self.file()).unwrap();
-        bytes[at] ^= 1;
-        std::fs::write(self.file(), bytes).unwrap();
+    fn flip(&self, at: usize) {
+        self.edit(|bytes| {
+            let mut bytes = bytes.to_vec();
+            bytes[at] ^= 1;
+            bytes
+        });
+    }
+
+    fn edit(&self, edit: impl FnOnce(&[u8]) -> Vec<u8>) {
+        let bytes = std::fs::read(self.file()).unwrap();
+        state_file::write(&self.file(), &edit(&bytes)).unwrap();
     }
 }
 

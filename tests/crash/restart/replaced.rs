@@ -20,18 +20,10 @@ const RESTORING: &[u8] = include_bytes!("../../../backend/tests/data/state-file/
 const CNTVOFF: u64 = 0xfffc_0af6_4495_f680;
 const CNTPOFF: u64 = CNTVOFF - 7;
 
-/// The file as one of this boot.
-fn of_this_boot(file: &[u8]) -> Vec<u8> {
-    let boot_id = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap();
-    let mut bytes = file.to_vec();
-    bytes[BOOT_ID..BOOT_ID + 36].copy_from_slice(&boot_id[..36]);
-    bytes
-}
-
 /// A life whose earlier backend left this file.
 fn left_by_version_2(file: &[u8]) -> Life {
     let life = Life::new();
-    std::fs::write(life.file(), of_this_boot(file)).unwrap();
+    state_file::write(&life.file(), &state_file::of_this_boot(file)).unwrap();
     life
 }
 
@@ -108,7 +100,8 @@ fn vcpus_that_wait_for_the_gate_meanwhile_pass_it_together_under_the_new_program
     }
     backend.kill();
     // From here on the file is what the earlier program would have left.
-    std::fs::write(backend.directory().join("state"), of_this_boot(RESTORING)).unwrap();
+    let file = backend.directory().join("state");
+    state_file::write(&file, &state_file::of_this_boot(RESTORING)).unwrap();
     backend.relaunch_with_state::<&str>(&program, &[]).unwrap();
     let others = [1, 2].map(|vcpu| {
         let mut vcpu = restore.vcpu(vcpu).unwrap();

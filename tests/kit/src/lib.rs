@@ -10,6 +10,7 @@
 //! - [`qemu`]: a real guest, under QEMU;
 //! - [`rounds`]: what the VMM reports of its restores on a real KVM;
 //! - [`race`]: vCPU threads that all restore at once;
+//! - [`state_file`]: state files as a test edits them;
 //! - [`watch`]: the count as a guest reads it, and whether it decreased;
 //! - [`victim`]: a backend under attack, and what must be true of it afterwards;
 //! - `shadow`: what a VM must be like, judging by the answers that its frontend got.
@@ -26,6 +27,7 @@ pub mod raw_driver;
 pub mod rounds;
 #[doc(hidden)]
 pub mod shadow;
+pub mod state_file;
 pub mod victim;
 pub mod watch;
 

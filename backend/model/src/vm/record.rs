@@ -46,11 +46,11 @@ mod flag {
     pub(super) const ANCHORED: u8 = 1 << 2;
     pub(super) const CONFIRM: u8 = 1 << 3;
     pub(super) const ONE_OFFSET: u8 = 1 << 4;
-    pub(super) const ALL_OF_LAYOUT_2: u8 = PINNED | PHYS_VIRTUALISED | ANCHORED;
-    pub(super) const ALL: u8 = ALL_OF_LAYOUT_2 | CONFIRM | ONE_OFFSET;
+    pub(super) const ALL: u8 = PINNED | PHYS_VIRTUALISED | ANCHORED | CONFIRM | ONE_OFFSET;
 }
 
-/// One number and not bytes: layout 2 has the first bit alone, as a `u16` in the host's byte order.
+/// One number and not bytes: state files of version 2 have the first bit alone, as a `u16` in the
+/// host's byte order.
 mod restore_bit {
     pub(super) const HAS_TIMEOUT: u16 = 1 << 0;
     /// ARMED by this restore, which can still be aborted.
@@ -75,17 +75,6 @@ pub struct VmRecord {
 }
 
 impl VmRecord {
-    /// The first version of the state file's layout that can say this: 2, or 3 for a VM with flags
-    /// of CONFIGURE_VM. Only such a VM is ever ARMED.
-    pub fn layout(&self) -> u32 {
-        let flags = self.current.flags | self.before.flags;
-        if flags & !flag::ALL_OF_LAYOUT_2 == 0 {
-            2
-        } else {
-            3
-        }
-    }
-
     /// How many vCPUs' records belong to it.
     pub fn vcpus(&self) -> u32 {
         match Phase::from_code(self.phase.into()) {

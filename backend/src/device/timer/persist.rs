@@ -2,6 +2,7 @@
 
 use vhost_user_timer_counter::HostCounter;
 use vhost_user_timer_model::vm::{BadRecord, Changed, Now, Profile, VcpuRecord, Vm, VmRecord};
+use vhost_user_timer_protocol::Phase;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::device::timer::instant::instant;
@@ -71,6 +72,13 @@ pub(super) fn resume(
         Some(found) => {
             let vm = found.vm(profile, |vm| instant(counter, vm));
             let vm = vm.map_err(|bad| opening.damaged(&bad))?;
+            if vm.phase() != Phase::New {
+                let frequency = vm.frequency();
+                if profile.frequency_fixed {
+                    opening.expect_frequency(frequency, profile.frequency)?;
+                }
+                opening.expect_count(instant(counter, &vm).host, frequency)?;
+            }
             log::info!(
                 "Going on with the VM in {}: {}, epoch {}",
                 opening.path().display(),
@@ -85,8 +93,8 @@ pub(super) fn resume(
     Ok((Store::from(file), vm))
 }
 
-/// Puts what changed of the VM into the state file.
-pub(crate) fn commit(store: &Store, vm: &Vm, changed: &Changed) {
+/// Puts what changed of the VM into the state file. `host_count` is the VM's, after the change.
+pub(crate) fn commit(store: &Store, vm: &Vm, changed: &Changed, host_count: u64) {
     store.commit(|change| {
         let mut put = |index: u32| {
             change.put(Record::Vcpu(index), vm.vcpu_record(index).as_bytes());
@@ -97,7 +105,7 @@ pub(crate) fn commit(store: &Store, vm: &Vm, changed: &Changed) {
             changed.vcpus.iter().copied().for_each(&mut put);
         }
         let record = vm.vm_record();
-        change.needs_version(record.layout());
+        change.at_host_count(host_count);
         change.put(Record::Vm, record.as_bytes());
     });
 }

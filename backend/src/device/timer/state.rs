@@ -29,6 +29,10 @@ pub(super) struct TimerState {
 /// By what a host counter counts: another one may read less.
 type CountedBy = (Option<Anchor>, u64);
 
+fn counted_by(vm: &Vm) -> CountedBy {
+    (vm.anchor(), vm.frequency())
+}
+
 impl TimerState {
     pub(super) fn new(
         vm: Vm,
@@ -52,7 +56,7 @@ impl TimerState {
     /// counter on which two CPUs disagree stands still instead.
     pub(super) fn now(&mut self) -> Now {
         let mut now = instant(self.counter, &self.vm);
-        let counter = self.counted_by();
+        let counter = counted_by(&self.vm);
         if let Some((same, last)) = self.last
             && same == counter
             && now.host.wrapping_sub(last).cast_signed() < 0
@@ -63,16 +67,17 @@ impl TimerState {
         now
     }
 
-    fn counted_by(&self) -> CountedBy {
-        (self.vm.anchor(), self.vm.frequency())
-    }
-
     /// Puts what changed into the state file, and then into the time page, which is visible at
     /// once. Answers may be visible after that, not before.
     pub(super) fn persist(&mut self, memory: &Memory<()>) {
         let changed = self.effects.take_changed(|changed| {
             if let Some(store) = &self.store {
-                persist::commit(store, &self.vm, changed);
+                let host_count = match self.last {
+                    Some((counter, host)) if counter == counted_by(&self.vm) => host,
+                    // The change was of the counter itself.
+                    _ => instant(self.counter, &self.vm).host,
+                };
+                persist::commit(store, &self.vm, changed, host_count);
             }
         });
         if changed.is_some() || self.page.is_open() {
@@ -97,7 +102,7 @@ impl TimerState {
         // Usually the alarm is already set; the last reading is enough to check that, without
         // reading the clock.
         if let Some((counter, host)) = self.last
-            && counter == self.counted_by()
+            && counter == counted_by(&self.vm)
             && self.alarm.follows(&self.vm, Now::at(host))
         {
             return;

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use vhost_user_timer_counter::{CounterId, Source, SourceError};
 
+use crate::state::file::header::{FIRST_VERSION, NEWEST_VERSION};
+
 /// A counter as an error names it.
 fn named(counter: &CounterId) -> String {
     let CounterId { source, frequency } = counter;
@@ -13,6 +15,12 @@ fn named(counter: &CounterId) -> String {
         Some(source) => format!("--counter-source {source} at {frequency} Hz"),
         None => format!("a host counter of code {source}"),
     }
+}
+
+/// Ticks as seconds, to the microsecond.
+fn seconds(ticks: u64, frequency: u64) -> String {
+    let micros = u128::from(ticks) * 1_000_000 / u128::from(frequency.max(1));
+    format!("{}.{:06}", micros / 1_000_000, micros % 1_000_000)
 }
 
 /// Why a state file cannot be used. Nothing in the file was changed then, unless the system refused
@@ -75,6 +83,77 @@ pub enum StateFileError {
     /// It is something else, and not to be overwritten.
     #[error("the file {} is not a state file of a vhost-user-timer backend; name another", .0.display())]
     Foreign(PathBuf),
+    /// A program of another version wrote it.
+    #[error(
+        "the state file {} has version {version}, and this backend reads versions {FIRST_VERSION} to \
+         {NEWEST_VERSION}; restart the version that wrote it, or delete the file to start over, \
+         without the VM's time",
+        path.display()
+    )]
+    OtherVersion {
+        /// Which file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+    /// Another user owns it, and so can change it at any time.
+    #[error(
+        "the state file {} belongs to user {owner}, and this backend runs as user {user}; change the \
+         file's owner to {user}, or name another file",
+        path.display()
+    )]
+    OtherOwner {
+        /// Which file.
+        path: PathBuf,
+        /// Whose it is, a user id.
+        owner: u32,
+        /// As which user this process runs, a user id.
+        user: u32,
+    },
+    /// Other users may write it, and so change it at any time.
+    #[error(
+        "the state file {} has mode {mode:04o}, so its group or others can change it; take that away \
+         with chmod go-w, or name another file",
+        path.display()
+    )]
+    Writable {
+        /// Which file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// The host counter is less than it was.
+    #[error(
+        "the state file {} was last changed at host count {wrote}, and the counter now reads {reads}: \
+         it went back by {} s, as in another time namespace or on a host that was itself restored; \
+         restart where the file was written, or delete the file to start over, without the VM's time",
+        path.display(), seconds(wrote.wrapping_sub(*reads), *frequency)
+    )]
+    WentBack {
+        /// Which file.
+        path: PathBuf,
+        /// The VM's host count at the last change, ticks.
+        wrote: u64,
+        /// The VM's host count now, ticks.
+        reads: u64,
+        /// Ticks per second, at least 1.
+        frequency: u64,
+    },
+    /// Its VM has another frequency than the only one that is accepted.
+    #[error(
+        "the state file {} has a VM with a counter frequency of {vm} Hz, and this backend was started \
+         with --counter-frequency {only}; restart with --counter-frequency {vm} or without the \
+         option, or delete the file to start over",
+        path.display()
+    )]
+    Frequency {
+        /// Which file.
+        path: PathBuf,
+        /// The VM's, Hz.
+        vm: u64,
+        /// The only one that is accepted, Hz.
+        only: u64,
+    },
     /// Its VM is too large.
     #[error(
         "the state file {} has a VM with {vcpus} vCPUs, and this backend takes {max_vcpus}; restart \

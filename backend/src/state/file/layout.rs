@@ -1,22 +1,11 @@
 //! Where everything is in a state file. `STATE-FILE.md` has the drawing.
 
-use std::mem::offset_of;
-
+use vhost_user_timer_protocol::MAX_VCPUS;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use vhost_user_timer_counter::CounterId;
-
-pub(super) const MAGIC: [u8; 8] = *b"vutstate";
-/// The version of a new file, and the oldest that is read.
-pub const FIRST_VERSION: u32 = 2;
-/// The newest version. A file has the version that its records need.
-pub const NEWEST_VERSION: u32 = 3;
-/// Where the version is: a `u32`.
-pub(super) const VERSION_AT: usize = offset_of!(Header, version);
-
-/// Where the commit is: a `u64` in the host's byte order, as all numbers here.
-pub(super) const COMMIT: usize = 64;
-const VM_SLOTS: usize = 128;
+/// Bytes of the header.
+pub(super) const HEADER: usize = 128;
+const VM_SLOTS: usize = HEADER;
 const VM_SLOT: usize = 256;
 const CLOCK_SLOTS: usize = VM_SLOTS + 2 * VM_SLOT;
 const CLOCK_SLOT: usize = 256;
@@ -76,52 +65,10 @@ pub(super) fn file_len(vcpus: u32) -> usize {
     Record::Vcpu(vcpus).slot(0)
 }
 
-/// For how many vCPUs a file of this length, bytes, has slots.
-pub(super) fn vcpus_in(len: usize) -> u32 {
-    let vcpus = len.saturating_sub(VCPU_SLOTS) / (2 * VCPU_SLOT);
-    vcpus.try_into().unwrap_or(u32::MAX)
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub(super) struct Header {
-    pub(super) magic: [u8; 8],
-    pub(super) version: u32,
-    /// What the host counter is derived from, and at what rate, Hz.
-    source: u32,
-    source_frequency: u64,
-    pub(super) boot_id: [u8; 36],
-    /// Of the source and its rate.
-    counter_crc: u32,
-}
-
-impl Header {
-    pub(super) fn new(counter: CounterId, boot_id: [u8; 36]) -> Self {
-        let header = Header {
-            magic: MAGIC,
-            version: FIRST_VERSION,
-            source: counter.source,
-            source_frequency: counter.frequency,
-            boot_id,
-            counter_crc: 0,
-        };
-        Header {
-            counter_crc: header.counter_checksum(),
-            ..header
-        }
-    }
-
-    fn counter_checksum(&self) -> u32 {
-        checksum(self.source_frequency, self.source.as_bytes())
-    }
-
-    /// The counter; `None` where its checksum is wrong.
-    pub(super) fn counter(&self) -> Option<CounterId> {
-        (self.counter_crc == self.counter_checksum()).then_some(CounterId {
-            source: self.source,
-            frequency: self.source_frequency,
-        })
-    }
+/// For how many vCPUs a file of this length, bytes, has slots. No VM has more than [`MAX_VCPUS`].
+pub(super) fn vcpus_in(len: u64) -> u32 {
+    let vcpus = len.saturating_sub(VCPU_SLOTS as u64) / (2 * VCPU_SLOT as u64);
+    vcpus.min(MAX_VCPUS.into()) as u32
 }
 
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -129,10 +76,18 @@ impl Header {
 pub(super) struct SlotHead {
     /// The change that wrote the slot; 0 where none did, [`VOID`] where none that is whole did.
     pub(super) generation: u64,
-    /// Of the generation and the record.
+    /// Of the generation and all that the slot's form has.
     pub(super) crc: u32,
-    pub(super) reserved: u32,
+    /// [`RECORD`] or [`RECORD_AND_COUNT`].
+    pub(super) form: u32,
 }
+
+/// The form of a slot that has a record and nothing else.
+pub(super) const RECORD: u32 = 0;
+/// The form of a VM's slot that has the record and then a host count.
+pub(super) const RECORD_AND_COUNT: u32 = 1;
+/// Bytes of the host count.
+pub(super) const COUNT: usize = size_of::<u64>();
 
 /// Bytes of a slot's head; the record follows.
 pub(super) const HEAD: usize = size_of::<SlotHead>();
@@ -140,15 +95,18 @@ pub(super) const HEAD: usize = size_of::<SlotHead>();
 pub(super) const VOID: u64 = u64::MAX;
 
 const _: () = {
-    assert!(size_of::<Header>() == COMMIT);
-    assert!(HEAD + VM_RECORD <= VM_SLOT);
+    assert!(HEAD + VM_RECORD + COUNT <= VM_SLOT);
     assert!(HEAD + CLOCK_RECORD <= CLOCK_SLOT);
     assert!(HEAD + VCPU_RECORD <= VCPU_SLOT);
 };
 
-pub(super) fn checksum(generation: u64, record: &[u8]) -> u32 {
+/// Of a generation and what its slot has: a record, and in the VM's slot the host count.
+pub(super) fn checksum(generation: u64, record: &[u8], host_count: Option<u64>) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&generation.to_le_bytes());
     hasher.update(record);
+    if let Some(count) = host_count {
+        hasher.update(count.as_bytes());
+    }
     hasher.finalize()
 }

@@ -18,9 +18,12 @@
 //! The order of the stores matters to the compiler alone: a process is killed between two
 //! instructions, and what it had stored until then is in the mapping.
 
+mod access;
 mod contents;
 mod error;
+mod header;
 mod layout;
+mod making;
 mod opening;
 
 use std::fs::File;
@@ -31,9 +34,12 @@ use vm_memory::{Bytes, MmapRegion, VolatileMemory, VolatileSlice};
 use zerocopy::IntoBytes;
 
 use crate::failpoint::{Point, reached};
+use contents::Contents;
 pub use error::StateFileError;
-pub use layout::{CLOCK_RECORD, FIRST_VERSION, NEWEST_VERSION, Record, VCPU_RECORD, VM_RECORD};
-use layout::{COMMIT, HEAD, SlotHead, VERSION_AT, VOID, checksum, vcpus_in};
+use header::{COMMIT_AT, commit_word};
+pub use header::{FIRST_VERSION, NEWEST_VERSION};
+pub use layout::{CLOCK_RECORD, Record, VCPU_RECORD, VM_RECORD};
+use layout::{HEAD, RECORD, RECORD_AND_COUNT, SlotHead, VOID, checksum};
 pub use opening::Opening;
 
 /// A state file that this process has locked.
@@ -42,8 +48,6 @@ pub struct StateFile {
     region: MmapRegion,
     /// Holds the lock.
     _file: File,
-    /// As the header has it.
-    version: u32,
     /// The generation of the last change.
     commit: u64,
     /// By [`Record::index`].
@@ -52,6 +56,8 @@ pub struct StateFile {
     written: Vec<usize>,
     /// The VM's record as it is in the file, or will be with the first change.
     vm: [u8; VM_RECORD],
+    /// What the VM's host counter was when its record last changed, as far as that is known.
+    host_count: Option<u64>,
     /// The clock device's record as it was found.
     clock: Option<Vec<u8>>,
 }
@@ -74,34 +80,32 @@ impl std::fmt::Debug for StateFile {
 }
 
 impl StateFile {
+    /// The file with slots for so many vCPUs, of which this was found. `vm` is the VM's record as
+    /// it is now.
     fn new(
         path: PathBuf,
         file: File,
         region: MmapRegion,
-        commit: u64,
-        in_use: &[u8],
+        vcpus: u32,
+        found: Contents,
         vm: &[u8],
-        clock: Option<Vec<u8>>,
     ) -> Self {
-        let records = Record::Vcpu(vcpus_in(region.len())).index();
+        let records = Record::Vcpu(vcpus).index();
         let mut slots = vec![Slots::default(); records];
-        for (slots, in_use) in slots.iter_mut().zip(in_use) {
-            slots.in_use = *in_use;
+        for (slots, in_use) in slots.iter_mut().zip(found.in_use) {
+            slots.in_use = in_use;
         }
-        let version = region
-            .as_volatile_slice()
-            .load(VERSION_AT, Ordering::Acquire);
         let mut state = StateFile {
             path,
             region,
             _file: file,
-            version: version.unwrap_or(FIRST_VERSION),
-            commit,
+            commit: found.commit,
             slots,
             // Nothing is allocated for a change.
             written: Vec::with_capacity(records),
             vm: [0; VM_RECORD],
-            clock,
+            host_count: found.host_count,
+            clock: found.clock,
         };
         state.keep_vm(vm);
         state
@@ -119,18 +123,6 @@ impl StateFile {
     /// The clock device's record, where one was found when the file was opened.
     pub fn clock(&self) -> Option<&[u8]> {
         self.clock.as_deref()
-    }
-
-    /// Makes the file one of this version, if it is of an earlier one. A version can hold all that
-    /// an earlier one can, so the file is whole before the change that needs it and after.
-    fn raise_version(&mut self, version: u32) {
-        if version > self.version {
-            let stored = self.bytes().store(version, VERSION_AT, Ordering::Release);
-            debug_assert!(stored.is_ok());
-            compiler_fence(Ordering::SeqCst);
-            reached(Point::VersionRaised);
-            self.version = version;
-        }
     }
 
     fn keep_vm(&mut self, record: &[u8]) {
@@ -151,11 +143,12 @@ impl StateFile {
         });
         // With every change, so that it tells whether the last one is whole.
         if let Some(at) = self.claim(Record::Vm) {
-            self.write_slot(at, generation, &self.vm);
+            self.write_slot(at, generation, &self.vm, self.host_count);
         }
         reached(Point::CommitReady);
         // The one store that counts.
-        let stored = self.bytes().store(generation, COMMIT, Ordering::Release);
+        let word = commit_word(generation);
+        let stored = self.bytes().store(word, COMMIT_AT, Ordering::Release);
         debug_assert!(stored.is_ok());
         compiler_fence(Ordering::SeqCst);
         reached(Point::CommitStored);
@@ -181,14 +174,14 @@ impl StateFile {
 
     /// Writes a slot that does not count, and will when its generation is the commit. The offsets
     /// are inside the mapping and aligned by construction.
-    fn write_slot(&self, at: usize, generation: u64, record: &[u8]) {
+    fn write_slot(&self, at: usize, generation: u64, record: &[u8], host_count: Option<u64>) {
         let head = SlotHead {
             generation,
-            crc: checksum(generation, record),
-            reserved: 0,
+            crc: checksum(generation, record, host_count),
+            form: host_count.map_or(RECORD, |_| RECORD_AND_COUNT),
         };
         let bytes = self.bytes();
-        let (_, crc) = head.as_bytes().split_at(size_of_val(&generation));
+        let (_, crc_and_form) = head.as_bytes().split_at(size_of_val(&generation));
         let (first, second) = record.split_at(record.len() / 2);
         reached(Point::SlotBegun);
         let voided = bytes.store(VOID, at, Ordering::Release);
@@ -198,7 +191,11 @@ impl StateFile {
         reached(Point::SlotHalf);
         let written = bytes
             .write_slice(second, at + HEAD + first.len())
-            .and_then(|()| bytes.write_slice(crc, at + size_of_val(&generation)));
+            .and_then(|()| bytes.write_slice(crc_and_form, at + size_of_val(&generation)))
+            .and_then(|()| match host_count {
+                Some(count) => bytes.write_slice(count.as_bytes(), at + HEAD + record.len()),
+                None => Ok(()),
+            });
         reached(Point::SlotFull);
         compiler_fence(Ordering::SeqCst);
         let done = bytes.store(generation, at, Ordering::Release);
@@ -214,10 +211,10 @@ pub struct Change<'a> {
 }
 
 impl Change<'_> {
-    /// States which version of the layout the records of this change need. A program that reads
-    /// only earlier versions then discards the file instead of misreading a record.
-    pub fn needs_version(&mut self, version: u32) {
-        self.file.raise_version(version);
+    /// States what the VM's host counter is at this change, ticks of the VM's frequency. The next
+    /// process refuses the file if the counter is less by then.
+    pub fn at_host_count(&mut self, count: u64) {
+        self.file.host_count = Some(count);
     }
 
     /// Puts a record into the change.
@@ -228,7 +225,7 @@ impl Change<'_> {
             _ => {
                 debug_assert_eq!(record.len(), which.len());
                 if let Some(at) = self.file.claim(which) {
-                    self.file.write_slot(at, self.generation, record);
+                    self.file.write_slot(at, self.generation, record, None);
                 }
             }
         }

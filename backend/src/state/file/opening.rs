@@ -1,24 +1,18 @@
 //! A state file that is locked and examined, and not yet changed.
 
 use std::fmt::Display;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
-use rustix::io::Errno;
 use vhost_user_timer_counter::{CounterId, HostCounter, Source};
-use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
-use zerocopy::{FromBytes, IntoBytes};
 
-use crate::failpoint::{Point, reached};
+use crate::state::file::access::{len_of, map, open_locked, read_head};
 use crate::state::file::contents::{Contents, read_back};
-use crate::state::file::layout::{
-    COMMIT, FIRST_VERSION, Header, MAGIC, NEWEST_VERSION, VOID, file_len,
-};
-use crate::state::file::{StateFile, StateFileError};
+use crate::state::file::header::{Head, Header, is_an_older_beginning, may_be_an_older_beginning};
+use crate::state::file::layout::file_len;
+use crate::state::file::{StateFile, StateFileError, making};
 
 /// See the module.
 pub struct Opening {
@@ -26,46 +20,49 @@ pub struct Opening {
     /// Holds the lock.
     file: File,
     boot_id: [u8; 36],
-    /// What a backend of this version has left since the host was booted.
+    /// What a backend has left since the host was booted.
     previous: Option<Previous>,
 }
 
 struct Previous {
-    counter: CounterId,
+    header: Header,
+    /// For how many vCPUs there are slots.
+    vcpus: u32,
     contents: Contents,
 }
 
 impl Opening {
-    /// Opens the file, or creates it with mode 0600, and locks it. What a backend of this version
-    /// has left there since the host was booted is found; what one of another version or boot has
-    /// left is discarded by [`accept`](Self::accept), and the log says so.
+    /// Opens the file, or creates it with mode 0600, and locks it. What a backend has left there
+    /// since the host was booted is found; what one of another boot has left is discarded by
+    /// [`accept`](Self::accept), and the log says so.
     ///
     /// # Errors
     ///
-    /// [`StateFileError`] where the file is not what a backend leaves behind, or the system
-    /// refuses.
+    /// [`StateFileError`] where the file is not what a backend leaves behind, others can change it,
+    /// or the system refuses.
     pub fn new(path: &Path) -> Result<Self, StateFileError> {
         let file = open_locked(path)?;
         let boot_id = boot_id().map_err(StateFileError::io(path, "Reading the boot id for"))?;
-        let usable = read_header(&file, path)?.filter(|header| {
-            let why = why_discarded(header, boot_id);
-            if let Some(why) = &why {
+        let damaged = |what: &dyn Display| StateFileError::damaged(path, what);
+        let previous = match whole(&file, path)? {
+            None => None,
+            Some((header, _)) if header.boot_id != boot_id => {
                 log::warn!(
-                    "Discarding the VM in the state file {}: {why}",
+                    "Discarding the VM in the state file {}: the host was rebooted since",
                     path.display()
                 );
+                None
             }
-            why.is_none()
-        });
-        let damaged = |what: &dyn Display| StateFileError::damaged(path, what);
-        let previous = match usable {
-            None => None,
-            Some(header) => Some(Previous {
-                counter: header
-                    .counter()
-                    .ok_or_else(|| damaged(&"its counter has a wrong checksum"))?,
-                contents: read_back(&map(&file, path)?).map_err(|what| damaged(&what))?,
-            }),
+            Some((header, vcpus)) => {
+                let commit = header.commit();
+                let commit = commit.ok_or_else(|| damaged(&"its commit has wrong check bits"))?;
+                let region = map(&file, file_len(vcpus), path)?;
+                Some(Previous {
+                    header,
+                    vcpus,
+                    contents: read_back(&region, commit, vcpus).map_err(|what| damaged(&what))?,
+                })
+            }
         };
         Ok(Opening {
             path: path.to_owned(),
@@ -82,7 +79,8 @@ impl Opening {
 
     /// The host counter that the file was written with.
     pub fn counter(&self) -> Option<CounterId> {
-        self.previous.as_ref().map(|previous| previous.counter)
+        let previous = self.previous.as_ref();
+        previous.map(|previous| previous.header.counter())
     }
 
     /// That counter, ready to be read, at the rate that it had.
@@ -121,6 +119,40 @@ impl Opening {
                 wrote,
                 given: counter,
             }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a VM of this frequency where only another one is accepted, both Hz.
+    ///
+    /// # Errors
+    ///
+    /// [`StateFileError::Frequency`].
+    pub fn expect_frequency(&self, vm: u64, only: u64) -> Result<(), StateFileError> {
+        if vm == only {
+            return Ok(());
+        }
+        let path = self.path.clone();
+        Err(StateFileError::Frequency { path, vm, only })
+    }
+
+    /// Refuses a file whose VM's host count, which now `reads` this many ticks of `frequency` Hz,
+    /// was larger at the last change. (A count that is larger now is time that passed.)
+    ///
+    /// # Errors
+    ///
+    /// [`StateFileError::WentBack`].
+    pub fn expect_count(&self, reads: u64, frequency: u64) -> Result<(), StateFileError> {
+        match self.contents().and_then(|contents| contents.host_count) {
+            // Counts are modulo 2^64.
+            Some(wrote) if reads.wrapping_sub(wrote).cast_signed() < 0 => {
+                Err(StateFileError::WentBack {
+                    path: self.path.clone(),
+                    wrote,
+                    reads,
+                    frequency,
+                })
+            }
             _ => Ok(()),
         }
     }
@@ -180,56 +212,27 @@ impl Opening {
         vm: &[u8],
     ) -> Result<StateFile, StateFileError> {
         self.expect_counter(counter)?;
-        let len = file_len(max_vcpus) as u64;
-        let Some(previous) = self.previous else {
-            return self.begin(counter, len, vm);
+        let Opening { path, file, .. } = self;
+        let (region, vcpus, contents) = match self.previous {
+            None => {
+                let header = Header::new(counter, self.boot_id);
+                let region = making::begin(&file, header, max_vcpus, &path)?;
+                (region, max_vcpus, Contents::default())
+            }
+            Some(previous) => {
+                let vcpus = previous.vcpus.max(max_vcpus);
+                let region = making::bring_up_to_date(
+                    &file,
+                    previous.header,
+                    previous.vcpus,
+                    vcpus,
+                    &previous.contents.torn_slots,
+                    &path,
+                )?;
+                (region, vcpus, previous.contents)
+            }
         };
-        extend(&self.file, len).map_err(StateFileError::io(&self.path, "Sizing"))?;
-        let region = map(&self.file, &self.path)?;
-        // Their generation will be that of another change.
-        for at in &previous.contents.torn_slots {
-            let voided = region
-                .as_volatile_slice()
-                .store(VOID, *at, Ordering::Release);
-            debug_assert!(voided.is_ok());
-        }
-        let Contents {
-            commit,
-            clock,
-            in_use,
-            ..
-        } = previous.contents;
-        Ok(StateFile::new(
-            self.path, self.file, region, commit, &in_use, vm, clock,
-        ))
-    }
-
-    fn begin(self, counter: CounterId, len: u64, vm: &[u8]) -> Result<StateFile, StateFileError> {
-        let failed = |what| StateFileError::io(&self.path, what);
-        // Zeros first: if this is cut short, a header without its magic is no state file yet.
-        self.file.set_len(0).map_err(failed("Emptying"))?;
-        reached(Point::Emptied);
-        extend(&self.file, len).map_err(failed("Sizing"))?;
-        reached(Point::Sized);
-        let region = map(&self.file, &self.path)?;
-        let header = Header::new(counter, self.boot_id);
-        let rest = header.as_bytes().get(MAGIC.len()..).unwrap_or_default();
-        let bytes = region.as_volatile_slice();
-        let written = bytes.write_slice(rest, MAGIC.len()).and_then(|()| {
-            reached(Point::HeaderHalf);
-            bytes.store(u64::from_ne_bytes(MAGIC), 0, Ordering::Release)
-        });
-        written.map_err(|error| failed("Writing")(io::Error::other(error)))?;
-        reached(Point::Created);
-        Ok(StateFile::new(
-            self.path,
-            self.file,
-            region,
-            0,
-            &[],
-            vm,
-            None,
-        ))
+        Ok(StateFile::new(path, file, region, vcpus, contents, vm))
     }
 }
 
@@ -239,71 +242,29 @@ fn boot_id() -> io::Result<[u8; 36]> {
     id.ok_or_else(|| io::Error::other("the kernel's boot id is no UUID"))
 }
 
-/// A shared mapping of the whole file.
-fn map(file: &File, path: &Path) -> Result<MmapRegion, StateFileError> {
-    let failed = |what| StateFileError::io(path, what);
-    let len = file.metadata().map_err(failed("Examining"))?.len();
-    let clone = file.try_clone().map_err(failed("Mapping"))?;
-    MmapRegion::from_file(FileOffset::new(clone, 0), len as usize)
-        .map_err(|error| failed("Mapping")(io::Error::other(error)))
-}
-
-fn open_locked(path: &Path) -> Result<File, StateFileError> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
-        .open(path)
-        .map_err(StateFileError::io(path, "Opening"))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(Errno::WOULDBLOCK) => Err(StateFileError::InUse(path.to_owned())),
-        Err(error) => Err(StateFileError::io(path, "Locking")(error.into())),
+/// The header of a file that a backend has finished making, and for how many vCPUs the file has
+/// slots; `None` where there is nothing yet. Nothing that is not surely this program's own passes
+/// for nothing.
+fn whole(file: &File, path: &Path) -> Result<Option<(Header, u32)>, StateFileError> {
+    let len = len_of(file, path)?;
+    match Head::of(read_head(file, len, path)?, len) {
+        Head::Empty | Head::Unfinished => Ok(None),
+        Head::Whole(header, vcpus) => Ok(Some((header, vcpus))),
+        Head::Damaged(what) => Err(StateFileError::damaged(path, &what)),
+        Head::OtherVersion(version) => Err(StateFileError::OtherVersion {
+            path: path.to_owned(),
+            version,
+        }),
+        Head::Foreign if may_be_an_older_beginning(len) => {
+            let mut bytes = vec![0; len as usize];
+            file.read_exact_at(&mut bytes, 0)
+                .map_err(StateFileError::io(path, "Reading"))?;
+            if is_an_older_beginning(&bytes) {
+                Ok(None)
+            } else {
+                Err(StateFileError::Foreign(path.to_owned()))
+            }
+        }
+        Head::Foreign => Err(StateFileError::Foreign(path.to_owned())),
     }
-}
-
-/// Makes the file at least this long, in zeros that have their place in the file system: a store
-/// to a mapping that finds the file system full would be the end of the process.
-fn extend(file: &File, len: u64) -> io::Result<()> {
-    let old_len = file.metadata()?.len();
-    if old_len >= len {
-        return Ok(());
-    }
-    match fallocate(file, FallocateFlags::empty(), 0, len) {
-        Err(Errno::OPNOTSUPP) => file.write_all_at(&vec![0; (len - old_len) as usize], old_len),
-        allocated => Ok(allocated?),
-    }
-}
-
-/// The header; `None` in a file that no backend has finished making.
-fn read_header(file: &File, path: &Path) -> Result<Option<Header>, StateFileError> {
-    let failed = |what| StateFileError::io(path, what);
-    let len = file.metadata().map_err(failed("Examining"))?.len();
-    let mut bytes = [0; COMMIT];
-    let there = bytes.len().min(len as usize);
-    let (present, _) = bytes.split_at_mut(there);
-    file.read_exact_at(present, 0).map_err(failed("Reading"))?;
-    if bytes[..MAGIC.len()] == [0; MAGIC.len()] {
-        return Ok(None);
-    }
-    match Header::read_from_bytes(&bytes) {
-        Ok(header) if header.magic == MAGIC && len >= file_len(0) as u64 => Ok(Some(header)),
-        Ok(header) if header.magic == MAGIC => Err(StateFileError::damaged(path, &"it is cut off")),
-        _ => Err(StateFileError::Foreign(path.to_owned())),
-    }
-}
-
-/// Why the VM of this header is gone, or cannot be read.
-fn why_discarded(header: &Header, boot_id: [u8; 36]) -> Option<String> {
-    let version = header.version;
-    if !(FIRST_VERSION..=NEWEST_VERSION).contains(&version) {
-        return Some(format!(
-            "the file has version {version}, and this backend reads versions {FIRST_VERSION} to \
-             {NEWEST_VERSION}"
-        ));
-    }
-    (header.boot_id != boot_id).then(|| "the host was rebooted since".to_owned())
 }

@@ -2,6 +2,7 @@
 
 mod confirming;
 mod golden;
+mod making;
 mod refusals;
 
 use std::fs::OpenOptions;
@@ -14,7 +15,8 @@ use vhost_user_timer_protocol::wire::{self, RequestHeader};
 use vhost_user_timer_protocol::{Abi, CounterSource, Op, Phase, Register, VM_WIDE};
 use zerocopy::FromBytes;
 
-use super::layout::VOID;
+use super::header::Header;
+use super::layout::{HEADER, VOID};
 use super::*;
 use crate::device::persist::{self, Found};
 use crate::state::Store;
@@ -103,7 +105,7 @@ impl Kept {
 
     fn commit(&mut self) {
         self.effects
-            .take_changed(|changed| persist::commit(&self.store, &self.vm, changed));
+            .take_changed(|changed| persist::commit(&self.store, &self.vm, changed, self.host));
     }
 
     fn op(&mut self, op: Op, vcpu: u32, body: &[u8]) {
@@ -167,6 +169,27 @@ fn records(vm: &Vm) -> Vec<u8> {
         bytes.extend_from_slice(vm.vcpu_record(index).as_bytes());
     }
     bytes
+}
+
+/// The header of a file of the present version.
+fn header(file: &[u8]) -> Header {
+    Header::read_from_prefix(file).unwrap().0
+}
+
+/// The same file with its header changed by `change`, and the checksum made right again.
+fn with_header(file: &[u8], change: impl FnOnce(&mut Header)) -> Vec<u8> {
+    let mut changed = header(file);
+    change(&mut changed);
+    let mut file = file.to_vec();
+    file[..HEADER].copy_from_slice(changed.sealed(changed.vcpus).as_bytes());
+    file
+}
+
+/// Writes a file that only its owner can write, whatever the umask.
+fn write_private(path: &Path, bytes: &[u8]) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(path, bytes).unwrap();
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).unwrap();
 }
 
 fn reopened(path: &Path, host: u64) -> Vm {
@@ -247,7 +270,7 @@ fn the_clock_devices_record_is_kept_with_the_vm_and_as_whole() {
     kept.configure(4);
     // What another process finds in a file of these bytes.
     let reopen = |bytes: &[u8], host: u64| {
-        std::fs::write(&torn_path, bytes).unwrap();
+        write_private(&torn_path, bytes);
         let (store, found) = open(&torn_path, PROFILE.max_vcpus, |_| COUNTER).unwrap();
         let vm = found.unwrap().vm(PROFILE, |_| Now::at(host)).unwrap();
         let clock = store.clock(|bytes| RtcRecord::read_from_bytes(bytes).map_err(|_| "length"));
@@ -295,7 +318,7 @@ fn cut_commits_short(
         let after = std::fs::read(&path).unwrap();
         for _ in 0..3 {
             let torn = cut_short(&before.0, &after, &mut random);
-            std::fs::write(&torn_path, &torn).unwrap();
+            write_private(&torn_path, &torn);
             let vm = reopened(&torn_path, kept.host);
             assert_eq!(records(&vm), before.1, "round {round}");
             // And the process after that one, too, though nothing was committed meanwhile.
@@ -315,7 +338,6 @@ fn a_commit_cut_short_anywhere_leaves_the_vm_from_before_it() {
 
 #[test]
 fn no_single_bit_that_flips_makes_another_vm_of_it() {
-    use std::os::unix::fs::FileExt;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state");
     let mut random = generator(3);
@@ -325,31 +347,40 @@ fn no_single_bit_that_flips_makes_another_vm_of_it() {
         kept.perform_random(&mut random);
         kept.commit();
     }
-    let (expected, host) = (records(&kept.vm), kept.host);
-    drop(kept);
-    let good = std::fs::read(&path).unwrap();
+    // One change more: a bit of the commit that flips must not take back an odd one or an even one.
+    for _ in 0..2 {
+        kept.op(Op::SetCounterOffset, VM_WIDE, &[7; 16]);
+        let (expected, host) = (records(&kept.vm), kept.host);
+        let good = std::fs::read(&path).unwrap();
+        every_bit_flipped(&folder.path().join("flipped"), &good, &expected, host);
+    }
+}
+
+/// Flips each bit of a good file: the file is refused and left as it is, or it is the same VM.
+fn every_bit_flipped(path: &Path, good: &[u8], expected: &[u8], host: u64) {
+    use std::os::unix::fs::{FileExt, OpenOptionsExt};
     // Written in place: truncating a file and writing it again may wait for the disk.
-    let in_place = OpenOptions::new().write(true).open(&path).unwrap();
-    // A file of another version or boot is discarded, and that is all that these bits can say.
-    let discarded = [8..12, 24..60];
+    let in_place = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .unwrap();
     for bit in 0..good.len() * 8 {
-        let at = bit / 8;
-        if discarded.iter().any(|range| range.contains(&at)) {
-            continue;
-        }
-        let mut flipped = good.clone();
-        flipped[at] ^= 1 << (bit % 8);
+        let mut flipped = good.to_vec();
+        flipped[bit / 8] ^= 1 << (bit % 8);
         in_place.write_all_at(&flipped, 0).unwrap();
-        // The rate is believed, as it is where the source's own is measured.
-        let opened = open(&path, PROFILE.max_vcpus, |old| old.unwrap_or(COUNTER));
+        let opened = open(path, PROFILE.max_vcpus, |old| old.unwrap_or(COUNTER));
         let Ok((file, found)) = opened else {
             assert_eq!(
-                std::fs::read(&path).unwrap(),
+                std::fs::read(path).unwrap(),
                 flipped,
                 "{bit}: it is left as it is"
             );
             continue;
         };
+        assert!(bit >= HEADER * 8, "{bit}: the header is checked");
         drop(file);
         let found = found.unwrap_or_else(|| panic!("bit {bit} makes the VM go away"));
         let now = |_: &Vm| Now::at(host);
@@ -404,9 +435,10 @@ fn what_a_commit_cut_short_left_is_never_taken_for_part_of_the_next() {
     let before = std::fs::read(&path).unwrap();
     kept.op(Op::SetRegs, 3, entry.as_bytes());
     let mut torn = std::fs::read(&path).unwrap();
-    torn[COMMIT..COMMIT + 8].copy_from_slice(&before[COMMIT..COMMIT + 8]);
+    let commit = COMMIT_AT..COMMIT_AT + 8;
+    torn[commit.clone()].copy_from_slice(&before[commit]);
     drop(kept);
-    std::fs::write(&path, &torn).unwrap();
+    write_private(&path, &torn);
 
     let (store, found) = open(&path, PROFILE.max_vcpus, |_| COUNTER).unwrap();
     let found = found.unwrap();

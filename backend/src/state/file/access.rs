@@ -1,0 +1,101 @@
+//! How a state file is opened: locked, and only where nobody else can change it.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock};
+use rustix::io::Errno;
+use rustix::process::geteuid;
+use vm_memory::{FileOffset, MmapRegion};
+
+use crate::state::file::StateFileError;
+use crate::state::file::layout::HEADER;
+
+/// Who else may write: the group and all others.
+const OTHERS_MAY_WRITE: u32 = 0o022;
+
+/// Opens the file, or creates an empty one with mode 0600, and locks it.
+pub(super) fn open_locked(path: &Path) -> Result<File, StateFileError> {
+    // What the path names may be a device or a FIFO, whose opening may wait.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path)
+        .map_err(StateFileError::io(path, "Opening"))?;
+    let metadata = file
+        .metadata()
+        .map_err(StateFileError::io(path, "Examining"))?;
+    check(&metadata, path)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => Err(StateFileError::InUse(path.to_owned())),
+        Err(error) => Err(StateFileError::io(path, "Locking")(error.into())),
+    }
+}
+
+/// Refuses a file that another user can change: truncated under this process it would end it, and
+/// what it says would not be this program's.
+fn check(metadata: &Metadata, path: &Path) -> Result<(), StateFileError> {
+    let path = path.to_owned();
+    let (owner, user) = (metadata.uid(), geteuid().as_raw());
+    if !metadata.is_file() {
+        Err(StateFileError::Foreign(path))
+    } else if owner != user && owner != 0 {
+        Err(StateFileError::OtherOwner { path, owner, user })
+    } else if metadata.mode() & OTHERS_MAY_WRITE != 0 {
+        let mode = metadata.mode() & 0o7777;
+        Err(StateFileError::Writable { path, mode })
+    } else {
+        Ok(())
+    }
+}
+
+/// The length of the file, bytes.
+pub(super) fn len_of(file: &File, path: &Path) -> Result<u64, StateFileError> {
+    let metadata = file.metadata();
+    Ok(metadata
+        .map_err(StateFileError::io(path, "Examining"))?
+        .len())
+}
+
+/// The first bytes of a file of this length, with zeros after its end.
+pub(super) fn read_head(
+    file: &File,
+    len: u64,
+    path: &Path,
+) -> Result<[u8; HEADER], StateFileError> {
+    let mut bytes = [0; HEADER];
+    let present = bytes.len().min(usize::try_from(len).unwrap_or(usize::MAX));
+    let (present, _) = bytes.split_at_mut(present);
+    file.read_exact_at(present, 0)
+        .map_err(StateFileError::io(path, "Reading"))?;
+    Ok(bytes)
+}
+
+/// A shared mapping of the first `len` bytes.
+pub(super) fn map(file: &File, len: usize, path: &Path) -> Result<MmapRegion, StateFileError> {
+    let failed = || StateFileError::io(path, "Mapping");
+    let clone = file.try_clone().map_err(failed())?;
+    MmapRegion::from_file(FileOffset::new(clone, 0), len)
+        .map_err(|error| failed()(io::Error::other(error)))
+}
+
+/// Gives the first `len` bytes of the file their place in the file system, and makes the file at
+/// least this long, in zeros: a store to a mapping that finds the file system full would be the end
+/// of the process.
+pub(super) fn reserve(file: &File, len: u64) -> io::Result<()> {
+    match fallocate(file, FallocateFlags::empty(), 0, len) {
+        Err(Errno::OPNOTSUPP) => {
+            let old_len = file.metadata()?.len();
+            file.write_all_at(&vec![0; len.saturating_sub(old_len) as usize], old_len)
+        }
+        allocated => Ok(allocated?),
+    }
+}
