@@ -1,6 +1,7 @@
 //! What can go wrong.
 
 use std::error::Error as _;
+use std::io;
 use std::path::PathBuf;
 
 use vhost_user_timer_frontend as frontend;
@@ -23,6 +24,9 @@ pub(crate) enum Error {
         /// Why it failed.
         source: frontend::Error,
     },
+    /// What was found out cannot be printed.
+    #[error("printing to stdout failed")]
+    Print(#[source] io::Error),
     /// The backend's VM has no vCPUs yet.
     #[error("the VM is not configured yet (phase NEW), so there is nothing to dump")]
     NotConfigured,

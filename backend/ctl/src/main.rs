@@ -6,7 +6,7 @@ mod error;
 mod show;
 mod target;
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -40,15 +40,33 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    let shown = match &args.command {
-        Command::Info(target) => info(target).map(|info| show(&info, args.json, Summary::text)),
-        Command::Dump(target) => dump(target).map(|dump| show(&dump, args.json, Dump::text)),
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        // --help and --version.
+        Err(text) if !text.use_stderr() => return end(printed(text.print())),
+        Err(wrong) => {
+            let _ = wrong.print();
+            return ExitCode::from(2);
+        }
     };
-    match shown {
+    end(match &args.command {
+        Command::Info(target) => {
+            info(target).and_then(|info| show(&info, args.json, Summary::text))
+        }
+        Command::Dump(target) => dump(target).and_then(|dump| show(&dump, args.json, Dump::text)),
+    })
+}
+
+fn end(result: Result<(), Error>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("vhost-user-timer-ctl: {}", error.with_causes());
+            // Where stderr takes nothing, the exit code says it alone.
+            let _ = writeln!(
+                io::stderr(),
+                "vhost-user-timer-ctl: {}",
+                error.with_causes()
+            );
             ExitCode::FAILURE
         }
     }
@@ -77,12 +95,25 @@ fn dump(target: &Target) -> Result<Dump, Error> {
     Ok(Dump::new(&info, &vm))
 }
 
-/// Prints the answer. A reader that has closed the pipe, as `head` does, is not a failure.
-fn show<T: Serialize>(answer: &T, json: bool, text: impl FnOnce(&T) -> String) {
+/// Prints the answer.
+fn show<T: Serialize>(
+    answer: &T,
+    json: bool,
+    text: impl FnOnce(&T) -> String,
+) -> Result<(), Error> {
     let text = if json {
         serde_json::to_string_pretty(answer).expect("plain data serialises")
     } else {
         text(answer)
     };
-    let _ = writeln!(std::io::stdout(), "{text}");
+    printed(writeln!(io::stdout(), "{text}"))
+}
+
+/// What came of printing to stdout. A reader that has closed the pipe, as `head` does, is not a
+/// failure.
+fn printed(result: io::Result<()>) -> Result<(), Error> {
+    match result.and_then(|()| io::stdout().flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::Print(error)),
+        _ => Ok(()),
+    }
 }

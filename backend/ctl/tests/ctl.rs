@@ -215,3 +215,33 @@ fn a_reader_that_closes_the_pipe_is_not_a_failure() {
     assert_eq!(output.stderr, b"");
     assert!(output.status.success());
 }
+
+/// A descriptor that takes nothing.
+fn full() -> Stdio {
+    let device = std::fs::File::options().write(true).open("/dev/full");
+    device.expect("/dev/full").into()
+}
+
+#[test]
+fn what_cannot_be_printed_is_a_failure_and_no_abort() {
+    let backend = BackendProcess::launch(&["--max-vcpus=1"]).expect("a backend");
+    let socket = backend.socket_path().to_str().expect("a path in UTF-8");
+    for args in [
+        &["info", "--socket-path", socket][..],
+        &["info", "--json", "--socket-path", socket],
+        &["--help"],
+        &["--version"],
+    ] {
+        let output = command(args).stdout(full()).output().expect("an output");
+        assert_fails(
+            &output,
+            "printing to stdout failed: No space left on device",
+        );
+    }
+    // Nor is the reason.
+    let nowhere = ["info", "--socket-path", "/nowhere/timer.sock"];
+    for (args, code) in [(&nowhere[..], 1), (&["--no-such-option"], 2)] {
+        let status = command(args).stderr(full()).status().expect("a status");
+        assert_eq!(status.code(), Some(code), "{args:?}");
+    }
+}
