@@ -3,6 +3,7 @@
 //! The loop waits, with `epoll`, for frontends, for the ends of their connections, and for
 //! SIGTERM and SIGINT.
 
+mod bound;
 mod endpoint;
 mod poll;
 mod socket;
@@ -12,6 +13,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
 pub use crate::vhost_user::ConnectError;
+pub use bound::PathError;
 pub use endpoint::Endpoint;
 use poll::{Poll, Token};
 use signal_hook::consts::{SIGINT, SIGTERM};

@@ -3,32 +3,21 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
+use crate::server::bound::{BoundPath, PathError};
 use crate::vhost_user::Listener;
 
 /// Why there is no socket to serve on.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// Something that is no socket is in the way.
-    #[error("{} exists and is not a socket; remove it, or name another path", .0.display())]
-    NotASocket(PathBuf),
-    /// Another process listens there.
-    #[error("another process listens on {}; name another path", .0.display())]
-    InUse(PathBuf),
-    /// Listening failed.
-    #[error("listening on {} failed", path.display())]
-    Listen {
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    /// The path cannot be listened at.
+    #[error(transparent)]
+    Path(#[from] PathError),
     /// The descriptor is not open.
     #[error(
         "{option} {fd}: not an open descriptor; pass the number of one that this process inherits"
@@ -68,7 +57,7 @@ pub struct Socket {
 #[derive(Debug)]
 enum Origin {
     /// Bound by this process, which removes the path in the end.
-    Path(PathBuf),
+    Path(BoundPath),
     /// Inherited, listening.
     Listening(RawFd),
     /// Inherited, connected: there is no second frontend.
@@ -82,28 +71,10 @@ impl Socket {
     ///
     /// [`SocketError`] where the path is taken or the system refuses.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
-        let failed = |source| SocketError::Listen {
-            path: path.to_owned(),
-            source,
-        };
-        match std::fs::symlink_metadata(path) {
-            Ok(found) if !found.file_type().is_socket() => {
-                return Err(SocketError::NotASocket(path.to_owned()));
-            }
-            Ok(_) => match UnixStream::connect(path) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    std::fs::remove_file(path).map_err(failed)?;
-                }
-                Ok(_) => return Err(SocketError::InUse(path.to_owned())),
-                Err(error) => return Err(failed(error)),
-            },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed(error)),
-        }
-        let listener = UnixListener::bind(path).map_err(failed)?;
+        let (path, listener) = BoundPath::listen(path)?;
         Ok(Socket {
             listener: listener.into(),
-            origin: Origin::Path(path.to_owned()),
+            origin: Origin::Path(path),
         })
     }
 
@@ -171,19 +142,9 @@ impl fmt::Debug for Socket {
 impl fmt::Display for Socket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.origin {
-            Origin::Path(path) => write!(f, "{}", path.display()),
+            Origin::Path(path) => write!(f, "{}", path.path().display()),
             Origin::Listening(fd) => write!(f, "listening descriptor {fd}"),
             Origin::Connected(fd) => write!(f, "connected descriptor {fd}"),
-        }
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        if let Origin::Path(path) = &self.origin
-            && let Err(error) = std::fs::remove_file(path)
-        {
-            log::warn!("Removing the socket {} failed: {error}", path.display());
         }
     }
 }
