@@ -14,7 +14,8 @@ use vhost_user_timer_model::vm::MAX_FREQUENCY;
 /// Keeps a VM's time: owns its counter offset, serves its vCPUs' timer registers over vhost-user,
 /// and lets no vCPU run before every vCPU's timer is restored.
 ///
-/// One process serves one VM, and each device one frontend at a time. SIGTERM and SIGINT end it.
+/// One process serves one VM, and each device one frontend at a time. SIGTERM, SIGINT and SIGHUP
+/// end it.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vhost-user-timer", version, max_term_width = 100)]
 #[command(group(ArgGroup::new("socket").required(true).multiple(true)

@@ -9,10 +9,11 @@ use std::time::Duration;
 use clap::Parser;
 use vhost_user_timer::args::{Args, CAPABILITIES};
 use vhost_user_timer::device::{ClockConfig, ClockDevice, TimerConfig, TimerDevice};
-use vhost_user_timer::server::{self, Endpoint, Socket, SocketError};
+use vhost_user_timer::server::{self, Endpoint, ServerError, Signals, Socket, SocketError};
 use vhost_user_timer::with_causes;
 
 fn main() -> ExitCode {
+    server::unblock_all();
     // Ignores whatever else the command line says.
     if std::env::args_os().any(|arg| arg == "--print-capabilities") {
         println!("{CAPABILITIES}");
@@ -45,6 +46,8 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         return Err("--fd and --rtc-fd name the same descriptor; each device needs its own".into());
     }
     let poll_max = Duration::from_micros(args.poll_max_us.into());
+    // Before there is a socket, whose path a signal must not leave behind.
+    let signals = Signals::catch().map_err(ServerError::Prepare)?;
     let mut endpoints = Vec::new();
     if let Some(socket) = socket(args.socket_path.as_deref(), "--fd", args.fd)? {
         endpoints.push(Endpoint::timer(Arc::clone(&device), socket).polling(poll_max));
@@ -61,7 +64,7 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         )?);
         endpoints.push(Endpoint::clock(clock, socket).polling(poll_max));
     }
-    server::serve(endpoints)?;
+    server::serve(endpoints, &signals)?;
     Ok(())
 }
 

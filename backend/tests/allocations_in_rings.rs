@@ -17,7 +17,7 @@ use counting::{NOTHING, cost_to_others};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
 use vhost_user_timer::device::{ClockConfig, ClockDevice, SourceChoice, TimerConfig, TimerDevice};
-use vhost_user_timer::server::{Endpoint, Socket, serve};
+use vhost_user_timer::server::{Endpoint, Signals, Socket, serve};
 use vhost_user_timer_kit::clock_driver::{ClockDriver, MONOTONIC, UTC, host};
 use vhost_user_timer_kit::contract::{
     ARM64, CNT, CTL, CVAL, Client, PCVAL, TIMER_ASSERTED, op, request, status,
@@ -57,7 +57,7 @@ impl Backend {
                 Endpoint::timer(timer, socket(timer_backend)).polling(poll_max),
                 Endpoint::clock(Arc::new(clock), socket(clock_backend)).polling(poll_max),
             ];
-            serve(endpoints).unwrap();
+            serve(endpoints, &Signals::catch().unwrap()).unwrap();
         });
         let setup = Setup {
             queues: 3,

@@ -1,22 +1,22 @@
 //! Accepts frontends, one at a time at each endpoint, until a signal ends the process.
 //!
-//! The loop waits, with `epoll`, for frontends, for the ends of their connections, and for
-//! SIGTERM and SIGINT.
+//! The loop waits, with `epoll`, for frontends, for the ends of their connections, and for the
+//! signals that end the process.
 
 mod bound;
 mod endpoint;
 mod poll;
+mod signals;
 mod socket;
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
 
 pub use crate::vhost_user::ConnectError;
 pub use bound::PathError;
 pub use endpoint::Endpoint;
 use poll::{Poll, Token};
-use signal_hook::consts::{SIGINT, SIGTERM};
+pub use signals::{Signals, unblock_all};
 pub use socket::{Socket, SocketError};
 
 /// Why serving failed.
@@ -33,21 +33,16 @@ pub enum ServerError {
     Wait(#[source] io::Error),
 }
 
-/// Serves at the endpoints until SIGTERM or SIGINT; or, where sockets were inherited connected,
-/// until the last of those has lost its frontend.
+/// Serves at the endpoints until one of the signals arrives; or, where sockets were inherited
+/// connected, until the last of those has lost its frontend.
 ///
 /// # Errors
 ///
 /// [`ServerError`] where the system refuses what serving needs. What a frontend does is never
 /// an error here: its connection ends, and the next one is served.
-pub fn serve(mut endpoints: Vec<Endpoint>) -> Result<(), ServerError> {
+pub fn serve(mut endpoints: Vec<Endpoint>, signals: &Signals) -> Result<(), ServerError> {
     let prepare = ServerError::Prepare;
     let poll = Poll::new().map_err(prepare)?;
-    let (signals, signals_in) = UnixStream::pair().map_err(prepare)?;
-    for signal in [SIGTERM, SIGINT] {
-        let write_end = signals_in.try_clone().map_err(prepare)?;
-        signal_hook::low_level::pipe::register(signal, write_end).map_err(prepare)?;
-    }
     poll.add(signals.as_raw_fd(), Token::Signal)
         .map_err(prepare)?;
     for (index, endpoint) in endpoints.iter_mut().enumerate() {

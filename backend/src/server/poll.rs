@@ -8,7 +8,7 @@ use epoll::{ControlOptions, Event, Events};
 /// Something that the loop waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Token {
-    /// SIGTERM or SIGINT.
+    /// A signal that ends the process.
     Signal,
     /// Something at the endpoint of this index.
     Endpoint(EndpointEvent, usize),
