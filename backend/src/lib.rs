@@ -4,6 +4,7 @@
 //! From the outside in:
 //!
 //! - [`args`] is the command line.
+//! - [`logging`] is the log, which no thread waits for.
 //! - [`server`] accepts frontends, one at a time at each socket, until a signal ends the process.
 //! - `vhost_user` is the protocol, once for all devices; `virtio` serves rings.
 //! - [`device`] are the timer device and the clock device: requests in, model call, answers out.
@@ -15,6 +16,7 @@ pub mod args;
 pub mod device;
 #[doc(hidden)]
 pub mod failpoint;
+pub mod logging;
 pub mod server;
 pub mod state;
 mod sys;

@@ -1,6 +1,7 @@
 //! The backend process: see `vhost-user-timer --help`.
 
 use std::error::Error;
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -10,31 +11,53 @@ use clap::Parser;
 use vhost_user_timer::args::{Args, CAPABILITIES};
 use vhost_user_timer::device::{ClockConfig, ClockDevice, TimerConfig, TimerDevice};
 use vhost_user_timer::server::{self, Endpoint, ServerError, Signals, Socket, SocketError};
-use vhost_user_timer::with_causes;
+use vhost_user_timer::{logging, with_causes};
 
 fn main() -> ExitCode {
     server::unblock_all();
     // Ignores whatever else the command line says.
     if std::env::args_os().any(|arg| arg == "--print-capabilities") {
-        println!("{CAPABILITIES}");
-        return ExitCode::SUCCESS;
+        let printed = writeln!(io::stdout(), "{CAPABILITIES}");
+        return after_printing(printed);
     }
-    let args = Args::parse();
-    env_logger::Builder::new()
-        .filter_level(args.log_level)
-        .format_target(false)
-        .init();
-    match run(&args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Also where logging is off: the launcher must learn why it failed.
-            eprintln!("vhost-user-timer: {}", with_causes(&*error));
-            ExitCode::FAILURE
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        // --help and --version.
+        Err(text) if !text.use_stderr() => return after_printing(text.print()),
+        Err(wrong) => {
+            let _ = wrong.print();
+            return ExitCode::from(2);
         }
+    };
+    match run(&args) {
+        Ok(()) => {
+            logging::finish();
+            ExitCode::SUCCESS
+        }
+        // Also where logging is off: the launcher must learn why it failed.
+        Err(error) => fail(&with_causes(&*error)),
     }
 }
 
+/// The end after something was printed to standard output. A reader that has closed its pipe, as
+/// `head` does, is no failure.
+fn after_printing(printed: io::Result<()>) -> ExitCode {
+    match printed.and_then(|()| io::stdout().flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            fail(&format!("printing to stdout failed: {error}"))
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+fn fail(why: &str) -> ExitCode {
+    logging::say(&format!("vhost-user-timer: {why}"));
+    ExitCode::FAILURE
+}
+
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
+    logging::start(args.log_level)
+        .map_err(|error| format!("starting the log's thread failed: {error}"))?;
     let device = Arc::new(TimerDevice::new(&TimerConfig {
         max_vcpus: args.max_vcpus,
         request_queues: args.request_queues,

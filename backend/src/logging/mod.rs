@@ -1,0 +1,157 @@
+//! The log, on standard error.
+//!
+//! A thread that logs never waits for the reader of standard error, which may be a pipe that nobody
+//! reads: lines go to a bounded queue, and one thread writes them. Lines without room are counted,
+//! and the count is written when there is room again.
+//!
+//! What a peer does cannot flood the log: each place in the code has a limit for each peer, and
+//! lines beyond it are counted and reported every 10 s. A thread that serves a peer says so by
+//! [`peer_thread`]. Lines of other threads are limited the same way, as those of no peer.
+//!
+//! The end of the process waits for lines that are not written yet: 100 ms for the reader of
+//! standard error, 1 s for the writing thread where standard error takes lines.
+
+mod limit;
+mod line;
+mod queue;
+mod writer;
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::io::{self, Write as _};
+use std::panic::PanicHookInfo;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime};
+
+use log::{LevelFilter, Log, Metadata, Record};
+use rustix::event::Timespec;
+
+use limit::{Limiter, Place, REPORT_AFTER, Verdict};
+use queue::Queue;
+use writer::{Stderr, Writer, is_writable};
+
+/// How long the process waits, before it ends, for a reader of standard error.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// How long it waits for the writing thread where no reader is waited for.
+const LIMIT: Duration = Duration::from_secs(1);
+
+/// The writing thread's name.
+const THREAD: &str = "log";
+
+/// The thread calls few functions, and none of them recursively.
+const STACK: usize = 128 * 1024;
+
+static LOGGER: Logger = Logger {
+    limiter: Limiter::new(),
+    queue: Queue::new(),
+    started: OnceLock::new(),
+};
+
+struct Logger {
+    limiter: Limiter,
+    queue: Queue,
+    /// There is a writing thread.
+    started: OnceLock<()>,
+}
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let (level, now) = (record.level(), Instant::now());
+        let text = || record.args().to_string();
+        match self.limiter.judge(Place::of(record), now, level, text) {
+            Verdict::Write => {
+                let line = line::format(SystemTime::now(), level, &text());
+                self.queue.push(line);
+            }
+            Verdict::LeaveOut => {}
+            Verdict::LeaveOutFirst => self.queue.report_at(now + REPORT_AFTER),
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Starts the log: lines of this level and more severe ones are written. With [`LevelFilter::Off`]
+/// there is no thread. A panic is reported by the log as well from now on.
+///
+/// # Errors
+///
+/// Where the system refuses the thread. Called a second time, this changes nothing.
+pub fn start(level: LevelFilter) -> io::Result<()> {
+    if level != LevelFilter::Off && LOGGER.started.get().is_none() {
+        std::thread::Builder::new()
+            .name(THREAD.to_owned())
+            .stack_size(STACK)
+            .spawn(|| Writer::new(Stderr).run(&LOGGER.queue, &LOGGER.limiter))?;
+        let _ = LOGGER.started.set(());
+        if log::set_logger(&LOGGER).is_ok() {
+            log::set_max_level(level);
+        }
+    }
+    std::panic::set_hook(Box::new(panicked));
+    Ok(())
+}
+
+/// Has the lines of this thread count as caused by the frontend of the device of this name. To be
+/// called where a thread that serves a peer begins.
+pub fn peer_thread(device: &'static str) {
+    limit::set_peer(device);
+}
+
+/// Writes a line to standard error as it is, whatever the log's level: the program's own last
+/// words. Waits for the reader of standard error for 100 ms at most.
+pub fn say(text: &str) {
+    let line = format!("{text}\n");
+    if LOGGER.started.get().is_some() {
+        LOGGER.queue.push(line);
+        finish();
+    } else {
+        write_directly(&line);
+    }
+}
+
+/// Waits until the log is written, for 100 ms at most for the reader of standard error.
+pub fn finish() {
+    let start = Instant::now();
+    while LOGGER.started.get().is_some()
+        && !LOGGER.queue.drain(PATIENCE)
+        && is_writable(Some(&Timespec::default()))
+        && start.elapsed() < LIMIT
+    {}
+}
+
+/// Reports a panic. The program then aborts (`panic = "abort"`), which waiting for the reader of
+/// standard error would prevent.
+fn panicked(panic: &PanicHookInfo<'_>) {
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("<unnamed>");
+    let mut line = format!("vhost-user-timer: thread '{name}': {panic}\n");
+    let backtrace = Backtrace::capture();
+    if backtrace.status() == BacktraceStatus::Captured {
+        line += &format!("{backtrace}\n");
+    }
+    let is_writer = thread.name() == Some(THREAD);
+    if LOGGER.started.get().is_some() && !is_writer && LOGGER.queue.try_push(line.clone()) {
+        finish();
+    } else {
+        write_directly(&line);
+    }
+}
+
+/// Writes to standard error if it takes that much within 100 ms: a pipe that poll(2) reports as
+/// writable takes 4 KiB (PIPE_BUF) without waiting.
+fn write_directly(line: &str) {
+    let patience = Timespec::try_from(PATIENCE).ok();
+    for part in line.as_bytes().chunks(4096) {
+        if !is_writable(patience.as_ref()) || Stderr.write_all(part).is_err() {
+            return;
+        }
+    }
+}
