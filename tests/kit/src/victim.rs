@@ -146,9 +146,10 @@ impl Victim {
         };
         assert!(victim.rig.comes_to_rest());
         victim.usage = victim.rig.usage();
-        assert_eq!(
-            victim.usage.threads, 1,
-            "between frontends there is one thread"
+        assert!(
+            victim.usage.threads <= 2,
+            "between frontends there are main and the log's thread: {}",
+            victim.usage.threads
         );
         victim
     }
