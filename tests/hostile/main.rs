@@ -3,3 +3,4 @@
 mod armed;
 mod bad_input;
 mod frontend;
+mod state_files;
