@@ -103,7 +103,23 @@ impl Endpoint {
                 poll.remove(self.socket.listener().as_raw_fd())
                     .map_err(ServerError::Wait)?;
                 let listener = self.socket.listener();
-                self.connection = Some((self.accept)(listener, ended, self.poll_max)?);
+                let connection = (self.accept)(listener, ended, self.poll_max)?;
+                let lost = Token::Endpoint(EndpointEvent::MemoryLost, index);
+                poll.add(connection.memory_lost_fd(), lost)
+                    .map_err(ServerError::Wait)?;
+                self.connection = Some(connection);
+            }
+            EndpointEvent::MemoryLost => {
+                if let Some(connection) = &self.connection
+                    && let Some(lost) = connection.end_if_memory_lost()
+                {
+                    poll.remove(connection.memory_lost_fd())
+                        .map_err(ServerError::Wait)?;
+                    log::error!(
+                        "The frontend of the {} device is disconnected: {lost}",
+                        self.name
+                    );
+                }
             }
             EndpointEvent::WorkerEnded => {
                 let _ = ended.worker.read();

@@ -21,12 +21,14 @@ pub(super) enum EndpointEvent {
     ConnectionEnded = 1,
     WorkerEnded = 2,
     Frontend = 3,
+    MemoryLost = 4,
 }
 
-const EVENTS: [EndpointEvent; 3] = [
+const EVENTS: [EndpointEvent; 4] = [
     EndpointEvent::ConnectionEnded,
     EndpointEvent::WorkerEnded,
     EndpointEvent::Frontend,
+    EndpointEvent::MemoryLost,
 ];
 
 impl Token {
@@ -103,6 +105,6 @@ mod tests {
             assert_eq!(Token::of(token.data()), Some(token));
             assert!(Token::Signal.data() <= token.data());
         }
-        assert_eq!(Token::of(4 << 32), None);
+        assert_eq!(Token::of(5 << 32), None);
     }
 }

@@ -3,8 +3,9 @@
 //! Each connection has a `VhostUserDaemon` of its own, which cannot be used twice; the device and
 //! the listening socket are handed from one to the next.
 
+use std::fmt::Display;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -19,6 +20,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::vhost_user::Device;
 use crate::vhost_user::relay;
 use crate::vhost_user::session::Session;
+use crate::vhost_user::trap::Trap;
 
 /// Why a frontend's connection cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +75,7 @@ pub(crate) struct Ended {
 trait Stoppable: Send + Sync {
     fn stop(&self);
     fn stopping(&self) -> bool;
+    fn trap(&self) -> &Trap;
 }
 
 impl<D: Device> Stoppable for Session<D> {
@@ -82,6 +85,10 @@ impl<D: Device> Stoppable for Session<D> {
 
     fn stopping(&self) -> bool {
         self.worker.stopping()
+    }
+
+    fn trap(&self) -> &Trap {
+        &self.trap
     }
 }
 
@@ -109,7 +116,7 @@ impl Connection {
         let connection_ended = ended.connection.try_clone().map_err(prepare)?;
         let worker_ended = ended.worker.try_clone().map_err(prepare)?;
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let session = Session::new(Arc::clone(device), memory.clone(), worker_ended, poll_max);
+        let session = Session::new(Arc::clone(device), worker_ended, poll_max);
         let session = session.map(Arc::new).map_err(prepare)?;
         let name = "vhost-user".to_owned();
         let mut daemon = VhostUserDaemon::new(name, Arc::clone(&session), memory)?;
@@ -150,6 +157,19 @@ impl Connection {
     /// Whether the connection's worker was asked to end.
     pub(crate) fn stopping(&self) -> bool {
         self.session.stopping()
+    }
+
+    /// Becomes readable when memory of the frontend's is lost.
+    pub(crate) fn memory_lost_fd(&self) -> RawFd {
+        self.session.trap().as_fd().as_raw_fd()
+    }
+
+    /// Ends the connection where memory of the frontend's is lost; says what was.
+    pub(crate) fn end_if_memory_lost(&self) -> Option<impl Display> {
+        let lost = self.session.trap().sprung()?;
+        self.disconnect();
+        self.session.stop();
+        Some(lost)
     }
 
     /// Disconnects the frontend; the connection then ends by itself.

@@ -72,8 +72,8 @@ pub(crate) trait Device: Send + Sync + 'static {
         Vec::new()
     }
 
-    /// The shared memory has changed. Where it is not `usable` it must not be touched.
-    fn memory_changed(&self, _memory: &Memory<Self::Bitmap>, _usable: bool) {}
+    /// The shared memory has changed.
+    fn memory_changed(&self, _memory: &Memory<Self::Bitmap>) {}
 
     /// The device's state as a stream, for another host.
     fn save(&self) -> Result<Vec<u8>, StateError>;

@@ -8,8 +8,9 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::bitmap::{
@@ -20,6 +21,7 @@ use vm_memory::mmap::NewBitmap;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::sys::lock;
+use crate::vhost_user::trap::{Trap, Watched};
 
 thread_local! {
     /// The log that this thread's frontend shared.
@@ -34,8 +36,8 @@ pub(crate) trait DirtyBitmap: BitmapReplace + NewBitmap + Clone + Send + Sync {
     const PROTOCOL_FEATURES: VhostUserProtocolFeatures;
 
     /// The memory has changed: gives its regions their part of the log, where this thread's
-    /// frontend shared one.
-    fn keep_logging(memory: &GuestMemoryMmap<Self>);
+    /// frontend shared one. Logs are watched by `trap`, now and later.
+    fn keep_logging(memory: &GuestMemoryMmap<Self>, trap: &Arc<Trap>);
 }
 
 /// The frontend's own memory, which is not migrated.
@@ -43,14 +45,17 @@ impl DirtyBitmap for () {
     const FEATURES: u64 = 0;
     const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::empty();
 
-    fn keep_logging(_memory: &GuestMemoryMmap) {}
+    fn keep_logging(_memory: &GuestMemoryMmap, _trap: &Arc<Trap>) {}
 }
 
 impl DirtyBitmap for DirtyLog {
     const FEATURES: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
     const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::LOG_SHMFD;
 
-    fn keep_logging(memory: &GuestMemoryMmap<Self>) {
+    fn keep_logging(memory: &GuestMemoryMmap<Self>, trap: &Arc<Trap>) {
+        for region in memory.iter() {
+            let _ = (*region).bitmap().unlogged.trap.set(Arc::clone(trap));
+        }
         let Some(log) = LOG.with_borrow(Option::clone) else {
             return;
         };
@@ -85,6 +90,17 @@ struct UnloggedWrites {
     awaits_log: AtomicBool,
     /// Offsets in the region, and lengths.
     written: Mutex<Vec<(usize, usize)>>,
+    /// Watches the log, from when the region is used.
+    trap: OnceLock<Arc<Trap>>,
+    log: Mutex<Option<WatchedLog>>,
+}
+
+/// A log that stays mapped while it is watched: the fields are dropped in this order.
+#[derive(Debug)]
+#[expect(dead_code, reason = "kept for its drop")]
+struct WatchedLog {
+    watched: Watched,
+    log: Arc<MmapLogReg>,
 }
 
 impl UnloggedWrites {
@@ -156,18 +172,46 @@ impl BitmapReplace for DirtyLog {
     type InnerBitmap = RegionLog;
 
     fn replace(&self, part: RegionLog) {
-        self.settle(Some(part.0));
+        let watched = self.unlogged.trap.get().map(|trap| part.watch(trap));
+        let former = match watched.transpose() {
+            Ok(watched) => std::mem::replace(&mut *lock(&self.unlogged.log), watched),
+            Err(error) => {
+                log::error!("Writes are not logged for the migration: {error}");
+                return self.settle(None);
+            }
+        };
+        self.settle(Some(part.part));
+        drop(former);
     }
 }
 
 /// A region's part of the log.
-pub(crate) struct RegionLog(AtomicBitmapMmap);
+pub(crate) struct RegionLog {
+    part: AtomicBitmapMmap,
+    log: Arc<MmapLogReg>,
+    /// How much of the log the region needs, bytes: one for eight pages from address 0 on.
+    len: usize,
+}
+
+impl RegionLog {
+    /// The crate tells neither where a log is mapped nor for how long; what regions need of it is.
+    fn watch(&self, trap: &Arc<Trap>) -> io::Result<WatchedLog> {
+        let start = ptr::from_ref(&self.log[0]).expose_provenance();
+        Ok(WatchedLog {
+            watched: trap.watch_log(start, self.len)?,
+            log: Arc::clone(&self.log),
+        })
+    }
+}
 
 impl MemRegionBitmap for RegionLog {
     fn new<R: GuestMemoryRegion>(region: &R, log: Arc<MmapLogReg>) -> io::Result<Self> {
+        const PAGES_OF_A_BYTE: u64 = 8 * 0x1000;
         let part = AtomicBitmapMmap::new(region, Arc::clone(&log))?;
-        LOG.set(Some(log));
-        Ok(RegionLog(part))
+        let last = region.last_addr().raw_value() / PAGES_OF_A_BYTE;
+        let len = usize::try_from(last + 1).map_err(io::Error::other)?;
+        LOG.set(Some(Arc::clone(&log)));
+        Ok(RegionLog { part, log, len })
     }
 }
 

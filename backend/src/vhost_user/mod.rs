@@ -22,6 +22,7 @@ mod relay;
 mod serving;
 mod session;
 mod transfer;
+mod trap;
 mod vring;
 mod worker;
 

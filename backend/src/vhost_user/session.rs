@@ -11,9 +11,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::event::{EventfdFlags, eventfd};
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures,
     VhostUserVirtioFeatures,
@@ -23,13 +24,17 @@ use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
-use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{
+    GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::sys::{Turnstile, lock};
 use crate::vhost_user::door::check_region;
 use crate::vhost_user::transfer::Transfers;
+use crate::vhost_user::trap::{Trap, Watched};
 use crate::vhost_user::vring::{Place, RingOwner};
 use crate::vhost_user::worker::Worker;
 use crate::vhost_user::{Device, DirtyBitmap, Turn, Vring};
@@ -52,7 +57,12 @@ const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::
 /// See the module.
 pub(super) struct Session<D: Device> {
     pub(super) device: Arc<D>,
+    /// What the frontend shares, once it is watched. The crate has its own, in which memory appears
+    /// before this session hears of it.
     memory: Memory<D::Bitmap>,
+    pub(super) trap: Arc<Trap>,
+    /// Watches `memory`.
+    watched: Mutex<Option<Watched>>,
     pub(super) worker: Worker<D::Bitmap>,
     rings: Mutex<Rings<D::InFlight>>,
     transfers: Transfers,
@@ -70,26 +80,29 @@ struct Rings<F> {
 }
 
 impl<D: Device> Session<D> {
-    /// A session over the memory that the frontend will share. `worker_ended` is written when the
-    /// worker ends; before it sleeps, the worker polls its rings for `poll_max` at most.
+    /// A session. `worker_ended` is written when the worker ends; before it sleeps, the worker
+    /// polls its rings for `poll_max` at most.
     pub(super) fn new(
         device: Arc<D>,
-        memory: Memory<D::Bitmap>,
         worker_ended: EventFd,
         poll_max: Duration,
     ) -> io::Result<Self> {
+        let trap = Trap::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)?;
+        let chain = ChainBuffer::new(D::MAX_QUEUE_SIZE, D::CHAIN_LIMITS);
         Ok(Session {
             worker: Worker::new(device.queues(), worker_ended, poll_max)?,
             device,
-            memory,
+            memory: GuestMemoryAtomic::new(GuestMemoryMmap::new()),
             rings: Mutex::new(Rings {
-                chain: ChainBuffer::new(D::MAX_QUEUE_SIZE, D::CHAIN_LIMITS),
+                chain: chain.of_memory(trap.lost()),
                 scratch: RingScratch::new(D::MAX_QUEUE_SIZE),
                 in_flight: D::InFlight::default(),
             }),
             transfers: Transfers::new()?,
             turnstile: Arc::default(),
             hold_canceled: AtomicBool::new(false),
+            trap,
+            watched: Mutex::new(None),
         })
     }
 
@@ -196,19 +209,37 @@ impl<D: Device> Session<D> {
         &self.memory
     }
 
-    /// Refuses regions whose pages could block or fault.
-    fn check_memory(&self) -> io::Result<()> {
-        for region in self.memory.memory().iter() {
-            let Some(backing) = region.file_offset() else {
-                continue;
-            };
-            if let Err(why) = check_region(backing.file().as_fd(), backing.start(), region.len()) {
-                log::error!("Memory refused: {why}");
-                return Err(io::ErrorKind::InvalidInput.into());
-            }
-        }
+    /// Uses this memory from now on. On return nothing uses the memory before, which is unmapped
+    /// only now: it was watched until then.
+    fn use_memory(&self, memory: GuestMemoryMmap<D::Bitmap>) -> io::Result<()> {
+        let watched = self.trap.watch_regions(&memory)?;
+        D::Bitmap::keep_logging(&memory, &self.trap);
+        let former = GuestMemoryMmap::clone(&self.memory.memory());
+        self.memory
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .replace(memory);
+        self.interrupt_polling();
+        self.control_turn(|device, turn| device.memory_changed(turn.memory));
+        let watched = lock(&self.watched).replace(watched);
+        drop(watched);
+        drop(former);
         Ok(())
     }
+}
+
+/// Refuses regions whose pages could block or fault.
+fn check_memory<B: Bitmap>(memory: &GuestMemoryMmap<B>) -> io::Result<()> {
+    for region in memory.iter() {
+        let Some(backing) = region.file_offset() else {
+            continue;
+        };
+        if let Err(why) = check_region(backing.file().as_fd(), backing.start(), region.len()) {
+            log::error!("Memory refused: {why}");
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+    }
+    Ok(())
 }
 
 impl<D: Device> RingOwner for Session<D> {
@@ -272,13 +303,11 @@ impl<D: Device> VhostUserBackend for Session<D> {
         ))
     }
 
-    /// The rings see new memory by themselves; what the device keeps of it is looked up when used.
-    fn update_memory(&self, _memory: Memory<D::Bitmap>) -> io::Result<()> {
-        D::Bitmap::keep_logging(&self.memory.memory());
-        self.interrupt_polling();
-        let checked = self.check_memory();
-        self.control(|device| device.memory_changed(&self.memory, checked.is_ok()));
-        checked
+    /// What is refused here is never used, though the crate has it.
+    fn update_memory(&self, installed: Memory<D::Bitmap>) -> io::Result<()> {
+        let memory = GuestMemoryMmap::clone(&installed.memory());
+        check_memory(&memory)?;
+        self.use_memory(memory)
     }
 
     fn queues_per_thread(&self) -> Vec<u64> {

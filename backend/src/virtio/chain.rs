@@ -10,6 +10,7 @@ use vm_memory::bitmap::Bitmap;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use crate::virtio::MemoryLost;
 use crate::virtio::region_cache::RegionCache;
 
 pub(crate) const NEXT: u16 = VRING_DESC_F_NEXT as u16;
@@ -154,6 +155,7 @@ impl ChainLimits {
 #[derive(Debug)]
 pub(crate) struct ChainBuffer {
     limits: ChainLimits,
+    lost: Option<MemoryLost>,
     request: Vec<u8>,
     writable: Vec<Segment>,
     room: usize,
@@ -171,6 +173,7 @@ impl ChainBuffer {
     pub(crate) fn new(max_queue_size: u16, limits: ChainLimits) -> Self {
         ChainBuffer {
             limits,
+            lost: None,
             // Not resident before it is used.
             request: Vec::with_capacity(limits.request()),
             writable: Vec::with_capacity(max_queue_size.into()),
@@ -179,6 +182,17 @@ impl ChainBuffer {
             count: 0,
             complaints: 0,
         }
+    }
+
+    /// Of memory that can be lost.
+    pub(crate) fn of_memory(self, lost: MemoryLost) -> Self {
+        let lost = Some(lost);
+        ChainBuffer { lost, ..self }
+    }
+
+    /// Whether what was gathered last may not be what the driver wrote.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.is_some_and(MemoryLost::is_set)
     }
 
     /// Copies the readable bytes out and notes where the writable ones are.

@@ -14,7 +14,27 @@ pub(crate) mod ring;
 #[cfg(test)]
 mod tests;
 
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 /// The memory that a frontend shares; `B` marks what is written to it, for a migration.
 pub(crate) type Memory<B> = GuestMemoryAtomic<GuestMemoryMmap<B>>;
+
+/// Whether some of the memory that a frontend shares was lost when it was touched. What was read
+/// since is not what the driver wrote.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MemoryLost(&'static AtomicBool);
+
+impl MemoryLost {
+    /// Lost once this is set.
+    pub(crate) fn of(mark: &'static AtomicBool) -> Self {
+        MemoryLost(mark)
+    }
+
+    /// Asked after reading: true where any of the reads before may be of lost memory.
+    pub(crate) fn is_set(self) -> bool {
+        fence(Ordering::Acquire);
+        self.0.load(Ordering::Relaxed)
+    }
+}

@@ -112,13 +112,8 @@ impl Device for TimerDevice {
         info.as_bytes().to_vec()
     }
 
-    fn memory_changed(&self, memory: &Memory<()>, usable: bool) {
-        let page = &mut self.state().page;
-        if usable {
-            page.remapped(memory);
-        } else {
-            page.stop();
-        }
+    fn memory_changed(&self, memory: &Memory<()>) {
+        self.state().page.remapped(memory);
     }
 
     fn save(&self) -> Result<Vec<u8>, StateError> {

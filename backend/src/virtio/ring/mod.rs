@@ -229,6 +229,12 @@ impl<'a, B: Bitmap + 'static, Q: LockedQueue> DeviceRing<'a, B, Q> {
         }
         self.next_avail = self.next_avail.wrapping_add(1);
         chain.gather(&mut self.regions, Chain::new(self.table, self.size, head));
+        if chain.is_lost() {
+            // Not a request of the driver's. The connection is about to end.
+            self.put_back();
+            self.state.queue_mut().set_ready(false);
+            return None;
+        }
         let budget = &mut self.scratch.budget;
         budget.take_chain(chain.descriptors(), chain.request().len());
         Some(head)
