@@ -42,8 +42,9 @@ pub struct Args {
           conflicts_with = "rtc_socket_path")]
     pub rtc_fd: Option<i32>,
 
-    /// Tell the guest what the host's wall clock does at a leap second [default: utc if the kernel
-    /// knows TAI, otherwise maybe-smeared]. Linux guests make an RTC only of a smeared clock
+    /// Tell the guest what the host's wall clock does at a leap second [default: with a
+    /// state file the kind of the clock in it, otherwise utc if the kernel knows TAI and
+    /// maybe-smeared if not]. Linux guests make an RTC only of a smeared clock
     #[arg(long, value_name = "KIND", value_enum)]
     pub rtc_clock: Option<UtcKind>,
 

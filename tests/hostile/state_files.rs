@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use vhost_user_timer_kit::backend_process::{BackendProcess, Devices, Launch};
+use vhost_user_timer_kit::clock_driver::{ClockDriver, UTC, clock_type};
 use vhost_user_timer_kit::contract::{CNT, CTL, CVAL, Client, VmState};
 use vhost_user_timer_kit::raw_driver::{Rig, release_program};
 use vhost_user_timer_kit::state_file;
@@ -179,6 +180,34 @@ fn an_option_that_contradicts_the_file_is_refused_by_its_name() {
     );
     kept.is_refused(&["--counter-source=boottime"], "--counter-source");
     kept.goes_on(&["--counter-frequency=1000000000"], "exec \"$@\"", &vm);
+}
+
+#[test]
+fn a_guests_clock_stays_what_it_was_and_another_kind_is_refused_by_its_option() {
+    let (program, _) = release_program().unwrap();
+    let args = |kind: &str| [format!("--rtc-clock={kind}")];
+    let devices = Devices::TimerAndClock;
+    let launched = BackendProcess::launch_devices_with_state(&program, devices, &args("smeared"));
+    let mut rig = Rig::watch_within(launched.unwrap(), DEADLINE);
+    let smeared = |rig: &Rig| {
+        let mut guest = ClockDriver::connect(rig);
+        // An alarm is a change, and the record is in the file with the first one.
+        guest.set_alarm(UTC, u64::MAX, true);
+        let kind = guest.clock_cap(UTC).unwrap().clock_type;
+        assert_eq!(kind, clock_type::UTC_SMEARED);
+    };
+    smeared(&rig);
+    assert!(rig.backend.terminate().success());
+    let error = rig.backend.relaunch_with_state(&program, &args("utc"));
+    let text = error.unwrap_err().to_string();
+    assert!(
+        text.contains("restart with --rtc-clock smeared or without the option"),
+        "{text}"
+    );
+    rig.backend
+        .relaunch_with_state::<&str>(&program, &[])
+        .unwrap();
+    smeared(&rig);
 }
 
 #[test]

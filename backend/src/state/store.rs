@@ -23,6 +23,16 @@ impl Store {
         lock(&self.0).commit(write);
     }
 
+    /// The error of a file whose guest's clock does `wrote` at a leap second, and not what
+    /// --rtc-clock was `given` as, both as the option names them.
+    pub fn other_clock(&self, wrote: String, given: String) -> StateFileError {
+        StateFileError::OtherClock {
+            path: lock(&self.0).path().to_owned(),
+            wrote,
+            given,
+        }
+    }
+
     /// What `make` makes of the clock device's record, where one was found when the file was
     /// opened.
     ///

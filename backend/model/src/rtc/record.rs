@@ -7,7 +7,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::alarm::{Alarm, AlarmState};
-use super::clock::{ClockKind, Monotonic};
+use super::clock::{ClockKind, HostClock, Monotonic};
 use super::cross::Cross;
 use super::{Clock, MAX_CLOCKS, Rtc};
 
@@ -43,6 +43,16 @@ mod flag {
     pub(super) const CROSS_CAPABLE: u8 = 1 << 1;
     pub(super) const COUNTER_FLOOR: u8 = 1 << 2;
     pub(super) const ALL: u8 = CROSS_SETTLED | CROSS_CAPABLE | COUNTER_FLOOR;
+}
+
+impl RtcRecord {
+    /// The kind of its clock that follows UTC; `None` if it has none.
+    pub fn utc_kind(&self) -> Option<ClockKind> {
+        let kinds = self.kinds.iter().take(self.clocks.into());
+        kinds
+            .filter_map(|kind| ClockKind::from_code(*kind))
+            .find(|kind| kind.follows() == HostClock::Realtime)
+    }
 }
 
 impl Rtc {

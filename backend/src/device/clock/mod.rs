@@ -10,11 +10,13 @@ mod device;
 mod guest_time;
 mod wall;
 
+use std::fmt;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::device::DeviceError;
 use crate::sys::lock;
+use clap::ValueEnum;
 use vhost_user_timer_model::rtc::{
     BadRecord, ClockKind, Counter, Effects, Needs, Rtc, RtcRecord, Sample, Sampled, wire,
 };
@@ -52,6 +54,11 @@ pub enum UtcKind {
 }
 
 impl UtcKind {
+    fn of_clock(clock: ClockKind) -> Option<Self> {
+        let mut kinds = UtcKind::value_variants().iter().copied();
+        kinds.find(|kind| ClockKind::from(*kind) == clock)
+    }
+
     /// What this host's clock does. A kernel that knows how far TAI is from UTC is kept by a time
     /// service that knows of leap seconds, and steps; for any other it is not known.
     fn of_this_host() -> Self {
@@ -63,11 +70,47 @@ impl UtcKind {
     }
 }
 
+impl fmt::Display for UtcKind {
+    /// As the option has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = self.to_possible_value();
+        f.write_str(value.as_ref().map_or("", |value| value.get_name()))
+    }
+}
+
+impl From<UtcKind> for ClockKind {
+    fn from(utc: UtcKind) -> Self {
+        match utc {
+            UtcKind::Utc => ClockKind::Utc,
+            UtcKind::Smeared => ClockKind::UtcSmeared,
+            UtcKind::MaybeSmeared => ClockKind::UtcMaybeSmeared,
+        }
+    }
+}
+
+fn read_record(bytes: &[u8]) -> Result<RtcRecord, &'static str> {
+    RtcRecord::read_from_bytes(bytes).map_err(|_| "the clock device's record has the wrong length")
+}
+
 /// The device of a record in a state file, on a host that has these clocks.
-fn from_record(clocks: &[ClockKind], record: &[u8]) -> Result<Rtc, String> {
-    let record = RtcRecord::read_from_bytes(record)
-        .map_err(|_| "the clock device's record has the wrong length".to_owned())?;
+fn from_record(clocks: &[ClockKind], bytes: &[u8]) -> Result<Rtc, String> {
+    let record = read_record(bytes)?;
     Rtc::from_record(clocks, &record).map_err(|bad: BadRecord| bad.to_string())
+}
+
+/// What the guest's wall clock does at a leap second. A guest keeps the clock that it has: what
+/// this host's kernel knows may have changed since.
+fn utc_kind(asked: Option<UtcKind>, store: Option<&Store>) -> Result<UtcKind, DeviceError> {
+    let record = store.map(|store| store.clock(read_record)).transpose()?;
+    let kept = record
+        .flatten()
+        .and_then(|record| UtcKind::of_clock(record.utc_kind()?));
+    match (asked, kept, store) {
+        (Some(given), Some(wrote), Some(store)) if given != wrote => Err(store
+            .other_clock(wrote.to_string(), given.to_string())
+            .into()),
+        (asked, kept, _) => Ok(asked.or(kept).unwrap_or_else(UtcKind::of_this_host)),
+    }
 }
 
 /// The clocks and their alarms, which outlive every connection. `G` keeps the guest's counter.
@@ -103,11 +146,7 @@ impl<G: GuestTime> ClockDevice<G> {
         config: ClockConfig,
     ) -> Result<Self, DeviceError> {
         let tai = wall::tai_is_known();
-        let utc = match config.utc.unwrap_or_else(UtcKind::of_this_host) {
-            UtcKind::Utc => ClockKind::Utc,
-            UtcKind::Smeared => ClockKind::UtcSmeared,
-            UtcKind::MaybeSmeared => ClockKind::UtcMaybeSmeared,
-        };
+        let utc = utc_kind(config.utc, store.as_deref())?.into();
         // TAI last: the other clocks have the same ids with it and without it.
         let mut clocks = vec![utc, ClockKind::Monotonic];
         if tai {

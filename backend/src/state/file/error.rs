@@ -154,6 +154,21 @@ pub enum StateFileError {
         /// The only one that is accepted, Hz.
         only: u64,
     },
+    /// Its guest's clock does something else at a leap second than the one that was asked for.
+    #[error(
+        "the state file {} has a guest's clock with --rtc-clock {wrote}, and this backend was started \
+         with --rtc-clock {given}; restart with --rtc-clock {wrote} or without the option, or delete \
+         the file to start over",
+        path.display()
+    )]
+    OtherClock {
+        /// Which file.
+        path: PathBuf,
+        /// The option's value for the clock in the file.
+        wrote: String,
+        /// The option's value.
+        given: String,
+    },
     /// Its VM is too large.
     #[error(
         "the state file {} has a VM with {vcpus} vCPUs, and this backend takes {max_vcpus}; restart \

@@ -27,7 +27,7 @@ mod making;
 mod opening;
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{Ordering, compiler_fence};
 
 use vm_memory::{Bytes, MmapRegion, VolatileMemory, VolatileSlice};
@@ -109,6 +109,11 @@ impl StateFile {
         };
         state.keep_vm(vm);
         state
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     fn bytes(&self) -> VolatileSlice<'_> {
