@@ -3,4 +3,8 @@
 mod armed;
 mod bad_input;
 mod frontend;
+mod logs;
+mod paths;
+mod printing;
+mod signals;
 mod state_files;

@@ -11,13 +11,14 @@ pub use launch::Launch;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tempfile::TempDir;
@@ -339,6 +340,30 @@ impl BackendProcess {
     pub fn log(&self) -> String {
         let bytes = std::fs::read(&self.log_path).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Fills the pipe that is its stderr, where nobody reads it ([`Launch::unread`]).
+    ///
+    /// # Errors
+    ///
+    /// If its stderr is no such pipe, or the system does not open it for writing.
+    pub fn fill_stderr(&self) -> io::Result<()> {
+        let unread = self.unread.as_ref().map(BufReader::get_ref);
+        let stderr = unread.or(self.child.stderr.as_ref());
+        let stderr = stderr.ok_or(io::ErrorKind::NotFound)?;
+        // An open file description of its own, so the backend's one stays blocking.
+        let writer = rustix::fs::open(
+            format!("/proc/self/fd/{}", stderr.as_raw_fd()),
+            OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        loop {
+            match rustix::io::write(&writer, &[b'.'; 4096]) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Its exit status, if it has ended.

@@ -1,0 +1,188 @@
+//! Logs that are full, never read, or flooded.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::process::Command;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+use vhost_user_timer_kit::clock_driver::{ALARMQ, ClockDriver, UTC};
+use vhost_user_timer_kit::contract::Client;
+use vhost_user_timer_kit::raw_driver::message::SET_VRING_NUM;
+use vhost_user_timer_kit::raw_driver::{fill, pair};
+use vhost_user_timer_kit::victim::{DEADLINE, Victim};
+
+use crate::printing::{ends, program};
+
+/// More lines than any limit allows, and fewer than a flood has.
+const MOST_LINES: usize = 400;
+
+/// Ends the victim, and returns its whole log.
+#[track_caller]
+fn log_in_the_end(victim: &mut Victim) -> String {
+    victim.rig.backend.signal(Signal::TERM);
+    let status = victim.rig.backend.exit_within(DEADLINE);
+    assert_eq!(status.expect("it ends in time").code(), Some(0));
+    victim.rig.backend.log()
+}
+
+/// How many lines a log accounts for: those that are there, and those that it says were left out.
+fn accounted(log: &str) -> usize {
+    let left_out = log.lines().filter_map(|line| {
+        let text = line.split_once("] ")?.1;
+        let (lines, _) = text.split_once(" more line")?;
+        lines.parse::<usize>().ok()
+    });
+    log.lines().count() + left_out.sum::<usize>()
+}
+
+#[test]
+fn a_full_stderr_that_nobody_reads_stops_neither_socket_nor_sigterm() {
+    let victim = Victim::released().log_level("debug").unread().start();
+    victim.rig.backend.fill_stderr().unwrap();
+    for _ in 0..100 {
+        victim.serves_the_timer();
+        victim.serves_the_clock();
+    }
+    // With frontends connected, whose requests are logged.
+    let mut client = Client::connect(&victim.rig);
+    let _guest = victim.clock();
+    victim.in_time("a frontend changes its VM", || {
+        for _ in 0..100 {
+            client.resume();
+            client.pause();
+        }
+    });
+    victim.ends_on_sigterm();
+}
+
+#[test]
+fn a_guest_that_reloads_its_driver_with_a_broken_ring_does_not_stop_anything() {
+    let mut victim = Victim::released().log_level("info").unread().start();
+    let mut guest = victim.clock();
+    // With an alarm due, the device reads the alarm queue whenever it is kicked.
+    guest.set_alarm(UTC, 1, true);
+    let reload = |guest: &mut ClockDriver| {
+        let ring = &mut guest.driver.rings[usize::from(ALARMQ)];
+        ring.set_avail_index(&guest.driver.memory, ring.next_avail().wrapping_add(17));
+        ring.kick_anyway();
+        // By then the broken ring was read, and that was logged.
+        guest.reads_the_hosts(UTC);
+        guest.reads_the_hosts(UTC);
+        guest.driver.stop(ALARMQ);
+        guest.driver.start(ALARMQ);
+    };
+    for _ in 0..80 {
+        victim.in_time("ten reloads", || (0..10).for_each(|_| reload(&mut guest)));
+    }
+    drop(guest);
+    victim.serves_the_timer();
+    victim.serves_the_clock();
+    victim.rig.backend.signal(Signal::TERM);
+    assert!(victim.rig.backend.exit_within(DEADLINE).is_some());
+}
+
+#[test]
+fn a_frontend_that_comes_again_and_again_does_not_flood_the_log() {
+    const TIMES: usize = 1000;
+    let mut victim = Victim::released().log_level("info").start();
+    for _ in 0..TIMES {
+        let mut control = victim.control();
+        control.finish();
+        control.wait_for_end();
+    }
+    victim.unharmed();
+    let log = log_in_the_end(&mut victim);
+    let lines = log.lines().count();
+    assert!(lines < MOST_LINES, "{lines} lines");
+    // Each was connected and disconnected.
+    let accounted = accounted(&log);
+    assert!(accounted >= 2 * TIMES, "{accounted} lines accounted for");
+    assert!(log.contains(" more lines like this one in "), "{log}");
+    assert!(log.contains("Ending on a signal\n"), "{log}");
+}
+
+#[test]
+fn what_a_frontend_does_wrong_without_end_is_logged_some_times_and_then_counted() {
+    const TIMES: usize = 5000;
+    let mut victim = Victim::launch();
+    let mut control = victim.negotiated();
+    for _ in 0..TIMES {
+        // No ring has three descriptors.
+        if control.ask(SET_VRING_NUM, &[pair(0, 3)], &[]).is_err() {
+            control = victim.negotiated();
+        }
+    }
+    // Something else that is wrong is logged all the same, of the same peer and of the other one.
+    drop(control);
+    victim.unharmed();
+    let log = log_in_the_end(&mut victim);
+    let lines = log.lines().count();
+    assert!(lines < MOST_LINES, "{lines} lines");
+    let accounted = accounted(&log);
+    assert!(accounted >= TIMES, "{accounted} lines accounted for");
+}
+
+/// RLIMIT_FSIZE of a process, in bytes.
+fn file_size_limit(pid: u32) -> u64 {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max file size"));
+    let soft = line.unwrap().split_whitespace().next().unwrap();
+    soft.parse().unwrap()
+}
+
+#[test]
+fn a_log_file_at_its_size_limit_costs_lines_and_they_are_counted() {
+    let folder = TempDir::new().unwrap();
+    let log = folder.path().join("log");
+    let script = format!("ulimit -f 2; exec \"$@\" 2>>{}", log.display());
+    let mut victim = Victim::released()
+        .log_level("debug")
+        .script(&script)
+        .start();
+    let mut client = Client::connect(&victim.rig);
+    let mut changes = |rounds| {
+        for _ in 0..rounds {
+            client.resume();
+            client.pause();
+        }
+    };
+    changes(50);
+    let limit = file_size_limit(victim.rig.backend.pid());
+    victim.in_time("the log is full", || {
+        while fs::metadata(&log).unwrap().len() < limit {
+            std::thread::yield_now();
+        }
+    });
+    changes(5);
+    // Somebody rotates it.
+    File::options()
+        .write(true)
+        .open(&log)
+        .unwrap()
+        .set_len(0)
+        .unwrap();
+    changes(1);
+    drop(client);
+    victim.serves_the_clock();
+    log_in_the_end(&mut victim);
+    let text = fs::read_to_string(&log).unwrap();
+    let told = "dropped: writing to stderr failed: File too large";
+    assert!(text.contains(told), "{text}");
+}
+
+#[test]
+fn an_error_of_the_start_is_told_for_a_moment_only_where_stderr_is_full() {
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut full = writer.try_clone().unwrap();
+    fill(&mut full);
+    drop(full);
+    let mut command = Command::new(program());
+    command.args(["--fd=77"]).stderr(writer);
+    assert_eq!(ends(command), 1);
+    let mut text = Vec::new();
+    reader.read_to_end(&mut text).unwrap();
+    assert!(text.iter().all(|byte| *byte == 0), "there was no room");
+}
