@@ -16,6 +16,7 @@ pub mod args;
 pub mod device;
 #[doc(hidden)]
 pub mod failpoint;
+mod file_system;
 pub mod logging;
 pub mod server;
 pub mod state;

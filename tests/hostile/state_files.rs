@@ -225,16 +225,46 @@ fn a_count_that_went_back_is_refused() {
     kept.goes_on(&[], "exec \"$@\"", &vm);
 }
 
-#[test]
-fn a_file_of_another_time_namespace_is_refused() {
-    let unshare = ["-UrT", "--fork", "--monotonic", "3600", "--"];
+/// Whether this host lets the test make such namespaces.
+fn can_unshare(options: &[&str]) -> bool {
     let tried = Command::new("unshare")
-        .args(unshare)
+        .args(options)
         .arg("true")
         .stderr(Stdio::null())
         .status();
-    if !tried.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: this host lets nobody make a time namespace");
+    let can = tried.is_ok_and(|status| status.success());
+    if !can {
+        eprintln!("skipped: this host lets nobody unshare {options:?}");
+    }
+    can
+}
+
+#[test]
+fn a_file_system_that_is_no_local_disk_is_refused_by_its_name() {
+    if !can_unshare(&["-Urmi"]) {
+        return;
+    }
+    let kept = Kept::new();
+    // Any that is not known to be local stands for FUSE and NFS, which need a server.
+    let script = format!(
+        "exec unshare -Urmi sh -c 'mount -t mqueue none {} && exec \"$@\"' sh \"$@\"",
+        kept.0.path().display()
+    );
+    let mut backend = kept.launch(&[], &script);
+    let ended = backend.exit_within(DEADLINE);
+    let _ = backend.kill();
+    let log = backend.log();
+    assert_eq!(ended.and_then(|status| status.code()), Some(1), "{log}");
+    assert!(
+        log.contains("lies on mqueue, whose pages may come from another process or host"),
+        "{log}"
+    );
+}
+
+#[test]
+fn a_file_of_another_time_namespace_is_refused() {
+    let unshare = ["-UrT", "--fork", "--monotonic", "3600", "--"];
+    if !can_unshare(&unshare) {
         return;
     }
     let kept = Kept::new();

@@ -1,15 +1,19 @@
 //! How a state file is opened: locked, and only where nobody else can change it.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, FlockOperation, OFlags, fallocate, flock};
+use rustix::fs::{
+    AtFlags, FallocateFlags, FileType, FlockOperation, OFlags, Statx, StatxFlags, fallocate, flock,
+    statx,
+};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 use vm_memory::{FileOffset, MmapRegion};
 
+use crate::file_system::FileSystem;
 use crate::state::file::StateFileError;
 use crate::state::file::layout::HEADER;
 
@@ -29,10 +33,10 @@ pub(super) fn open_locked(path: &Path) -> Result<File, StateFileError> {
         .custom_flags(flags.bits().cast_signed())
         .open(path)
         .map_err(StateFileError::io(path, "Opening"))?;
-    let metadata = file
-        .metadata()
-        .map_err(StateFileError::io(path, "Examining"))?;
-    check(&metadata, path)?;
+    let mask = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
+    let stat = statx(&file, c"", AtFlags::EMPTY_PATH, mask)
+        .map_err(|error| StateFileError::io(path, "Examining")(error.into()))?;
+    check(&stat, path)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(Errno::WOULDBLOCK) => Err(StateFileError::InUse(path.to_owned())),
@@ -40,20 +44,27 @@ pub(super) fn open_locked(path: &Path) -> Result<File, StateFileError> {
     }
 }
 
-/// Refuses a file that another user can change: truncated under this process it would end it, and
-/// what it says would not be this program's.
-fn check(metadata: &Metadata, path: &Path) -> Result<(), StateFileError> {
+/// Refuses a file that another user can change, and one whose pages may come from elsewhere:
+/// truncated under this process it would end it, a page that does not come would block it, and what
+/// it says would not be this program's.
+fn check(stat: &Statx, path: &Path) -> Result<(), StateFileError> {
     let path = path.to_owned();
-    let (owner, user) = (metadata.uid(), geteuid().as_raw());
-    if !metadata.is_file() {
-        Err(StateFileError::Foreign(path))
-    } else if owner != user && owner != 0 {
-        Err(StateFileError::OtherOwner { path, owner, user })
-    } else if metadata.mode() & OTHERS_MAY_WRITE != 0 {
-        let mode = metadata.mode() & 0o7777;
-        Err(StateFileError::Writable { path, mode })
-    } else {
-        Ok(())
+    let mode = u32::from(stat.stx_mode);
+    let (owner, user) = (stat.stx_uid, geteuid().as_raw());
+    if FileType::from_raw_mode(mode) != FileType::RegularFile {
+        return Err(StateFileError::Foreign(path));
+    }
+    if owner != user && owner != 0 {
+        return Err(StateFileError::OtherOwner { path, owner, user });
+    }
+    if mode & OTHERS_MAY_WRITE != 0 {
+        let mode = mode & 0o7777;
+        return Err(StateFileError::Writable { path, mode });
+    }
+    match FileSystem::of(stat) {
+        FileSystem::Far(kind) => Err(StateFileError::FarFileSystem { path, kind }),
+        // In a chroot(2) its mount may be hidden, and a path is the launcher's word.
+        FileSystem::Local | FileSystem::Unknown => Ok(()),
     }
 }
 

@@ -122,6 +122,18 @@ pub enum StateFileError {
         /// Its permissions.
         mode: u32,
     },
+    /// Its pages may come from another process or host.
+    #[error(
+        "the state file {} lies on {kind}, whose pages may come from another process or host, so that \
+         a change of the VM could wait for them; name a file on tmpfs or a local disk",
+        path.display()
+    )]
+    FarFileSystem {
+        /// Which file.
+        path: PathBuf,
+        /// The file system's type.
+        kind: String,
+    },
     /// The host counter is less than it was.
     #[error(
         "the state file {} was last changed at host count {wrote}, and the counter now reads {reads}: \

@@ -13,42 +13,18 @@ use std::fmt::Write as _;
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::{
-    AtFlags, FileType, OFlags, Statx, StatxFlags, fcntl_get_seals, fcntl_getfl, fstatfs, statx,
+    AtFlags, FileType, OFlags, StatxFlags, fcntl_get_seals, fcntl_getfl, fstatfs, statx,
 };
 use rustix::param::page_size;
 
 use super::Refusal;
+use crate::file_system::FileSystem;
 
 /// How many regions a frontend may share at most: what the crate announces.
 const MAX_REGIONS: u64 = 509;
 
 /// Descriptors that the process keeps for everything but memory regions.
 const OTHER_DESCRIPTORS: u64 = 128;
-
-/// File systems whose pages the kernel of this host fills by itself, as /proc/self/mountinfo calls
-/// them. On overlayfs, a file that can be written lies in the upper layer, which the kernel wants
-/// to be local (`ovl_dentry_remote`).
-const LOCAL_FILE_SYSTEMS: [&str; 19] = [
-    "bcachefs",
-    "btrfs",
-    "devtmpfs",
-    "exfat",
-    "ext2",
-    "ext3",
-    "ext4",
-    "f2fs",
-    "hugetlbfs",
-    "jfs",
-    "nilfs2",
-    "ntfs3",
-    "overlay",
-    "ramfs",
-    "rootfs",
-    "tmpfs",
-    "vfat",
-    "xfs",
-    "zfs",
-];
 
 /// HUGETLBFS_MAGIC (linux/magic.h).
 const HUGETLBFS: u64 = 0x9584_58f6;
@@ -101,8 +77,7 @@ fn check(file: BorrowedFd<'_>, offset: u64, len: u64) -> Result<(), String> {
         kind => return Err(format!("is {}; send a memfd", name_of(kind))),
     }
     if !in_memory {
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        check_file_system(&mounts, &Mount::of(&stat))?;
+        check_file_system(FileSystem::of(&stat))?;
     }
     let access = fcntl_getfl(file).map_err(|error| format!("cannot be examined: {error}"))?;
     if access & OFlags::RWMODE != OFlags::RDWR {
@@ -114,6 +89,22 @@ fn check(file: BorrowedFd<'_>, offset: u64, len: u64) -> Result<(), String> {
         page_size() as u64
     };
     check_length(stat.stx_size, offset, len, page)
+}
+
+fn check_file_system(file_system: FileSystem) -> Result<(), String> {
+    match file_system {
+        FileSystem::Local => Ok(()),
+        FileSystem::Far(kind) => Err(format!(
+            "lies on {kind}, whose pages may come from another process or host; send a memfd or a \
+             file on tmpfs, hugetlbfs or a local disk"
+        )),
+        FileSystem::Unknown => Err(
+            "lies on a file system that is not mounted where the backend can see it, so that its \
+             pages may come from another process or host; send a memfd, or mount the file system \
+             in the backend's mount namespace"
+                .to_owned(),
+        ),
+    }
 }
 
 /// As a sentence has it.
@@ -137,66 +128,6 @@ fn page_of(file: BorrowedFd<'_>) -> u64 {
         Ok(stat) if stat.f_type as u64 == HUGETLBFS => stat.f_bsize as u64,
         _ => page_size() as u64,
     }
-}
-
-/// Where a file is mounted.
-#[derive(Debug)]
-struct Mount {
-    /// `None` before Linux 5.8.
-    id: Option<u64>,
-    device: (u32, u32),
-}
-
-impl Mount {
-    fn of(stat: &Statx) -> Self {
-        let known = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::MNT_ID);
-        Mount {
-            id: known.then_some(stat.stx_mnt_id),
-            device: (stat.stx_dev_major, stat.stx_dev_minor),
-        }
-    }
-}
-
-/// Whether the file system is one of this host's kernel, by the text of /proc/self/mountinfo.
-fn check_file_system(mounts: &str, of: &Mount) -> Result<(), String> {
-    let Some(kind) = file_system(mounts, of) else {
-        return Err(
-            "lies on a file system that is not mounted where the backend can see it, so that its \
-             pages may come from another process or host; send a memfd, or mount the file system \
-             in the backend's mount namespace"
-                .to_owned(),
-        );
-    };
-    if LOCAL_FILE_SYSTEMS.contains(&kind) {
-        return Ok(());
-    }
-    Err(format!(
-        "lies on {kind}, whose pages may come from another process or host; send a memfd or a file \
-         on tmpfs, hugetlbfs or a local disk"
-    ))
-}
-
-/// The file system's type: by the mount, or by the device where the mount is in another mount
-/// namespace and the same file system is mounted in this one.
-fn file_system<'a>(mounts: &'a str, of: &Mount) -> Option<&'a str> {
-    // proc_pid_mountinfo(5): ID, parent, device, …, "-", type, source, options.
-    let mut same_device = None;
-    for line in mounts.lines() {
-        let mut fields = line.split(' ');
-        let id = fields.next()?.parse::<u64>().ok();
-        let device = fields.nth(1).and_then(|device| {
-            let (major, minor) = device.split_once(':')?;
-            Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))
-        });
-        let kind = fields.skip_while(|field| *field != "-").nth(1);
-        if id.is_some() && id == of.id {
-            return kind;
-        }
-        if device == Some(of.device) {
-            same_device = kind;
-        }
-    }
-    same_device
 }
 
 /// `size` is the file's, `page` what its mapping consists of, bytes.
