@@ -59,6 +59,7 @@ impl Device for TimerDevice {
     }
 
     fn serve(&self, turn: &mut Turn<'_, Self>, queue: u16, when_idle: WhenIdle) -> Stop {
+        self.turnstile.let_others_go_first();
         let mut state = self.state();
         let stop = if queue == EVENT_QUEUE {
             Stop::Drained

@@ -32,6 +32,7 @@ impl GuestTimeGuard for MutexGuard<'_, TimerState> {
 
 impl GuestTime for TimerDevice {
     fn lock(&self) -> impl GuestTimeGuard {
+        let _first = self.turnstile.enter();
         self.state()
     }
 
@@ -39,7 +40,9 @@ impl GuestTime for TimerDevice {
     /// time-out passes, or the wait is canceled. A restore without a time-out holds for 60 s at
     /// most.
     fn hold(&self, canceled: &AtomicBool) {
+        let first = self.turnstile.enter();
         let mut state = self.state();
+        drop(first);
         let began = Instant::now();
         let mut logged = false;
         while !canceled.load(Ordering::Acquire) {
@@ -79,6 +82,7 @@ impl GuestTime for TimerDevice {
 
     fn wake_held(&self) {
         // A thread that is about to wait has the lock.
+        let _first = self.turnstile.enter();
         drop(self.state());
         self.phase_changed.notify_all();
     }

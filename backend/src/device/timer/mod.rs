@@ -21,7 +21,7 @@ use vhost_user_timer_model::vm::{Profile, Vm};
 use crate::device::DeviceError;
 use crate::state::Store;
 use crate::state::file::Opening;
-use crate::sys::lock;
+use crate::sys::{Turnstile, lock};
 use alarm::Alarm;
 pub use config::{SourceChoice, TimerConfig};
 use state::TimerState;
@@ -35,6 +35,8 @@ pub struct TimerDevice {
     store: Option<Arc<Store>>,
     /// Notified whenever the VM's phase has changed, or a restore has timed out.
     phase_changed: Condvar,
+    /// Lets the clock device's threads go before the worker, which takes the VM again and again.
+    turnstile: Turnstile,
 }
 
 impl TimerDevice {
@@ -65,6 +67,7 @@ impl TimerDevice {
             state: Mutex::new(state),
             store,
             phase_changed: Condvar::new(),
+            turnstile: Turnstile::default(),
         })
     }
 

@@ -1,6 +1,7 @@
 //! The rows, by number.
 
 mod clock;
+mod control;
 mod footprint;
 mod gate;
 mod growth;
@@ -24,7 +25,7 @@ use vhost_user_timer_kit::backend_process::BackendProcess;
 type Row = fn(&mut Bench) -> io::Result<()>;
 
 /// From 1.
-pub(super) const ALL: [Row; 10] = [
+pub(super) const ALL: [Row; 11] = [
     latency::round_trips,
     latency::polling,
     throughput::requests,
@@ -35,6 +36,7 @@ pub(super) const ALL: [Row; 10] = [
     clock::readings,
     footprint::footprint,
     restore::done,
+    control::delays,
 ];
 
 /// Whatever takes longer has hung.
