@@ -3,9 +3,8 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
 
-use rustix::process::{Pid, Signal, kill_process};
+use vhost_user_timer_kit::backend_process::exit_within;
 use vhost_user_timer_kit::raw_driver::release_program;
 use vhost_user_timer_kit::victim::DEADLINE;
 
@@ -19,16 +18,9 @@ pub(crate) fn ends(mut command: Command) -> i32 {
     let mut child = command.stdin(Stdio::null()).spawn().unwrap();
     // The child has what it inherits.
     drop(command);
-    let (done, wait) = channel::<()>();
-    let pid = Pid::from_child(&child);
-    let watch = std::thread::spawn(move || {
-        if wait.recv_timeout(DEADLINE) == Err(RecvTimeoutError::Timeout) {
-            let _ = kill_process(pid, Signal::KILL);
-        }
-    });
-    let status = child.wait().unwrap();
-    drop(done);
-    watch.join().unwrap();
+    let status = exit_within(&mut child, DEADLINE);
+    let _ = child.kill();
+    let status = status.expect("it ends in time");
     status.code().unwrap_or_else(|| panic!("{status}"))
 }
 

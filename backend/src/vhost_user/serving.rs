@@ -59,6 +59,7 @@ impl<D: Device> Session<D> {
     ) -> io::Result<()> {
         let worker = &self.worker;
         if worker.vrings.get().is_none() {
+            crate::logging::peer_thread(D::NAME);
             let _ = worker.vrings.set(vrings.to_vec());
         }
         END_OF_WORKER.with(|end| {

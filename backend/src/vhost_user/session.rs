@@ -269,6 +269,8 @@ impl<D: Device> VhostUserBackend for Session<D> {
     }
 
     fn acked_features(&self, features: u64) {
+        // The request thread's first call that is certain to be its own.
+        crate::logging::peer_thread(D::NAME);
         self.control(|device| device.set_features(features));
     }
 

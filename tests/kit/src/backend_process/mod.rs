@@ -377,9 +377,7 @@ impl BackendProcess {
 
     /// Its exit status, if it ends by itself within `limit`.
     pub fn exit_within(&mut self, limit: Duration) -> Option<ExitStatus> {
-        self.has_ended(limit)
-            .then(|| self.child.wait().ok())
-            .flatten()
+        exit_within(&mut self.child, limit)
     }
 
     /// Waits for it to end by itself. After `limit` it is killed, which the status shows.
@@ -388,7 +386,7 @@ impl BackendProcess {
     ///
     /// If something else in this process has reaped the child.
     pub fn wait(&mut self, limit: Duration) -> ExitStatus {
-        if !self.has_ended(limit) {
+        if !has_ended(&mut self.child, limit) {
             let _ = self.child.kill();
         }
         self.child.wait().expect("the child is ours to reap")
@@ -422,24 +420,29 @@ impl BackendProcess {
             let _ = kill_process(Pid::from_child(&self.child), signal);
         }
     }
+}
 
-    fn has_ended(&mut self, limit: Duration) -> bool {
-        if !matches!(self.child.try_wait(), Ok(None)) {
-            return true;
-        }
-        let Ok(pidfd) = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()) else {
-            return false;
-        };
-        let deadline = Instant::now() + limit;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = Timespec::try_from(left).ok();
-            let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-            match rustix::event::poll(&mut fds, timeout.as_ref()) {
-                Err(Errno::INTR) => {}
-                Ok(ready) => return ready > 0,
-                Err(_) => return false,
-            }
+/// A child's exit status, if it ends by itself within `limit`.
+pub fn exit_within(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
+    has_ended(child, limit).then(|| child.wait().ok()).flatten()
+}
+
+fn has_ended(child: &mut Child, limit: Duration) -> bool {
+    if !matches!(child.try_wait(), Ok(None)) {
+        return true;
+    }
+    let Ok(pidfd) = pidfd_open(Pid::from_child(child), PidfdFlags::empty()) else {
+        return false;
+    };
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).ok();
+        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+        match rustix::event::poll(&mut fds, timeout.as_ref()) {
+            Err(Errno::INTR) => {}
+            Ok(ready) => return ready > 0,
+            Err(_) => return false,
         }
     }
 }
