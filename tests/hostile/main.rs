@@ -4,6 +4,7 @@ mod armed;
 mod bad_input;
 mod frontend;
 mod logs;
+mod memory_files;
 mod memory_traps;
 mod paths;
 mod printing;
