@@ -10,8 +10,10 @@ MODEL := target/release/model-check
 QEMU_DEMO := target/release/demo-qemu
 KVM_DEMO := target/release/demo-kvm
 BENCH := target/release/bench
+# Its checks panic, and a release build aborts then.
+HOSTILE := target/debug/hostile
 
-.PHONY: help demo demo-qemu demo-kvm check demos released fmt clippy doc deny test test-build kvm arm64 model bench bench-model build clean qemu-environment clean-cache
+.PHONY: help demo demo-qemu demo-kvm check demos released fmt clippy doc deny test test-build hostile kvm arm64 model bench bench-model build clean qemu-environment clean-cache
 
 help:
 	@echo 'make demo              save eight vCPUs with one backend and restore them with another, step by step'
@@ -19,6 +21,7 @@ help:
 	@echo 'make demo-kvm          the last metre, on a real KVM: what the guest sees with and without it'
 	@echo 'make check             everything that must hold: format, lints, docs, tests, KVM, AArch64, model check, demos'
 	@echo 'make test              all tests but those on a real KVM'
+	@echo 'make hostile           random attacks on the released backend, for a minute; HOSTILE_ARGS="--minutes 30", --help'
 	@echo 'make kvm               the tests on a real KVM, for which Linux for AArch64 is emulated'
 	@echo 'make arm64             build for AArch64, and run the unit and protocol tests by emulation'
 	@echo 'make model             the model check; MODEL_ARGS=--large for a longer one'
@@ -77,6 +80,11 @@ test: released qemu-environment
 
 test-build:
 	$(CARGO) test --locked --workspace --all-features --no-run
+
+# The seed is the date's, and printed; a failure prints the command that repeats it.
+hostile: released
+	$(CARGO) build --locked --package vhost-user-timer-tools --bin hostile
+	$(HOSTILE) $(HOSTILE_ARGS)
 
 # A target of its own (`test = false` in tests/Cargo.toml), since it takes minutes. An AArch64 host
 # with /dev/kvm is itself the machine for most of it, and needs the programs.

@@ -4,13 +4,11 @@
 //! socket, comes to rest, has the descriptors, threads and memory that it had, and its VM is as it
 //! was. When a victim is dropped, SIGTERM must end it.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 use crate::backend_process::{Devices, Launch};
 use crate::clock_driver::{ClockDriver, F_ALARM, UTC};
@@ -128,11 +126,7 @@ impl Victim {
     /// A backend that was started by other means, with two request queues and both sockets, and
     /// whose VM is in NEW.
     pub fn of(rig: Rig) -> Self {
-        let mut client = Client::connect(&rig);
-        client.configure(2);
-        client.set(0, &[(CTL, 1), (CVAL, 1 << 40), (CNT, 1 << 30)]);
-        let (info, state) = (client.info().at_rest(), client.state().at_rest(false));
-        drop(client);
+        let (info, state) = configured(&rig);
         // Warmed up: what is made once is made now.
         for _ in 0..3 {
             Client::connect(&rig).info();
@@ -244,28 +238,20 @@ impl Victim {
         self.must_end();
     }
 
-    /// Does something for which the backend has [`DEADLINE`]. One that takes longer is killed, so
-    /// that every wait for it ends.
-    ///
-    /// # Panics
-    ///
-    /// If it takes longer, or if `act` panics.
+    /// [`Rig::in_time`], within [`DEADLINE`].
     #[track_caller]
     pub fn in_time<T>(&self, what: &str, act: impl FnOnce() -> T) -> T {
-        let (done, wait) = channel::<()>();
-        let pid = self.rig.backend.pid();
-        let watch = thread::spawn(move || {
-            let late = wait.recv_timeout(DEADLINE) == Err(RecvTimeoutError::Timeout);
-            if let Some(pid) = Pid::from_raw(pid as i32).filter(|_| late) {
-                let _ = kill_process(pid, Signal::KILL);
-            }
-            late
+        self.rig.in_time(DEADLINE, what, act)
+    }
+
+    /// Gives it a new VM, configured as the first was, for the next attack.
+    #[track_caller]
+    pub fn renew(&mut self) {
+        let (info, state) = self.in_time("the VM is reset", || {
+            Client::connect(&self.rig).reset_and_leave();
+            configured(&self.rig)
         });
-        let result = catch_unwind(AssertUnwindSafe(act));
-        drop(done);
-        let late = watch.join().expect("the watch does not panic");
-        assert!(!late, "not within {DEADLINE:?}: {what}");
-        result.unwrap_or_else(|panic| resume_unwind(panic))
+        (self.info, self.state) = (info, state);
     }
 
     #[track_caller]
@@ -277,6 +263,14 @@ impl Victim {
         let status = ended.expect("SIGTERM ends it in time");
         assert_eq!(status.code(), Some(0), "{status}");
     }
+}
+
+/// Configures the VM. Returns what must not change.
+fn configured(rig: &Rig) -> (Info, VmState) {
+    let mut client = Client::connect(rig);
+    client.configure(2);
+    client.set(0, &[(CTL, 1), (CVAL, 1 << 40), (CNT, 1 << 30)]);
+    (client.info().at_rest(), client.state().at_rest(false))
 }
 
 impl Drop for Victim {

@@ -5,9 +5,11 @@
 //! - [`kvm_demo`]: restores on a real KVM, from the eyes of the guest;
 //! - [`qemu_demo`]: a Linux guest whose clock is the backend;
 //! - [`model`]: the model check of the VM's time;
+//! - [`hostile`]: random attacks on a backend, each with an oracle;
 //! - [`mod@bench`]: what the backend costs, compared with its floors.
 
 pub mod bench;
+pub mod hostile;
 pub mod kvm_demo;
 pub mod mock;
 pub mod model;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
@@ -205,6 +206,30 @@ impl Rig {
             std::thread::sleep(Duration::from_millis(20));
         }
         false
+    }
+
+    /// Does something for which the backend has this long. A backend that takes longer is killed,
+    /// so that every wait for it ends.
+    ///
+    /// # Panics
+    ///
+    /// If it takes longer, or if `act` panics.
+    #[track_caller]
+    pub fn in_time<T>(&self, limit: Duration, what: &str, act: impl FnOnce() -> T) -> T {
+        let (done, wait) = channel::<()>();
+        let pid = self.backend.pid();
+        let watch = std::thread::spawn(move || {
+            let late = wait.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
+            if let Some(pid) = Pid::from_raw(pid as i32).filter(|_| late) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+            late
+        });
+        let result = catch_unwind(AssertUnwindSafe(act));
+        drop(done);
+        let late = watch.join().expect("the watch does not panic");
+        assert!(!late, "not within {limit:?}: {what}");
+        result.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// Waits until the process has no more threads and descriptors than these. Returns what it uses

@@ -152,6 +152,11 @@ impl Ring {
         self.size
     }
 
+    /// How many descriptors the driver has.
+    pub fn room(&self) -> usize {
+        self.free.len()
+    }
+
     /// The kick descriptor.
     pub fn kick_fd(&self) -> &EventFd {
         &self.kick
