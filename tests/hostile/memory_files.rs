@@ -146,8 +146,9 @@ fn a_file_on_fuse_is_refused_without_asking_its_server() {
     }
     let test = "memory_files::a_file_on_fuse_is_refused_without_asking_its_server";
     let server = Server::launch(test);
-    let file = server.file();
     let victim = Victim::launch();
+    // After every process is started: one that closes the file waits for the server.
+    let file = server.file();
     for code in [SET_MEM_TABLE, ADD_MEM_REG] {
         let mut control = victim.negotiated();
         let region = [1, 0x1000, 1 << 20, 0x1000, 0];
