@@ -1,27 +1,36 @@
 //! A socket, the device behind it, and the frontend that is connected, one at a time.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::device::{ClockDevice, GuestTime, TimerDevice};
+use crate::server::arrivals::{Arrival, Reserve};
 use crate::server::poll::{EndpointEvent, Poll, Token};
 use crate::server::{ServerError, Socket};
-use crate::vhost_user::{ConnectError, Connection, Device, Ended, Listener};
+use crate::vhost_user::{Connection, Device};
 
-type Accept = Box<dyn Fn(&mut Listener, &Ended, Duration) -> Result<Connection, ConnectError>>;
+/// How long a listener rests that cannot accept.
+const REST: Duration = Duration::from_millis(100);
+
+type Serve = Box<dyn Fn(UnixStream, &Arc<EventFd>, Duration) -> io::Result<Connection>>;
 
 /// See the module.
 pub struct Endpoint {
     name: &'static str,
     socket: Socket,
-    accept: Accept,
+    serve: Serve,
     poll_max: Duration,
+    reserve: Reserve,
     connection: Option<Connection>,
-    ended: Option<Ended>,
+    /// Written when the connection has ended.
+    ended: Option<Arc<EventFd>>,
+    /// When the listener is tried again.
+    resting_until: Option<Instant>,
 }
 
 impl Endpoint {
@@ -39,12 +48,14 @@ impl Endpoint {
         Endpoint {
             name: D::NAME,
             socket,
-            accept: Box::new(move |listener, ended, poll_max| {
-                Connection::accept(&device, listener, ended, poll_max)
+            serve: Box::new(move |frontend, ended, poll_max| {
+                Connection::serve(&device, frontend, ended, poll_max)
             }),
             poll_max: Duration::ZERO,
+            reserve: Reserve::new(),
             connection: None,
             ended: None,
+            resting_until: None,
         }
     }
 
@@ -56,35 +67,47 @@ impl Endpoint {
         self
     }
 
-    /// Registers this endpoint's events with the loop.
+    /// Registers this endpoint's events with the loop. A frontend that is connected already is
+    /// served from now on.
     pub(super) fn register(&mut self, poll: &Poll, index: usize) -> io::Result<()> {
-        let ended = Ended {
-            connection: EventFd::new(EFD_NONBLOCK)?,
-            worker: EventFd::new(EFD_NONBLOCK)?,
-        };
-        for (fd, event) in [
-            (ended.connection.as_raw_fd(), EndpointEvent::ConnectionEnded),
-            (ended.worker.as_raw_fd(), EndpointEvent::WorkerEnded),
-            (self.listener(), EndpointEvent::Frontend),
-        ] {
-            poll.add(fd, Token::Endpoint(event, index))?;
-        }
+        let ended = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        let token = Token::Endpoint(EndpointEvent::ConnectionEnded, index);
+        poll.add(ended.as_raw_fd(), token)?;
         self.ended = Some(ended);
         log::info!(
             "Ready for a frontend of the {} device on {}",
             self.name,
             self.socket
         );
-        Ok(())
-    }
-
-    fn listener(&mut self) -> RawFd {
-        self.socket.listener().as_raw_fd()
+        match self.socket.take_connected() {
+            Some(frontend) => {
+                self.connect(frontend);
+                Ok(())
+            }
+            None => self.listen(poll, index),
+        }
     }
 
     /// Whether the first frontend is the last.
     pub(super) fn is_for_one_frontend(&self) -> bool {
         self.socket.is_for_one_frontend()
+    }
+
+    /// When [`wake_up`](Self::wake_up) is to be called.
+    pub(super) fn resting_until(&self) -> Option<Instant> {
+        self.resting_until
+    }
+
+    /// Tries the listener again, where it rested until now.
+    pub(super) fn wake_up(&mut self, poll: &Poll, index: usize) -> Result<(), ServerError> {
+        if self
+            .resting_until
+            .is_some_and(|until| until <= Instant::now())
+        {
+            self.resting_until = None;
+            self.listen(poll, index).map_err(ServerError::Wait)?;
+        }
+        Ok(())
     }
 
     /// Handles an event. True where the endpoint has served its last frontend.
@@ -94,63 +117,81 @@ impl Endpoint {
         poll: &Poll,
         index: usize,
     ) -> Result<bool, ServerError> {
-        let Some(ended) = &self.ended else {
-            return Ok(false);
-        };
         match event {
-            EndpointEvent::Frontend => {
-                // The next one waits in the listening socket's queue until this one is gone.
-                poll.remove(self.socket.listener().as_raw_fd())
-                    .map_err(ServerError::Wait)?;
-                let listener = self.socket.listener();
-                let connection = (self.accept)(listener, ended, self.poll_max)?;
-                let lost = Token::Endpoint(EndpointEvent::MemoryLost, index);
-                poll.add(connection.memory_lost_fd(), lost)
-                    .map_err(ServerError::Wait)?;
-                self.connection = Some(connection);
-            }
-            EndpointEvent::MemoryLost => {
-                if let Some(connection) = &self.connection
-                    && let Some(lost) = connection.end_if_memory_lost()
-                {
-                    poll.remove(connection.memory_lost_fd())
-                        .map_err(ServerError::Wait)?;
-                    log::error!(
-                        "The frontend of the {} device is disconnected: {lost}",
-                        self.name
-                    );
-                }
-            }
-            EndpointEvent::WorkerEnded => {
-                let _ = ended.worker.read();
-                if let Some(connection) = &self.connection
-                    && !connection.stopping()
-                {
-                    log::error!(
-                        "The frontend of the {} device is disconnected: one of its kick \
-                         descriptors cannot be read, or is always readable",
-                        self.name
-                    );
-                    connection.disconnect();
-                }
-            }
+            EndpointEvent::Frontend => self.arrived(poll)?,
             EndpointEvent::ConnectionEnded => {
-                let _ = ended.connection.read();
-                if let Some(connection) = self.connection.take() {
-                    connection.close();
+                if let Some(ended) = &self.ended {
+                    let _ = ended.read();
                 }
-                // The worker ended with the connection.
-                let _ = ended.worker.read();
+                if let Some(connection) = self.connection.take() {
+                    connection.join();
+                }
                 if self.is_for_one_frontend() {
                     return Ok(true);
                 }
-                poll.add(
-                    self.listener(),
-                    Token::Endpoint(EndpointEvent::Frontend, index),
-                )
-                .map_err(ServerError::Wait)?;
+                self.listen(poll, index).map_err(ServerError::Wait)?;
             }
         }
         Ok(false)
+    }
+
+    fn listen(&self, poll: &Poll, index: usize) -> io::Result<()> {
+        let Some(listener) = self.socket.listener() else {
+            return Ok(());
+        };
+        let token = Token::Endpoint(EndpointEvent::Frontend, index);
+        poll.add(listener.as_raw_fd(), token)
+    }
+
+    /// Accepts the frontend that waits. Whatever that costs is the frontend's.
+    fn arrived(&mut self, poll: &Poll) -> Result<(), ServerError> {
+        let Some(listener) = self.socket.listener() else {
+            return Ok(());
+        };
+        let turned_away = |error| {
+            log::error!(
+                "A frontend of the {} device was turned away: accepting it failed: {error}; raise \
+                 the limit of open files, or lower what else uses them",
+                self.name
+            );
+        };
+        match self.reserve.accept(listener) {
+            Arrival::Nobody => {}
+            Arrival::TurnedAway(error) => turned_away(error),
+            Arrival::NotNow(error) => {
+                log::error!(
+                    "A frontend of the {} device waits: accepting it failed: {error}; it is tried \
+                     again every {} ms",
+                    self.name,
+                    REST.as_millis()
+                );
+                poll.remove(listener.as_raw_fd())
+                    .map_err(ServerError::Wait)?;
+                self.resting_until = Some(Instant::now() + REST);
+            }
+            Arrival::Frontend(frontend) => {
+                // The next one waits in the listening socket's queue until this one is gone.
+                poll.remove(listener.as_raw_fd())
+                    .map_err(ServerError::Wait)?;
+                self.connect(frontend);
+            }
+        }
+        Ok(())
+    }
+
+    /// Serves a frontend. Where there is no thread for that, its connection has ended.
+    fn connect(&mut self, frontend: UnixStream) {
+        let Some(ended) = &self.ended else { return };
+        match (self.serve)(frontend, ended, self.poll_max) {
+            Ok(connection) => self.connection = Some(connection),
+            Err(error) => {
+                log::error!(
+                    "A frontend of the {} device was turned away: starting a thread for it failed: \
+                     {error}; raise the limit of threads, or lower what else uses them",
+                    self.name
+                );
+                let _ = ended.write(1);
+            }
+        }
     }
 }

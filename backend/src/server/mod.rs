@@ -3,6 +3,7 @@
 //! The loop waits, with `epoll`, for frontends, for the ends of their connections, and for the
 //! signals that end the process.
 
+mod arrivals;
 mod bound;
 mod endpoint;
 mod poll;
@@ -12,10 +13,10 @@ mod socket;
 use std::io;
 use std::os::fd::AsRawFd;
 
-pub use crate::vhost_user::ConnectError;
 pub use bound::PathError;
 pub use endpoint::Endpoint;
 use poll::{Poll, Token};
+use rustix::process::{Resource, getrlimit, setrlimit};
 pub use signals::{Signals, unblock_all};
 pub use socket::{Socket, SocketError};
 
@@ -25,9 +26,6 @@ pub enum ServerError {
     /// The process could not get ready to serve.
     #[error("preparing to serve failed")]
     Prepare(#[source] io::Error),
-    /// A frontend's connection cannot be served.
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
     /// Waiting for frontends failed.
     #[error("waiting for frontends failed")]
     Wait(#[source] io::Error),
@@ -42,6 +40,7 @@ pub enum ServerError {
 /// an error here: its connection ends, and the next one is served.
 pub fn serve(mut endpoints: Vec<Endpoint>, signals: &Signals) -> Result<(), ServerError> {
     let prepare = ServerError::Prepare;
+    raise_open_files();
     let poll = Poll::new().map_err(prepare)?;
     poll.add(signals.as_raw_fd(), Token::Signal)
         .map_err(prepare)?;
@@ -53,12 +52,18 @@ pub fn serve(mut endpoints: Vec<Endpoint>, signals: &Signals) -> Result<(), Serv
         .filter(|endpoint| endpoint.is_for_one_frontend())
         .count();
     loop {
-        match poll.wait().map_err(ServerError::Wait)? {
-            Token::Signal => {
+        let retry = endpoints.iter().filter_map(Endpoint::resting_until).min();
+        let token = poll.wait(retry).map_err(ServerError::Wait)?;
+        for (index, endpoint) in endpoints.iter_mut().enumerate() {
+            endpoint.wake_up(&poll, index)?;
+        }
+        match token {
+            None => {}
+            Some(Token::Signal) => {
                 log::info!("Ending on a signal");
                 break;
             }
-            Token::Endpoint(event, index) => {
+            Some(Token::Endpoint(event, index)) => {
                 let Some(endpoint) = endpoints.get_mut(index) else {
                     continue;
                 };
@@ -75,4 +80,13 @@ pub fn serve(mut endpoints: Vec<Endpoint>, signals: &Signals) -> Result<(), Serv
     // After a signal a frontend may still be connected. Its end is not waited for: the frontend
     // could delay the worker, and the end of the process ends both.
     Ok(())
+}
+
+/// Each memory region costs a descriptor, and the soft limit is often 1024 for no reason but
+/// select(2), which nothing here uses.
+fn raise_open_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // The lower limit does as well: a frontend may share fewer regions then.
+    let _ = setrlimit(Resource::Nofile, limit);
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::time::Instant;
 
 use epoll::{ControlOptions, Event, Events};
 
@@ -19,17 +20,10 @@ pub(super) enum Token {
 #[repr(u8)]
 pub(super) enum EndpointEvent {
     ConnectionEnded = 1,
-    WorkerEnded = 2,
-    Frontend = 3,
-    MemoryLost = 4,
+    Frontend = 2,
 }
 
-const EVENTS: [EndpointEvent; 4] = [
-    EndpointEvent::ConnectionEnded,
-    EndpointEvent::WorkerEnded,
-    EndpointEvent::Frontend,
-    EndpointEvent::MemoryLost,
-];
+const EVENTS: [EndpointEvent; 2] = [EndpointEvent::ConnectionEnded, EndpointEvent::Frontend];
 
 impl Token {
     /// As epoll returns it. A token that is handled first has the smaller number.
@@ -70,15 +64,22 @@ impl Poll {
         epoll::ctl(self.0, ControlOptions::EPOLL_CTL_DEL, fd, event)
     }
 
-    /// Waits for the next event. Of several, a signal comes before the rest.
-    pub(super) fn wait(&self) -> io::Result<Token> {
+    /// Waits for the next event, until a deadline where there is one. Of several, a signal comes
+    /// before the rest.
+    pub(super) fn wait(&self, deadline: Option<Instant>) -> io::Result<Option<Token>> {
         let mut events = [Event::new(Events::empty(), 0); 16];
         loop {
-            match epoll::wait(self.0, -1, &mut events) {
+            let timeout = deadline.map_or(-1, |deadline| {
+                let left = deadline.saturating_duration_since(Instant::now());
+                // Rounded up: not again and again until then.
+                i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
+            });
+            match epoll::wait(self.0, timeout, &mut events) {
+                Ok(0) => return Ok(None),
                 Ok(n) => {
                     let first = events.iter().take(n).map(|event| event.data).min();
                     if let Some(token) = first.and_then(Token::of) {
-                        return Ok(token);
+                        return Ok(Some(token));
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -105,6 +106,6 @@ mod tests {
             assert_eq!(Token::of(token.data()), Some(token));
             assert!(Token::Signal.data() <= token.data());
         }
-        assert_eq!(Token::of(5 << 32), None);
+        assert_eq!(Token::of(3 << 32), None);
     }
 }

@@ -10,7 +10,6 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use crate::server::bound::{BoundPath, PathError};
-use crate::vhost_user::Listener;
 
 /// Why there is no socket to serve on.
 #[derive(Debug, thiserror::Error)]
@@ -50,8 +49,16 @@ pub enum SocketError {
 
 /// A socket at which frontends arrive.
 pub struct Socket {
-    listener: Listener,
+    arrivals: Arrivals,
     origin: Origin,
+}
+
+/// How frontends arrive.
+enum Arrivals {
+    /// One after the other.
+    Listener(UnixListener),
+    /// The one there is, until it is served.
+    Connected(Option<UnixStream>),
 }
 
 #[derive(Debug)]
@@ -71,10 +78,16 @@ impl Socket {
     ///
     /// [`SocketError`] where the path is taken or the system refuses.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
-        let (path, listener) = BoundPath::listen(path)?;
+        let (bound, listener) = BoundPath::listen(path)?;
+        listener
+            .set_nonblocking(true)
+            .map_err(|source| PathError::Listen {
+                path: path.to_owned(),
+                source,
+            })?;
         Ok(Socket {
-            listener: listener.into(),
-            origin: Origin::Path(path),
+            arrivals: Arrivals::Listener(listener),
+            origin: Origin::Path(bound),
         })
     }
 
@@ -106,23 +119,33 @@ impl Socket {
         let listening = sockopt::socket_acceptconn(owned.as_fd());
         if listening.map_err(|error| adopt(error.into()))? {
             let listener = UnixListener::from(owned);
-            // The crate would spin on a non-blocking listener.
-            listener.set_nonblocking(false).map_err(adopt)?;
+            listener.set_nonblocking(true).map_err(adopt)?;
             Ok(Socket {
-                listener: listener.into(),
+                arrivals: Arrivals::Listener(listener),
                 origin: Origin::Listening(fd),
             })
         } else {
-            let listener = Listener::for_peer_of(UnixStream::from(owned)).map_err(adopt)?;
             Ok(Socket {
-                listener,
+                arrivals: Arrivals::Connected(Some(owned.into())),
                 origin: Origin::Connected(fd),
             })
         }
     }
 
-    pub(super) fn listener(&mut self) -> &mut Listener {
-        &mut self.listener
+    /// Where frontends arrive one after the other. Accepting never waits.
+    pub(super) fn listener(&self) -> Option<&UnixListener> {
+        match &self.arrivals {
+            Arrivals::Listener(listener) => Some(listener),
+            Arrivals::Connected(_) => None,
+        }
+    }
+
+    /// The frontend that was connected from the beginning. There is one, once.
+    pub(super) fn take_connected(&mut self) -> Option<UnixStream> {
+        match &mut self.arrivals {
+            Arrivals::Listener(_) => None,
+            Arrivals::Connected(frontend) => frontend.take(),
+        }
     }
 
     /// Whether the first frontend is the last.

@@ -1,190 +1,188 @@
 //! One frontend's connection, from its arrival at a socket to its end.
 //!
-//! Each connection has a `VhostUserDaemon` of its own, which cannot be used twice; the device and
-//! the listening socket are handed from one to the next.
+//! It has three threads. `connection` makes the other two and stands at the door ([`Door`]). The
+//! crate's request thread carries out what the door lets in; the crate's worker serves the rings.
+//! Whatever ends the connection, `connection` ends the other two, and nothing of it reaches the
+//! server but [`Connection`]'s end.
+//!
+//! Each connection has a `VhostUserDaemon` of its own, which cannot be used twice.
 
-use std::fmt::Display;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
+use rustix::process::{Resource, getrlimit};
 use vhost::vhost_user::Error as VhostUserError;
-use vhost::vhost_user::Listener as VhostUserListener;
-use vhost_user_backend::{Error as DaemonError, ShutdownHandle, VhostUserDaemon};
+use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::logging;
+use crate::sys::with_causes;
 use crate::vhost_user::Device;
-use crate::vhost_user::relay;
+use crate::vhost_user::door::{Door, End, Limits, inner_connection, region_limit};
 use crate::vhost_user::session::Session;
-use crate::vhost_user::trap::Trap;
 
-/// Why a frontend's connection cannot be served.
+/// How long messages that were passed on before the frontend's end may take.
+const AFTERMATH: Duration = Duration::from_secs(1);
+
+/// How often threads that have not ended are interrupted again.
+const AGAIN: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 10_000_000,
+};
+
+/// Why a frontend that arrived is not served.
 #[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// The process could not get ready to serve it.
-    #[error("preparing to serve a frontend failed")]
+enum ConnectError {
+    #[error("the system refuses what serving it needs")]
     Prepare(#[source] io::Error),
-    /// The connection could not be accepted.
-    #[error("accepting a frontend's connection failed: {0}")]
-    Accept(String),
+    #[error("{0}")]
+    Daemon(String),
 }
 
 impl From<DaemonError> for ConnectError {
     fn from(error: DaemonError) -> Self {
-        ConnectError::Accept(error.to_string())
-    }
-}
-
-/// A listening socket at which frontends arrive.
-pub(crate) struct Listener(VhostUserListener);
-
-impl Listener {
-    /// A socket at which one frontend arrives, the peer of this connected one, and no other.
-    ///
-    /// # Errors
-    ///
-    /// Where the system refuses what relaying its messages needs.
-    pub(crate) fn for_peer_of(stream: UnixStream) -> io::Result<Self> {
-        relay::listen_for(stream).map(Listener::from)
-    }
-}
-
-impl From<UnixListener> for Listener {
-    fn from(listener: UnixListener) -> Self {
-        Listener(listener.into())
-    }
-}
-
-impl AsRawFd for Listener {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
-/// What is written when a connection, or its worker, ends.
-pub(crate) struct Ended {
-    pub(crate) connection: EventFd,
-    pub(crate) worker: EventFd,
-}
-
-/// A session that can be ended, whatever its device.
-trait Stoppable: Send + Sync {
-    fn stop(&self);
-    fn stopping(&self) -> bool;
-    fn trap(&self) -> &Trap;
-}
-
-impl<D: Device> Stoppable for Session<D> {
-    fn stop(&self) {
-        Session::stop(self);
-    }
-
-    fn stopping(&self) -> bool {
-        self.worker.stopping()
-    }
-
-    fn trap(&self) -> &Trap {
-        &self.trap
+        ConnectError::Daemon(error.to_string())
     }
 }
 
 /// A frontend that is connected.
-pub(crate) struct Connection {
-    session: Arc<dyn Stoppable>,
-    shutdown: Option<ShutdownHandle>,
-    thread: JoinHandle<()>,
-}
+pub(crate) struct Connection(JoinHandle<()>);
 
 impl Connection {
-    /// Accepts the frontend that waits at the socket. The connection's worker polls its rings for
-    /// `poll_max` at most before it sleeps.
+    /// Serves a frontend. `ended` is written when the connection has ended, for whatever reason.
+    /// The connection's worker polls its rings for `poll_max` at most before it sleeps.
     ///
     /// # Errors
     ///
-    /// [`ConnectError`] where the system refuses what serving needs.
-    pub(crate) fn accept<D: Device>(
+    /// Where there is no thread for it. The frontend is then disconnected.
+    pub(crate) fn serve<D: Device>(
         device: &Arc<D>,
-        listener: &mut Listener,
-        ended: &Ended,
+        frontend: UnixStream,
+        ended: &Arc<EventFd>,
         poll_max: Duration,
-    ) -> Result<Self, ConnectError> {
-        let prepare = ConnectError::Prepare;
-        let connection_ended = ended.connection.try_clone().map_err(prepare)?;
-        let worker_ended = ended.worker.try_clone().map_err(prepare)?;
-        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let session = Session::new(Arc::clone(device), worker_ended, poll_max);
-        let session = session.map(Arc::new).map_err(prepare)?;
-        let name = "vhost-user".to_owned();
-        let mut daemon = VhostUserDaemon::new(name, Arc::clone(&session), memory)?;
-        for worker in daemon.get_epoll_handlers() {
-            session.attach(&worker).map_err(prepare)?;
-        }
-        daemon.start(&mut listener.0)?;
-        log::info!("A frontend of the {} device connected", D::NAME);
-        let shutdown = daemon.shutdown_handle();
-        let ending = Arc::clone(&session);
-        let thread = std::thread::Builder::new()
-            .name("connection".to_owned())
-            .spawn(move || {
-                match daemon.wait() {
-                    Ok(()) | Err(DaemonError::HandleRequest(VhostUserError::Disconnected)) => {
-                        log::info!(
-                            "The frontend of the {} device disconnected; the VM is left as it was",
-                            D::NAME
-                        );
-                    }
-                    Err(error) => {
-                        log::warn!("The connection to the {} device ended: {error}", D::NAME);
-                    }
-                }
-                ending.stop();
-                drop(daemon);
-                ending.device.disconnected();
-                let _ = connection_ended.write(1);
-            })
-            .map_err(prepare)?;
-        Ok(Connection {
-            session,
-            shutdown,
-            thread,
-        })
+    ) -> io::Result<Self> {
+        let (device, ended) = (Arc::clone(device), Arc::clone(ended));
+        let thread = std::thread::Builder::new().name("connection".to_owned());
+        let thread = thread.spawn(move || {
+            logging::peer_thread(D::NAME);
+            if let Err(error) = serve(&device, &frontend, poll_max) {
+                log::error!(
+                    "A frontend of the {} device was turned away: {}; raise the limits of open \
+                     files and threads, or lower what else uses them",
+                    D::NAME,
+                    with_causes(&error)
+                );
+            }
+            drop(frontend);
+            // Fails only where the counter is full, and then it is readable as well.
+            let _ = ended.write(1);
+        })?;
+        Ok(Connection(thread))
     }
 
-    /// Whether the connection's worker was asked to end.
-    pub(crate) fn stopping(&self) -> bool {
-        self.session.stopping()
-    }
-
-    /// Becomes readable when memory of the frontend's is lost.
-    pub(crate) fn memory_lost_fd(&self) -> RawFd {
-        self.session.trap().as_fd().as_raw_fd()
-    }
-
-    /// Ends the connection where memory of the frontend's is lost; says what was.
-    pub(crate) fn end_if_memory_lost(&self) -> Option<impl Display> {
-        let lost = self.session.trap().sprung()?;
-        self.disconnect();
-        self.session.stop();
-        Some(lost)
-    }
-
-    /// Disconnects the frontend; the connection then ends by itself.
-    pub(crate) fn disconnect(&self) {
-        if let Some(shutdown) = &self.shutdown {
-            shutdown.shutdown();
-        }
-    }
-
-    /// Ends the connection, whatever it is doing.
-    pub(crate) fn close(self) {
-        self.disconnect();
-        self.session.stop();
-        if self.thread.join().is_err() {
+    /// Waits for the thread of a connection that has ended.
+    pub(crate) fn join(self) {
+        if self.0.join().is_err() {
             log::error!("The connection's thread panicked");
         }
     }
+}
+
+/// Serves a frontend until its end. What was made when something fails is dropped, and ends by
+/// that.
+fn serve<D: Device>(
+    device: &Arc<D>,
+    frontend: &UnixStream,
+    poll_max: Duration,
+) -> Result<(), ConnectError> {
+    let prepare = ConnectError::Prepare;
+    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+    let session = Session::new(Arc::clone(device), poll_max);
+    let session = session.map(Arc::new).map_err(prepare)?;
+    let (inner, mut listener) = inner_connection().map_err(prepare)?;
+    let name = "vhost-user".to_owned();
+    let mut daemon = VhostUserDaemon::new(name, Arc::clone(&session), memory)?;
+    for worker in daemon.get_epoll_handlers() {
+        session.attach(&worker).map_err(prepare)?;
+    }
+    daemon.start(&mut listener)?;
+    drop(listener);
+    log::info!("A frontend of the {} device connected", D::NAME);
+
+    let limits = Limits {
+        regions: most_regions(),
+        queue_size: D::MAX_QUEUE_SIZE,
+    };
+    let end = Door::new(frontend, &inner, &*session, limits).stand();
+    if end == End::Frontend {
+        // Whatever the frontend sent is carried out, as it would be if it had waited for that.
+        let _ = inner.shutdown(Shutdown::Write);
+        wait_for_end(&inner, AFTERMATH);
+    }
+    session.stop();
+    let _ = inner.shutdown(Shutdown::Write);
+    while !has_ended(&inner, AGAIN) {
+        session.threads.interrupt();
+    }
+    let served = daemon.wait();
+    match end {
+        End::Refused(why) => {
+            log::error!(
+                "The frontend of the {} device is disconnected: {why}",
+                D::NAME
+            );
+        }
+        End::Frontend => disconnected::<D>(),
+        End::Backend => match served {
+            Ok(()) | Err(DaemonError::HandleRequest(VhostUserError::Disconnected)) => {
+                disconnected::<D>();
+            }
+            Err(error) => log::warn!("The connection to the {} device ended: {error}", D::NAME),
+        },
+    }
+    let _ = frontend.shutdown(Shutdown::Both);
+    session.threads.end();
+    drop(daemon);
+    session.device.disconnected();
+    Ok(())
+}
+
+fn disconnected<D: Device>() {
+    log::info!(
+        "The frontend of the {} device disconnected; the VM is left as it was",
+        D::NAME
+    );
+}
+
+/// How many memory regions a frontend may share: the limit of open files has room for those of both
+/// devices.
+fn most_regions() -> usize {
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    region_limit(files, 2).try_into().unwrap_or(usize::MAX)
+}
+
+/// Waits for the end of the request thread, and says whether it is there.
+fn has_ended(inner: &UnixStream, at_most: Timespec) -> bool {
+    let _ = poll(&mut [PollFd::new(inner, PollFlags::IN)], Some(&at_most));
+    loop {
+        // Replies that nobody waits for.
+        match recv(inner, &mut [0; 64], RecvFlags::DONTWAIT) {
+            Ok((_, 1..)) | Err(Errno::INTR) => {}
+            Ok(_) => return true,
+            Err(error) => return error != Errno::AGAIN,
+        }
+    }
+}
+
+fn wait_for_end(inner: &UnixStream, at_most: Duration) {
+    let deadline = Instant::now() + at_most;
+    while !has_ended(inner, AGAIN) && Instant::now() < deadline {}
 }

@@ -3,7 +3,8 @@
 //! `vhost-user-backend` runs the thread and its epoll set; it calls
 //! [`handle_worker_event`](Session::handle_worker_event) for every kick, for the device's alarm and
 //! for the session's own wake-up. An error from there ends the thread permanently, so the only
-//! errors are the end of the session and a kick descriptor that never becomes unreadable.
+//! error is a kick descriptor that never becomes unreadable. At the end of the session the crate's
+//! exit event ends the thread.
 
 use std::cell::OnceCell;
 use std::io;
@@ -12,10 +13,10 @@ use std::sync::atomic::Ordering;
 
 use virtio_queue::QueueT;
 use vm_memory::GuestAddressSpace;
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::sys::lock;
 use crate::vhost_user::session::Session;
+use crate::vhost_user::worker::EndOfWorker;
 use crate::vhost_user::{Device, Vring};
 use crate::virtio::polling::{self, RingToPoll, poll_rings};
 use crate::virtio::region_cache::RegionCache;
@@ -29,17 +30,8 @@ const MAX_EMPTY_KICKS: u32 = 65_536;
 /// A bit each.
 const MAX_QUEUES: usize = u32::BITS as usize;
 
-/// Writes an eventfd when the thread that holds it ends.
-struct EndOfThread(EventFd);
-
-impl Drop for EndOfThread {
-    fn drop(&mut self) {
-        let _ = self.0.write(1);
-    }
-}
-
 thread_local! {
-    static END_OF_WORKER: OnceCell<EndOfThread> = const { OnceCell::new() };
+    static END_OF_WORKER: OnceCell<EndOfWorker> = const { OnceCell::new() };
 }
 
 fn bits(queues: Range<u16>) -> u32 {
@@ -59,16 +51,18 @@ impl<D: Device> Session<D> {
     ) -> io::Result<()> {
         let worker = &self.worker;
         if worker.vrings.get().is_none() {
-            crate::logging::peer_thread(D::NAME);
             let _ = worker.vrings.set(vrings.to_vec());
         }
         END_OF_WORKER.with(|end| {
-            if end.get().is_none()
-                && let Ok(fd) = worker.ended.try_clone()
-            {
-                let _ = end.set(EndOfThread(fd));
-            }
+            end.get_or_init(|| {
+                self.enter();
+                worker.end.when_dropped()
+            });
         });
+        if worker.stopping() {
+            // The crate's exit event is next.
+            return Ok(());
+        }
         match event {
             event if event == worker.wake_id() => self.woken()?,
             event if event == worker.alarm_id() => {
@@ -101,12 +95,8 @@ impl<D: Device> Session<D> {
 
     fn woken(&self) -> io::Result<()> {
         let worker = &self.worker;
-        // Nothing to read: another wake-up took it along. This one may take along the one to stop,
-        // so that is checked after.
+        // Nothing to read: another wake-up took it along.
         let _ = worker.wake.read();
-        if worker.stopping() {
-            return Err(io::Error::other("The connection has ended"));
-        }
         let unfinished = worker.unfinished.swap(0, Ordering::Relaxed);
         if unfinished == 0 {
             return Ok(());

@@ -14,7 +14,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserProtocolFeatures,
     VhostUserVirtioFeatures,
@@ -29,10 +28,12 @@ use vm_memory::{
     GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
 };
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
+use crate::logging;
 use crate::sys::{Turnstile, lock};
-use crate::vhost_user::door::check_region;
+use crate::vhost_user::door::{Bell, Guarded, Refusal, check_region};
+use crate::vhost_user::interrupt::Threads;
 use crate::vhost_user::transfer::Transfers;
 use crate::vhost_user::trap::{Trap, Watched};
 use crate::vhost_user::vring::{Place, RingOwner};
@@ -68,6 +69,8 @@ pub(super) struct Session<D: Device> {
     transfers: Transfers,
     /// Lets the request thread go before the worker.
     pub(super) turnstile: Arc<Turnstile>,
+    /// Those that a descriptor of the peer could keep waiting.
+    pub(super) threads: Threads,
     /// Rings are enabled without being held back from now on.
     hold_canceled: AtomicBool,
 }
@@ -80,17 +83,13 @@ struct Rings<F> {
 }
 
 impl<D: Device> Session<D> {
-    /// A session. `worker_ended` is written when the worker ends; before it sleeps, the worker
-    /// polls its rings for `poll_max` at most.
-    pub(super) fn new(
-        device: Arc<D>,
-        worker_ended: EventFd,
-        poll_max: Duration,
-    ) -> io::Result<Self> {
-        let trap = Trap::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)?;
+    /// A session. Before it sleeps, the worker polls its rings for `poll_max` at most.
+    pub(super) fn new(device: Arc<D>, poll_max: Duration) -> io::Result<Self> {
+        let worker = Worker::new(device.queues(), poll_max)?;
+        let trap = Trap::new(worker.end.bell().try_clone()?)?;
         let chain = ChainBuffer::new(D::MAX_QUEUE_SIZE, D::CHAIN_LIMITS);
         Ok(Session {
-            worker: Worker::new(device.queues(), worker_ended, poll_max)?,
+            worker,
             device,
             memory: GuestMemoryAtomic::new(GuestMemoryMmap::new()),
             rings: Mutex::new(Rings {
@@ -99,6 +98,7 @@ impl<D: Device> Session<D> {
                 in_flight: D::InFlight::default(),
             }),
             transfers: Transfers::new()?,
+            threads: Threads::new()?,
             turnstile: Arc::default(),
             hold_canceled: AtomicBool::new(false),
             trap,
@@ -125,10 +125,16 @@ impl<D: Device> Session<D> {
         Ok(())
     }
 
+    /// Counts the calling thread among the connection's, once: its log lines are the peer's, and it
+    /// is interrupted at the end.
+    pub(super) fn enter(&self) {
+        logging::peer_thread(D::NAME);
+        self.threads.register();
+    }
+
     /// Ends the worker, and every wait of the connection's threads.
     pub(super) fn stop(&self) {
-        self.hold_canceled.store(true, Ordering::Release);
-        self.device.wake_held();
+        self.release_held();
         self.transfers.cancel();
         self.worker.stop();
     }
@@ -252,6 +258,26 @@ impl<D: Device> RingOwner for Session<D> {
     }
 }
 
+impl<D: Device> Guarded for Session<D> {
+    fn bell(&self) -> &Bell {
+        self.worker.end.bell()
+    }
+
+    fn fault(&self) -> Option<Refusal> {
+        if let Some(sprung) = self.trap.sprung() {
+            return Some(Refusal(sprung.to_string()));
+        }
+        self.worker.end.is_there().then(|| {
+            Refusal("one of its kick descriptors cannot be read, or is always readable".to_owned())
+        })
+    }
+
+    fn release_held(&self) {
+        self.hold_canceled.store(true, Ordering::Release);
+        self.device.wake_held();
+    }
+}
+
 impl<D: Device> VhostUserBackend for Session<D> {
     type Bitmap = D::Bitmap;
     type Vring = Vring<D::Bitmap>;
@@ -264,13 +290,14 @@ impl<D: Device> VhostUserBackend for Session<D> {
         D::MAX_QUEUE_SIZE.into()
     }
 
+    /// Asked by the request thread, in any frontend's first messages.
     fn features(&self) -> u64 {
+        self.enter();
         FEATURES | D::FEATURES | D::Bitmap::FEATURES
     }
 
     fn acked_features(&self, features: u64) {
-        // The request thread's first call that is certain to be its own.
-        crate::logging::peer_thread(D::NAME);
+        self.enter();
         self.control(|device| device.set_features(features));
     }
 
@@ -284,6 +311,7 @@ impl<D: Device> VhostUserBackend for Session<D> {
     }
 
     fn reset_device(&self) {
+        self.enter();
         self.control_turn(|device, turn| device.reset(turn));
     }
 
@@ -307,9 +335,14 @@ impl<D: Device> VhostUserBackend for Session<D> {
 
     /// What is refused here is never used, though the crate has it.
     fn update_memory(&self, installed: Memory<D::Bitmap>) -> io::Result<()> {
+        self.enter();
         let memory = GuestMemoryMmap::clone(&installed.memory());
         check_memory(&memory)?;
         self.use_memory(memory)
+    }
+
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        self.worker.exit_event()
     }
 
     fn queues_per_thread(&self) -> Vec<u64> {
@@ -322,17 +355,20 @@ impl<D: Device> VhostUserBackend for Session<D> {
         _phase: VhostTransferStatePhase,
         file: File,
     ) -> io::Result<Option<File>> {
+        self.enter();
         self.transfers
             .start(direction, file, || self.control(D::save))?;
         Ok(None)
     }
 
     fn check_device_state(&self) -> io::Result<()> {
+        self.enter();
         self.transfers
             .finish(|stream| self.control_turn(|device, turn| device.load(turn, stream)))
     }
 
     fn stop_vring(&self, queue_index: u32) -> io::Result<()> {
+        self.enter();
         if let Ok(queue) = u16::try_from(queue_index) {
             self.interrupt_polling();
             self.control_turn(|device, turn| device.stop_queue(turn, queue));

@@ -1,18 +1,47 @@
-//! The door: what a frontend sends is checked here before the crates `vhost` and
+//! The door: every message of a frontend passes it before the crates `vhost` and
 //! `vhost-user-backend` see it.
 //!
-//! - [`descriptors`]: whether a descriptor is what its message says.
-//! - [`memory`]: whether a file can be memory.
+//! Those crates act on a message before they know whether it can be carried out, take any
+//! descriptor for what the message says it is, wait without end for the rest of a message, and
+//! serve nothing but a connection that they accept. So the frontend is connected to the door, and
+//! the door to the crate ([`inner_connection`]). What is kept out, and where:
+//!
+//! | | |
+//! |---|---|
+//! | a message that is none, is too long or carries more descriptors than belong to it | [`message`], [`stream`] |
+//! | a message that is never finished; replies that are never read; a frontend that is gone | [`relay`] |
+//! | a descriptor that is not what its message says | [`descriptors`] |
+//! | memory that blocks or faults when it is touched | [`memory`] |
+//! | more regions than are announced, a ring that is no ring, a kick that never comes | [`checks`] |
+//!
+//! A frontend that can be told that its message is refused is told, and continues with what it had
+//! before. Otherwise its connection ends. Either way there is a log line.
 
+mod checks;
 mod descriptors;
+mod inner;
 mod memory;
+mod message;
+mod relay;
+mod stream;
+#[cfg(test)]
+mod tests;
 
 pub(super) use descriptors::{Direction, check_eventfd, check_pipe};
-pub(super) use memory::check_region;
-#[allow(unused_imports, reason = "for the relay of messages")]
-pub(super) use memory::{check_log, region_limit};
+pub(super) use inner::inner_connection;
+pub(super) use memory::{check_log, check_region, region_limit};
+pub(super) use relay::{Bell, Door, End, Guarded};
 
 /// Why something that a frontend sent is not passed on: what is there, and what to send instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Refusal(pub(super) String);
+
+/// What one frontend may have at most.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Memory regions, as GET_MAX_MEM_SLOTS announces them.
+    pub(super) regions: usize,
+    /// Descriptors of a ring.
+    pub(super) queue_size: u16,
+}

@@ -31,7 +31,6 @@ const HUGETLBFS: u64 = 0x9584_58f6;
 
 /// How many regions each of `sockets` frontends may share, where the process may have
 /// `descriptors` (RLIMIT_NOFILE): a region keeps one, and the frontends share them evenly.
-#[allow(dead_code, reason = "for the relay of messages")]
 pub(in crate::vhost_user) fn region_limit(descriptors: u64, sockets: u64) -> u64 {
     let free = descriptors.saturating_sub(OTHER_DESCRIPTORS);
     (free / sockets.max(1)).clamp(1, MAX_REGIONS)
@@ -55,7 +54,6 @@ pub(in crate::vhost_user) fn check_region(
 /// # Errors
 ///
 /// A [`Refusal`] where touching them could block or fault.
-#[allow(dead_code, reason = "for the relay of messages")]
 pub(in crate::vhost_user) fn check_log(
     file: BorrowedFd<'_>,
     offset: u64,
