@@ -8,6 +8,7 @@
 
 mod clock;
 mod control;
+mod crowd;
 mod figures;
 mod gate;
 mod races;
@@ -46,7 +47,7 @@ struct Campaign {
     round: fn(&mut Round<'_>),
 }
 
-const CAMPAIGNS: [Campaign; 6] = [
+const CAMPAIGNS: [Campaign; 7] = [
     Campaign {
         name: "control",
         keeps_vm: true,
@@ -61,6 +62,11 @@ const CAMPAIGNS: [Campaign; 6] = [
         name: "gate",
         keeps_vm: false,
         round: gate::round,
+    },
+    Campaign {
+        name: "crowd",
+        keeps_vm: false,
+        round: crowd::round,
     },
     Campaign {
         name: "races",
@@ -85,7 +91,8 @@ const CAMPAIGNS: [Campaign; 6] = [
 ///   control  messages of the control channel, mutated, cut off, with descriptors of every kind
 ///   rings    rings, indirect tables and indices, in memory that is truncated and grown again
 ///   gate     restores at random, compared with a naive VM: no WAIT_RUN is answered too early
-///   races    restores while the control channel stops rings, changes memory, resets, disconnects
+///   crowd    restores by vCPU threads, all at once, one of which may be late
+///   races    restores while the control channel stops rings, loads device states, and resets
 ///   clock    virtio-rtc requests of every shape, compared with the standard's status and length
 ///   states   device states and state files with odd contents and right checksums
 ///
