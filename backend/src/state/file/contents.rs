@@ -4,7 +4,7 @@ use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 use zerocopy::IntoBytes;
 
 use crate::state::file::layout::{
-    COUNT, HEAD, RECORD, RECORD_AND_COUNT, Record, SlotHead, VOID, checksum,
+    HEAD, RECORD, RECORD_AND_COUNT, Record, SlotHead, VM_AND_COUNT, VOID, checksum,
 };
 
 /// What there is in a file.
@@ -70,27 +70,26 @@ impl Contents {
         for slot in 0..2 {
             let at = which.slot(slot);
             let mut head = SlotHead::default();
-            let mut record = vec![0; which.len()];
-            let mut count = [0; COUNT];
+            let most = match which {
+                Record::Vm => VM_AND_COUNT,
+                _ => which.len(),
+            };
+            let mut written = vec![0; most];
             let read = bytes
                 .read_slice(head.as_mut_bytes(), at)
-                .and_then(|()| bytes.read_slice(&mut record, at + HEAD))
-                .and_then(|()| match which {
-                    Record::Vm => bytes.read_slice(&mut count, at + HEAD + record.len()),
-                    _ => Ok(()),
-                });
+                .and_then(|()| bytes.read_slice(&mut written, at + HEAD));
             read.map_err(|error| error.to_string())?;
             let generation = head.generation;
-            let host_count = match (head.form, which) {
-                (RECORD, _) => Some(None),
-                (RECORD_AND_COUNT, Record::Vm) => Some(Some(u64::from_ne_bytes(count))),
-                _ => None,
-            };
-            let right = match (generation, host_count) {
-                (VOID, _) => continue,
-                (_, None) => false,
-                (0, Some(_)) => head.crc == 0 && head.form == RECORD,
-                (_, Some(host_count)) => head.crc == checksum(generation, &record, host_count),
+            let has_count = head.form == RECORD_AND_COUNT && which == Record::Vm;
+            if !has_count {
+                written.truncate(which.len());
+            }
+            let right = match generation {
+                VOID => continue,
+                0 => head.crc == 0 && head.form == RECORD,
+                _ => {
+                    (head.form == RECORD || has_count) && head.crc == checksum(generation, &written)
+                }
             };
             if !right {
                 return Err(format!("{name} has a wrong checksum"));
@@ -101,8 +100,11 @@ impl Contents {
                 return Err(format!("{name} is of a future change"));
             } else if generation > newest.generation {
                 newest = Newest {
-                    record,
-                    host_count: host_count.flatten(),
+                    host_count: written
+                        .split_off(which.len())
+                        .first_chunk()
+                        .map(|count| u64::from_ne_bytes(*count)),
+                    record: written,
                     generation,
                     slot,
                 };

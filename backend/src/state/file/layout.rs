@@ -86,8 +86,8 @@ pub(super) struct SlotHead {
 pub(super) const RECORD: u32 = 0;
 /// The form of a VM's slot that has the record and then a host count.
 pub(super) const RECORD_AND_COUNT: u32 = 1;
-/// Bytes of the host count.
-pub(super) const COUNT: usize = size_of::<u64>();
+/// Bytes of the VM's record and the host count.
+pub(super) const VM_AND_COUNT: usize = VM_RECORD + size_of::<u64>();
 
 /// Bytes of a slot's head; the record follows.
 pub(super) const HEAD: usize = size_of::<SlotHead>();
@@ -95,18 +95,15 @@ pub(super) const HEAD: usize = size_of::<SlotHead>();
 pub(super) const VOID: u64 = u64::MAX;
 
 const _: () = {
-    assert!(HEAD + VM_RECORD + COUNT <= VM_SLOT);
+    assert!(HEAD + VM_AND_COUNT <= VM_SLOT);
     assert!(HEAD + CLOCK_RECORD <= CLOCK_SLOT);
     assert!(HEAD + VCPU_RECORD <= VCPU_SLOT);
 };
 
-/// Of a generation and what its slot has: a record, and in the VM's slot the host count.
-pub(super) fn checksum(generation: u64, record: &[u8], host_count: Option<u64>) -> u32 {
+/// Of a generation and what its slot has: a record, and by its form a host count.
+pub(super) fn checksum(generation: u64, written: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&generation.to_le_bytes());
-    hasher.update(record);
-    if let Some(count) = host_count {
-        hasher.update(count.as_bytes());
-    }
+    hasher.update(written);
     hasher.finalize()
 }

@@ -39,7 +39,7 @@ pub use error::StateFileError;
 use header::{COMMIT_AT, commit_word};
 pub use header::{FIRST_VERSION, NEWEST_VERSION};
 pub use layout::{CLOCK_RECORD, Record, VCPU_RECORD, VM_RECORD};
-use layout::{HEAD, RECORD, RECORD_AND_COUNT, SlotHead, VOID, checksum};
+use layout::{HEAD, RECORD, RECORD_AND_COUNT, SlotHead, VM_AND_COUNT, VOID, checksum};
 pub use opening::Opening;
 
 /// A state file that this process has locked.
@@ -54,10 +54,10 @@ pub struct StateFile {
     slots: Vec<Slots>,
     /// The records that the change under way has written, by their index.
     written: Vec<usize>,
-    /// The VM's record as it is in the file, or will be with the first change.
-    vm: [u8; VM_RECORD],
-    /// What the VM's host counter was when its record last changed, as far as that is known.
-    host_count: Option<u64>,
+    /// The VM's record as it is in the file, or will be with the first change; then what the VM's
+    /// host counter was when it last changed, if that is known.
+    vm: [u8; VM_AND_COUNT],
+    host_count_is_known: bool,
     /// The clock device's record as it was found.
     clock: Option<Vec<u8>>,
 }
@@ -103,11 +103,14 @@ impl StateFile {
             slots,
             // Nothing is allocated for a change.
             written: Vec::with_capacity(records),
-            vm: [0; VM_RECORD],
-            host_count: found.host_count,
+            vm: [0; VM_AND_COUNT],
+            host_count_is_known: false,
             clock: found.clock,
         };
         state.keep_vm(vm);
+        if let Some(count) = found.host_count {
+            state.keep_host_count(count);
+        }
         state
     }
 
@@ -132,9 +135,16 @@ impl StateFile {
 
     fn keep_vm(&mut self, record: &[u8]) {
         debug_assert_eq!(record.len(), VM_RECORD);
-        if let Ok(record) = record.try_into() {
-            self.vm = record;
+        let (kept, _) = self.vm.split_at_mut(VM_RECORD);
+        if let Ok(record) = <&[u8; VM_RECORD]>::try_from(record) {
+            kept.copy_from_slice(record);
         }
+    }
+
+    fn keep_host_count(&mut self, count: u64) {
+        let (_, kept) = self.vm.split_at_mut(VM_RECORD);
+        kept.copy_from_slice(count.as_bytes());
+        self.host_count_is_known = true;
     }
 
     /// Makes one change of the records that `write` puts into it. When this returns, the change is
@@ -148,7 +158,12 @@ impl StateFile {
         });
         // With every change, so that it tells whether the last one is whole.
         if let Some(at) = self.claim(Record::Vm) {
-            self.write_slot(at, generation, &self.vm, self.host_count);
+            if self.host_count_is_known {
+                self.write_slot(at, generation, RECORD_AND_COUNT, &self.vm);
+            } else {
+                let (record, _) = self.vm.split_at(VM_RECORD);
+                self.write_slot(at, generation, RECORD, record);
+            }
         }
         reached(Point::CommitReady);
         // The one store that counts.
@@ -179,15 +194,15 @@ impl StateFile {
 
     /// Writes a slot that does not count, and will when its generation is the commit. The offsets
     /// are inside the mapping and aligned by construction.
-    fn write_slot(&self, at: usize, generation: u64, record: &[u8], host_count: Option<u64>) {
+    fn write_slot(&self, at: usize, generation: u64, form: u32, written: &[u8]) {
         let head = SlotHead {
             generation,
-            crc: checksum(generation, record, host_count),
-            form: host_count.map_or(RECORD, |_| RECORD_AND_COUNT),
+            crc: checksum(generation, written),
+            form,
         };
         let bytes = self.bytes();
         let (_, crc_and_form) = head.as_bytes().split_at(size_of_val(&generation));
-        let (first, second) = record.split_at(record.len() / 2);
+        let (first, second) = written.split_at(written.len() / 2);
         reached(Point::SlotBegun);
         let voided = bytes.store(VOID, at, Ordering::Release);
         compiler_fence(Ordering::SeqCst);
@@ -196,11 +211,7 @@ impl StateFile {
         reached(Point::SlotHalf);
         let written = bytes
             .write_slice(second, at + HEAD + first.len())
-            .and_then(|()| bytes.write_slice(crc_and_form, at + size_of_val(&generation)))
-            .and_then(|()| match host_count {
-                Some(count) => bytes.write_slice(count.as_bytes(), at + HEAD + record.len()),
-                None => Ok(()),
-            });
+            .and_then(|()| bytes.write_slice(crc_and_form, at + size_of_val(&generation)));
         reached(Point::SlotFull);
         compiler_fence(Ordering::SeqCst);
         let done = bytes.store(generation, at, Ordering::Release);
@@ -219,7 +230,7 @@ impl Change<'_> {
     /// States what the VM's host counter is at this change, ticks of the VM's frequency. The next
     /// process refuses the file if the counter is less by then.
     pub fn at_host_count(&mut self, count: u64) {
-        self.file.host_count = Some(count);
+        self.file.keep_host_count(count);
     }
 
     /// Puts a record into the change.
@@ -230,7 +241,7 @@ impl Change<'_> {
             _ => {
                 debug_assert_eq!(record.len(), which.len());
                 if let Some(at) = self.file.claim(which) {
-                    self.file.write_slot(at, self.generation, record, None);
+                    self.file.write_slot(at, self.generation, RECORD, record);
                 }
             }
         }
