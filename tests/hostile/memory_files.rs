@@ -4,18 +4,29 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
-use vhost_user_timer_kit::victim::Victim;
+use vhost_user_timer_kit::raw_driver::Control;
+use vhost_user_timer_kit::victim::{TIMER_FEATURES, Victim};
 
 const SET_MEM_TABLE: u32 = 5;
 const ADD_MEM_REG: u32 = 37;
 const SET_LOG_BASE: u32 = 6;
+const GET_FEATURES: u32 = 1;
+const SET_VRING_KICK: u32 = 12;
+const SET_BACKEND_REQ_FD: u32 = 21;
 /// VHOST_F_LOG_ALL.
 const LOG_ALL: u64 = 1 << 26;
 
 /// Names the directory on which a child process mounts and serves its file system.
 const SERVER: &str = "HOSTILE_FUSE_SERVER";
+/// Whether the server does not even answer when the file is closed.
+const SILENT: &str = "HOSTILE_FUSE_SILENT";
+/// Names the socket that a child process attacks, and the file that it sends.
+const ATTACKED: &str = "HOSTILE_FUSE_ATTACKED";
+const FILE: &str = "HOSTILE_FUSE_FILE";
+const REFUSED: &str = "every message is refused";
 const READY: &str = "the file system is mounted";
 
 /// A process with a file system in namespaces of its own.
@@ -27,13 +38,14 @@ struct Server {
 
 impl Server {
     /// Runs `test` of this program again, which calls [`serve`].
-    fn launch(test: &str) -> Self {
+    fn launch(test: &str, silent: bool) -> Self {
         let program = std::env::current_exe().unwrap();
         let mut child = Command::new("unshare")
             .args(["--user", "--map-root-user", "--mount"])
             .arg(program)
             .args(["--exact", test, "--nocapture"])
             .env(SERVER, "/mnt")
+            .env(SILENT, silent.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -45,10 +57,13 @@ impl Server {
         Server { child, _life: life }
     }
 
+    fn path(&self) -> String {
+        format!("/proc/{}/root/mnt/file", self.child.id())
+    }
+
     fn file(&self) -> File {
-        let path = format!("/proc/{}/root/mnt/file", self.child.id());
         let mut options = File::options();
-        options.read(true).write(true).open(path).unwrap()
+        options.read(true).write(true).open(self.path()).unwrap()
     }
 }
 
@@ -81,8 +96,9 @@ fn attributes(directory: bool) -> Vec<u8> {
 }
 
 /// Mounts a file system with one file and serves it until that was opened. From then on only
-/// closing it is answered.
+/// closing it is answered, and not even that where it is silent.
 fn serve(directory: &str) {
+    let silent = std::env::var(SILENT).is_ok_and(|silent| silent == "true");
     const LOOKUP: u32 = 1;
     const GETATTR: u32 = 3;
     const OPEN: u32 = 14;
@@ -117,7 +133,7 @@ fn serve(directory: &str) {
                 let body: Vec<u8> = halves.iter().flat_map(|half| half.to_ne_bytes()).collect();
                 reply(&mut device, unique, 0, &body);
             }
-            FLUSH => reply(&mut device, unique, -ENOSYS, &[]),
+            FLUSH if !silent => reply(&mut device, unique, -ENOSYS, &[]),
             _ if opened => {}
             LOOKUP => {
                 // Node 2; the entry stays valid, its attributes do not.
@@ -145,7 +161,7 @@ fn a_file_on_fuse_is_refused_without_asking_its_server() {
         return serve(&directory);
     }
     let test = "memory_files::a_file_on_fuse_is_refused_without_asking_its_server";
-    let server = Server::launch(test);
+    let server = Server::launch(test, false);
     let victim = Victim::launch();
     // After every process is started: one that closes the file waits for the server.
     let file = server.file();
@@ -171,4 +187,76 @@ fn a_file_on_fuse_is_refused_without_asking_its_server() {
     victim.unharmed();
     // Before the file is closed, so that nothing waits for it.
     drop(server);
+}
+
+#[test]
+fn a_file_whose_close_is_never_answered_costs_one_thread_and_no_connection() {
+    if let Ok(directory) = std::env::var(SERVER) {
+        return serve(&directory);
+    }
+    if let Ok(path) = std::env::var(ATTACKED) {
+        return send_file(&path);
+    }
+    let test =
+        "memory_files::a_file_whose_close_is_never_answered_costs_one_thread_and_no_connection";
+    let victim = Victim::launch();
+    let server = Server::launch(test, true);
+    // In a process of its own: one that has the file open and starts another would wait.
+    let mut attacker = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(ATTACKED, victim.rig.backend.socket_path())
+        .env(FILE, server.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("this program");
+    let mut lines = BufReader::new(attacker.stdout.take().unwrap()).lines();
+    let refused = victim.in_time("every message is refused", || {
+        lines
+            .by_ref()
+            .map_while(Result::ok)
+            .any(|line| line == REFUSED)
+    });
+    assert!(refused, "a message is accepted, or the connection ended");
+    victim.serves_the_clock();
+    // The connection ends and makes room.
+    drop(attacker.stdin.take());
+    victim.serves_the_timer();
+    // The kernel answers for a server that is gone.
+    drop(server);
+    let _ = attacker.wait();
+    victim.unharmed();
+}
+
+/// Sends the silent server's file with messages of every kind; each is refused.
+fn send_file(path: &str) {
+    let mut options = File::options();
+    let file = options
+        .read(true)
+        .write(true)
+        .open(std::env::var(FILE).unwrap());
+    // Closing it waits for the server.
+    let file = std::mem::ManuallyDrop::new(file.unwrap());
+    let stream = UnixStream::connect(path).expect("the victim");
+    let mut control = Control::negotiated(stream, TIMER_FEATURES);
+    for code in [
+        SET_MEM_TABLE,
+        ADD_MEM_REG,
+        SET_VRING_KICK,
+        SET_BACKEND_REQ_FD,
+    ] {
+        let body: &[u64] = match code {
+            SET_MEM_TABLE | ADD_MEM_REG => &[1, 0x1000, 1 << 20, 0x1000, 0],
+            _ => &[0],
+        };
+        let answer = control.ask(code, body, &[file.as_fd()]);
+        assert_ne!(answer.expect("an answer"), 0, "message {code} is accepted");
+    }
+    control
+        .ask(GET_FEATURES, &[], &[])
+        .expect("the connection goes on");
+    println!("\n{REFUSED}");
+    let _ = std::io::stdin().read(&mut [0]);
+    drop(control);
+    // The end of the process closes the file.
 }

@@ -157,3 +157,37 @@ fn one_kick_descriptor_for_all_queues_does_no_harm() {
     drop(driver);
     victim.unharmed();
 }
+
+#[test]
+fn a_frontends_own_end_as_any_descriptor_does_not_keep_its_connection() {
+    const SET_LOG_FD: u32 = 7;
+    const SET_BACKEND_REQ_FD: u32 = 21;
+    const GPU_SET_SOCKET: u32 = 33;
+    let victim = Victim::launch();
+    for code in [
+        SET_VRING_ERR,
+        SET_VRING_CALL,
+        SET_VRING_KICK,
+        SET_LOG_FD,
+        SET_BACKEND_REQ_FD,
+        GPU_SET_SOCKET,
+    ] {
+        for clock in [false, true] {
+            let stream = match clock {
+                true => victim.rig.clock_stream(),
+                false => victim.rig.stream(),
+            };
+            let own = stream.try_clone().expect("a duplicate");
+            let mut control = Control::negotiated(stream, TIMER_FEATURES);
+            let answer = control.ask(code, &[0], &[own.as_fd()]);
+            assert_ne!(answer.expect("an answer"), 0, "message {code} is taken");
+            let eventfd = blocking_eventfd(0);
+            let taken = control.granted(SET_VRING_ERR, &[0], &[eventfd.as_fd()]);
+            taken.expect("the connection goes on");
+            drop((control, own));
+            victim.serves_the_timer();
+            victim.serves_the_clock();
+        }
+    }
+    victim.unharmed();
+}

@@ -31,6 +31,33 @@ fn ring_sizes_that_no_ring_has_do_no_harm() {
 }
 
 #[test]
+fn a_ring_size_that_is_no_power_of_two_is_refused_and_the_ring_keeps_its_size() {
+    let victim = Victim::launch();
+    let refuses = |control: &mut Control, largest: u32| {
+        for num in [0, 3, 24, 127, 1000, 2 * largest, 0x1_0010, u32::MAX] {
+            let answer = control.ask(SET_VRING_NUM, &[pair(1, num)], &[]);
+            assert_ne!(answer.expect("an answer"), 0, "{num} is taken");
+        }
+        // The connection goes on.
+        for num in [1, 16, largest] {
+            let taken = control.granted(SET_VRING_NUM, &[pair(1, num)], &[]);
+            taken.expect("an answer");
+        }
+    };
+    refuses(&mut victim.negotiated(), 1024);
+    refuses(&mut victim.clock_negotiated(0), 1024);
+
+    let mut driver = victim.driver();
+    driver
+        .control
+        .set_vring_num(1, 24)
+        .expect_err("24 is taken");
+    still_serves(&mut driver, 1);
+    drop(driver);
+    victim.unharmed();
+}
+
+#[test]
 fn queues_that_there_are_not_do_no_harm() {
     let victim = Victim::launch();
     let fd = blocking_eventfd(0);

@@ -3,13 +3,14 @@
 //! QEMU, docs/interop/vhost-user.rst: "Header", "Message types". Numbers are in the host's byte
 //! order.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use vhost::vhost_user::message::{
     FrontendReq, MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserHeaderFlag,
 };
 
 use crate::vhost_user::door::Refusal;
+use crate::vhost_user::door::closing::PeerFd;
 
 /// Request, flags and the length of the body, 32 bits each.
 pub(super) const HEADER: usize = 12;
@@ -79,7 +80,7 @@ pub(super) struct Message {
     pub(super) header: Header,
     /// Header and body.
     pub(super) bytes: Vec<u8>,
-    pub(super) descriptors: Vec<OwnedFd>,
+    pub(super) descriptors: Vec<PeerFd>,
 }
 
 impl Message {
@@ -136,18 +137,15 @@ fn words<const N: usize>(bytes: &[u8]) -> [u32; N] {
     words
 }
 
-/// How many descriptors belong to a request.
+/// How many descriptors belong to a request. None where the crate would close them: that can wait
+/// for a file's server, so the features with such requests are not offered.
 pub(super) fn most_descriptors(request: FrontendReq) -> usize {
     match request {
         FrontendReq::SET_MEM_TABLE => MOST_DESCRIPTORS,
         FrontendReq::SET_LOG_BASE
-        | FrontendReq::SET_LOG_FD
         | FrontendReq::SET_VRING_KICK
         | FrontendReq::SET_VRING_CALL
         | FrontendReq::SET_VRING_ERR
-        | FrontendReq::SET_BACKEND_REQ_FD
-        | FrontendReq::SET_INFLIGHT_FD
-        | FrontendReq::GPU_SET_SOCKET
         | FrontendReq::ADD_MEM_REG
         // Old frontends send one, "the back-end MUST close it".
         | FrontendReq::REM_MEM_REG

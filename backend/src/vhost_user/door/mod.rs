@@ -11,6 +11,7 @@
 //! | a message that is none, is too long or carries more descriptors than belong to it | [`message`], [`stream`] |
 //! | a message that is never finished; replies that are never read; a frontend that is gone | [`relay`] |
 //! | a descriptor that is not what its message says | [`descriptors`] |
+//! | a descriptor whose close waits for a server | [`closing`] |
 //! | memory that blocks or faults when it is touched | [`memory`] |
 //! | more regions than are announced, a ring that is no ring, a kick that never comes | [`checks`] |
 //!
@@ -18,6 +19,7 @@
 //! before. Otherwise its connection ends. Either way there is a log line.
 
 mod checks;
+mod closing;
 mod descriptors;
 mod inner;
 mod memory;

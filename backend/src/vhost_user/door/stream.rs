@@ -3,7 +3,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use rustix::io::Errno;
@@ -13,6 +13,7 @@ use rustix::net::{
 };
 
 use crate::vhost_user::door::Refusal;
+use crate::vhost_user::door::closing::PeerFd;
 use crate::vhost_user::door::message::{HEADER, Header, LONGEST, MOST_DESCRIPTORS, Message};
 
 /// What a socket had.
@@ -38,7 +39,7 @@ pub(super) struct Incoming {
     /// How many of `bytes` are there.
     filled: usize,
     header: Option<Header>,
-    descriptors: Vec<OwnedFd>,
+    descriptors: Vec<PeerFd>,
     /// Descriptors were closed again: by us, or by the kernel, which had no room for them.
     lost: Option<&'static str>,
 }
@@ -125,7 +126,7 @@ impl Incoming {
         let received = recvmsg(from, &mut [IoSliceMut::new(rest)], &mut ancillary, flags)?;
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(received) = message {
-                for descriptor in received {
+                for descriptor in received.map(PeerFd::new) {
                     if self.descriptors.len() < MOST_DESCRIPTORS {
                         self.descriptors.push(descriptor);
                     } else {
@@ -150,7 +151,7 @@ const NO_ROOM: &str = "its descriptors do not fit into this process; raise its l
 pub(super) struct Outgoing {
     bytes: Vec<u8>,
     sent: usize,
-    descriptors: Vec<OwnedFd>,
+    descriptors: Vec<PeerFd>,
 }
 
 impl Outgoing {
@@ -167,7 +168,7 @@ impl Outgoing {
     }
 
     /// Sends this, once the one before is sent.
-    pub(super) fn put(&mut self, bytes: Vec<u8>, descriptors: Vec<OwnedFd>) {
+    pub(super) fn put(&mut self, bytes: Vec<u8>, descriptors: Vec<PeerFd>) {
         debug_assert!(self.is_empty(), "one message at a time");
         self.bytes = bytes;
         self.sent = 0;
