@@ -7,6 +7,8 @@ mod logs;
 mod memory_files;
 mod memory_traps;
 mod paths;
+mod peer_descriptors;
 mod printing;
+mod ring_bounds;
 mod signals;
 mod state_files;

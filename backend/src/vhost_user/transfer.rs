@@ -2,12 +2,17 @@
 //!
 //! The pipe's other end may take its time: a thread waits for it, and the request thread never
 //! does. A state that was read is loaded only by CHECK_DEVICE_STATE, when it is known to be whole.
+//!
+//! A connection has one such thread at most. It ends whatever the frontend makes of the pipe: it
+//! waits for the end of the transfer as well, reads and writes without blocking, and is interrupted
+//! where the kernel cannot do that.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -17,7 +22,7 @@ use vhost_user_timer_protocol::MAX_STREAM;
 
 use crate::sys::{lock, read_now, set_nonblocking, with_causes, write_now};
 use crate::vhost_user::StateError;
-use crate::vhost_user::door::{Direction, check_pipe};
+use crate::vhost_user::interrupt::Threads;
 
 /// What failed, in the log.
 const SAVING: &str = "Saving the device state";
@@ -43,6 +48,7 @@ enum TransferError {
 pub(super) struct Transfers {
     current: Mutex<Option<Transfer>>,
     stop: Arc<Cancel>,
+    threads: Threads,
 }
 
 impl Transfers {
@@ -50,12 +56,14 @@ impl Transfers {
         Ok(Transfers {
             current: Mutex::new(None),
             stop: Arc::new(Cancel::new()?),
+            threads: Threads::new()?,
         })
     }
 
     /// Ends every transfer, now and from now on.
     pub(super) fn cancel(&self) {
         self.stop.cancel();
+        self.threads.end();
     }
 
     /// SET_DEVICE_STATE_FD. A save sends the stream that `save` makes now; a load takes nothing in
@@ -66,19 +74,18 @@ impl Transfers {
         file: File,
         save: impl FnOnce() -> Result<Vec<u8>, StateError>,
     ) -> io::Result<()> {
-        let access = match direction {
-            VhostTransferStateDirection::SAVE => Direction::Write,
-            VhostTransferStateDirection::LOAD => Direction::Read,
+        let stream = match direction {
+            VhostTransferStateDirection::SAVE => Some(save().map_err(refuse(SAVING))?),
+            VhostTransferStateDirection::LOAD => None,
         };
-        check_pipe(file.as_fd(), access).map_err(refuse("Starting the device state's transfer"))?;
-        let transfer = match direction {
-            VhostTransferStateDirection::SAVE => {
-                Transfer::save(file, save().map_err(refuse(SAVING))?, &self.stop)
-            }
-            VhostTransferStateDirection::LOAD => Transfer::load(file, &self.stop),
+        let mut current = lock(&self.current);
+        // Its thread ends here.
+        *current = None;
+        let transfer = match stream {
+            Some(stream) => Transfer::save(file, stream, self),
+            None => Transfer::load(file, self),
         };
-        let started = transfer.map_err(refuse("Starting the device state's transfer"))?;
-        *lock(&self.current) = Some(started);
+        *current = Some(transfer.map_err(refuse("Starting the device state's transfer"))?);
         Ok(())
     }
 
@@ -108,6 +115,9 @@ struct Transfer {
     outcome: Receiver<io::Result<Vec<u8>>>,
     cancel: Arc<Cancel>,
     loads: bool,
+    /// This thread alone.
+    threads: Threads,
+    thread: Option<JoinHandle<()>>,
 }
 
 /// Stoppable transfers from another thread.
@@ -132,20 +142,26 @@ impl Cancel {
 impl Drop for Transfer {
     fn drop(&mut self) {
         self.cancel.cancel();
+        self.threads.end();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("The thread of a device state's transfer panicked");
+        }
     }
 }
 
 impl Transfer {
     /// Writes the stream.
-    fn save(file: File, stream: Vec<u8>, stop: &Arc<Cancel>) -> io::Result<Self> {
-        Self::start("device-state-save", false, stop, move |cancel| {
+    fn save(file: File, stream: Vec<u8>, all: &Transfers) -> io::Result<Self> {
+        Self::start("device-state-save", false, all, move |cancel| {
             write_all(&file, &stream, cancel).map(|()| Vec::new())
         })
     }
 
     /// Reads a stream, to its end.
-    fn load(file: File, stop: &Arc<Cancel>) -> io::Result<Self> {
-        Self::start("device-state-load", true, stop, move |cancel| {
+    fn load(file: File, all: &Transfers) -> io::Result<Self> {
+        Self::start("device-state-load", true, all, move |cancel| {
             read_all(&file, cancel)
         })
     }
@@ -153,15 +169,18 @@ impl Transfer {
     fn start(
         name: &str,
         loads: bool,
-        stop: &Arc<Cancel>,
+        all: &Transfers,
         work: impl FnOnce(&[Arc<Cancel>; 2]) -> io::Result<Vec<u8>> + Send + 'static,
     ) -> io::Result<Self> {
         let cancel = Arc::new(Cancel::new()?);
-        let canceled = [Arc::clone(&cancel), Arc::clone(stop)];
+        let canceled = [Arc::clone(&cancel), Arc::clone(&all.stop)];
+        let threads = all.threads.clone();
         let (sender, outcome) = sync_channel(1);
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
+                // Before it looks whether it is to end.
+                threads.register();
                 // Nobody receives where the transfer was dropped.
                 let _ = sender.send(work(&canceled));
             })?;
@@ -169,6 +188,8 @@ impl Transfer {
             outcome,
             cancel,
             loads,
+            threads: all.threads.clone(),
+            thread: Some(thread),
         })
     }
 
@@ -208,10 +229,11 @@ fn wait(file: &File, ready: PollFlags, [cancel, stop]: &[Arc<Cancel>; 2]) -> io:
 fn write_all(file: &File, mut bytes: &[u8], cancel: &[Arc<Cancel>; 2]) -> io::Result<()> {
     set_nonblocking(file)?;
     while !bytes.is_empty() {
+        wait(file, PollFlags::OUT, cancel)?;
         match write_now(file, bytes) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
-            Err(Errno::AGAIN | Errno::INTR) => wait(file, PollFlags::OUT, cancel)?,
+            Err(Errno::AGAIN | Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -224,12 +246,13 @@ fn read_all(file: &File, cancel: &[Arc<Cancel>; 2]) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut piece = vec![0; PIECE];
     loop {
+        wait(file, PollFlags::IN, cancel)?;
         let room = (MAX_STREAM + 1).saturating_sub(bytes.len()).min(PIECE);
         match read_now(file, piece.get_mut(..room).unwrap_or_default()) {
             // The end, or more than any stream has: the decoder refuses that.
             Ok(0) => return Ok(bytes),
             Ok(read) => bytes.extend_from_slice(piece.get(..read).unwrap_or_default()),
-            Err(Errno::AGAIN | Errno::INTR) => wait(file, PollFlags::IN, cancel)?,
+            Err(Errno::AGAIN | Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }

@@ -2,9 +2,9 @@
 //!
 //! `vhost-user-backend` reads the kick descriptor and writes the call descriptor as they come, the
 //! latter while the ring is locked, and leaves a kick descriptor that is replaced in its epoll set.
-//! The frontend can change the flags of a descriptor that it shares at any time. So here
+//! The frontend can change the flags of a descriptor that it shares at any time. That each is an
+//! eventfd, the door has checked. Here
 //!
-//! - only an eventfd is a kick, call or error descriptor ([`check_eventfd`]);
 //! - a kick is read without blocking, whatever the flags say ([`read_now`]);
 //! - a kick descriptor leaves the epoll set before it is closed;
 //! - the call descriptor is the ring's own, and written while no lock is held that anybody else
@@ -14,7 +14,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
@@ -26,7 +26,6 @@ use vm_memory::GuestMemoryMmap;
 use vm_memory::bitmap::Bitmap;
 
 use crate::sys::{Entered, Turnstile, lock, read_now, set_nonblocking};
-use crate::vhost_user::door::check_eventfd;
 use crate::virtio::Memory;
 use crate::virtio::ring::{DeviceRing, LockedQueue, RingScratch};
 
@@ -204,20 +203,9 @@ impl<B: Bitmap + 'static> Vring<B> {
     }
 }
 
-/// The descriptor, where it is an eventfd.
-fn eventfd(file: Option<File>) -> Option<File> {
-    file.filter(|file| {
-        check_eventfd(file.as_fd())
-            .inspect_err(|refusal| {
-                log::error!("Kick, call or error descriptor ignored: {refusal}");
-            })
-            .is_ok()
-    })
-}
-
-/// The descriptor, where it is an eventfd, which does not block unless its frontend insists.
+/// The descriptor, which does not block unless its frontend insists.
 fn nonblocking(file: Option<File>) -> Option<File> {
-    eventfd(file).filter(|file| {
+    file.filter(|file| {
         set_nonblocking(file)
             .inspect_err(|error| {
                 log::error!(
@@ -369,7 +357,6 @@ impl<B: Bitmap + 'static> VringT<Memory<B>> for Vring<B> {
     }
 
     fn set_err(&self, file: Option<File>) {
-        let file = eventfd(file);
         let _first = self.go_first();
         self.ring.set_err(file);
     }

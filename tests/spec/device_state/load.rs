@@ -133,8 +133,7 @@ fn a_save_is_refused_in_new_and_while_restoring_and_the_log_says_why() {
         let control = &client.driver.control;
         let result = control.set_device_state_fd(Direction::SAVE, Phase::STOPPED, writer.into());
         assert!(result.is_err());
-        let log = rig.backend.log();
-        assert!(log.contains(why), "{why}: {log}");
+        rig.log_with(why);
     };
     refused(&client, "the VM is NEW");
     client.configure(3);

@@ -7,6 +7,7 @@
 
 mod dirty;
 mod files;
+mod full_ring;
 mod hostile;
 mod layout;
 mod memory;
@@ -17,6 +18,7 @@ mod state;
 
 pub use dirty::{DirtyLog, pages};
 pub use files::{blocking_eventfd, fill, full_eventfd, huge_memfd, make_blocking, memfd};
+pub use full_ring::FullRing;
 pub use hostile::{Control, header, pair, readable};
 pub use layout::{Cut, Layout};
 pub use memory::{Memory, REGION_GPA, REGION_SIZE, REGION_VA};

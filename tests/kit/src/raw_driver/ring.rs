@@ -182,7 +182,8 @@ impl Ring {
         self.base + 0x8000
     }
 
-    pub(super) fn clear(&self, memory: &Memory) {
+    /// Empties the ring in the memory, as a new driver does.
+    pub fn clear(&self, memory: &Memory) {
         memory.write(self.base, &vec![0; RING_AREA as usize]);
     }
 

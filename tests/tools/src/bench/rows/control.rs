@@ -6,7 +6,6 @@
 //! idle.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use rustix::process::Signal;
@@ -14,47 +13,13 @@ use vhost::VhostBackend;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost_user_timer_kit::backend_process::{BackendProcess, Devices};
 use vhost_user_timer_kit::clock_driver::{ALARMQ, ClockDriver, REQUESTQ};
-use vhost_user_timer_kit::raw_driver::{Driver, INDIRECT, Memory, NEXT, Ring, Setup, descriptor};
+use vhost_user_timer_kit::raw_driver::{Driver, FullRing, Ring, Setup};
 
 use super::{Bench, LIMIT, ns, other};
 use crate::bench::place::Place;
 use crate::bench::stats::{Pair, median};
 
 const RING: u16 = 1024;
-const TABLE: u16 = u16::MAX;
-
-/// A guest's ring whose every descriptor is the same indirect table.
-fn worst_ring(driver: &mut Driver) -> Ring {
-    let memory = &mut driver.memory;
-    let table: Vec<u8> = (1..=TABLE)
-        .flat_map(|next| {
-            let flags = if next == TABLE { 0 } else { NEXT };
-            descriptor(0, 0, flags, next).to_bytes()
-        })
-        .collect();
-    let at = memory.allocate(table.len());
-    memory.write(at, &table);
-    let ring = driver.rings.remove(REQUESTQ.into());
-    for index in 0..RING {
-        let whole = descriptor(at, table.len() as u32, INDIRECT, 0);
-        ring.set_descriptor(memory, index, whole);
-    }
-    ring
-}
-
-/// Keeps the ring full until `over`.
-fn storm(mut ring: Ring, memory: &Memory, over: &AtomicBool) {
-    let mut last = None;
-    while !over.load(Ordering::Relaxed) {
-        let used = ring.used_index(memory);
-        if last != Some(used) {
-            last = Some(used);
-            ring.set_avail_index(memory, used.wrapping_add(RING));
-            ring.kick_anyway();
-        }
-        std::hint::spin_loop();
-    }
-}
 
 /// The messages that take a lock which the worker holds: a ring is stopped and started again.
 fn stop_and_start(control: &mut Frontend, ring: &Ring) -> io::Result<()> {
@@ -91,28 +56,19 @@ pub(super) fn delays(bench: &mut Bench) -> io::Result<()> {
         for _ in 0..count {
             floor.push(ns(|| stop_and_start(&mut driver.control, &alarms))?);
         }
-        let ring = worst_ring(&mut driver);
+        let requests = driver.rings.remove(REQUESTQ.into());
+        let mut ring = FullRing::new(requests, &mut driver.memory);
         let (memory, control) = (&driver.memory, &mut driver.control);
-        let first = ring.used_at() + 2;
-        let over = AtomicBool::new(false);
-        let ours = std::thread::scope(|scope| {
-            scope.spawn(|| storm(ring, memory, &over));
-            let measured = (|| {
-                while memory.read(first, 2) == [0, 0] {
-                    std::thread::yield_now();
-                }
-                let mut ours = Vec::new();
-                for _ in 0..count {
-                    ours.push(ns(|| stop_and_start(control, &alarms))?);
-                }
-                let begin = Instant::now();
-                backend.signal(Signal::TERM);
-                backend.wait(LIMIT);
-                ends.push(begin.elapsed().as_secs_f64() * 1e3);
-                Ok::<_, io::Error>(ours)
-            })();
-            over.store(true, Ordering::Relaxed);
-            measured
+        let ours = ring.while_full(memory, || {
+            let mut ours = Vec::new();
+            for _ in 0..count {
+                ours.push(ns(|| stop_and_start(control, &alarms))?);
+            }
+            let begin = Instant::now();
+            backend.signal(Signal::TERM);
+            backend.wait(LIMIT);
+            ends.push(begin.elapsed().as_secs_f64() * 1e3);
+            Ok::<_, io::Error>(ours)
         })?;
         worst = ours.iter().copied().fold(worst, f64::max);
         pair.add(ours, floor);
