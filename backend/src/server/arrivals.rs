@@ -31,7 +31,12 @@ impl Reserve {
     /// Accepts the frontend that waits.
     pub(super) fn accept(&mut self, listener: &UnixListener) -> Arrival {
         match accept(listener) {
-            Ok(frontend) => Arrival::Frontend(frontend),
+            Ok(frontend) => {
+                if self.0.is_none() {
+                    *self = Self::new();
+                }
+                Arrival::Frontend(frontend)
+            }
             Err(Errno::AGAIN | Errno::CONNABORTED | Errno::INTR) => Arrival::Nobody,
             Err(error @ (Errno::MFILE | Errno::NFILE)) => {
                 self.0 = None;
