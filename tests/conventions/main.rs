@@ -2,6 +2,7 @@
 
 mod crates;
 mod files;
+mod security;
 mod text;
 
 use std::path::PathBuf;

@@ -141,13 +141,19 @@ fn anchor(heading: &str) -> String {
     kept.map(|c| if c == ' ' { '-' } else { c }).collect()
 }
 
+/// A document's links as text and target, but for those to elsewhere.
+pub(crate) fn links_with_text(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    let links = text.split("](").zip(text.split("](").skip(1));
+    let links = links.filter_map(|(before, after)| {
+        let (_, text) = before.rsplit_once('[')?;
+        Some((text, after.split(')').next()?))
+    });
+    links.filter(|(_, target)| !target.contains("://") && !target.contains(char::is_whitespace))
+}
+
 /// The targets of a document's links, but for those to elsewhere.
 fn links(text: &str) -> impl Iterator<Item = &str> {
-    let targets = text
-        .split("](")
-        .skip(1)
-        .filter_map(|rest| rest.split(')').next());
-    targets.filter(|target| !target.contains("://") && !target.contains(char::is_whitespace))
+    links_with_text(text).map(|(_, target)| target)
 }
 
 #[test]
