@@ -6,8 +6,8 @@
 use rustix::fs::{Statx, StatxFlags};
 
 /// File systems whose pages the kernel of this host fills by itself, as /proc/self/mountinfo calls
-/// them. On overlayfs, a file that can be written lies in the upper layer, which the kernel wants
-/// to be local (`ovl_dentry_remote`).
+/// them. On overlayfs, a file that can be written lies in the upper layer. Since Linux 5.8 that may
+/// be on FUSE, but only root can mount such a one where this process sees it.
 const LOCAL_FILE_SYSTEMS: [&str; 19] = [
     "bcachefs",
     "btrfs",
