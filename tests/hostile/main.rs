@@ -10,7 +10,7 @@ mod messages;
 mod paths;
 mod peer_descriptors;
 mod printing;
-mod ring_bounds;
 mod resources;
+mod ring_bounds;
 mod signals;
 mod state_files;

@@ -9,7 +9,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,16 +23,13 @@ use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
-use vm_memory::bitmap::Bitmap;
-use vm_memory::{
-    GuestAddressSpace, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-};
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
 use crate::logging;
 use crate::sys::{Turnstile, lock};
-use crate::vhost_user::door::{Bell, Guarded, Refusal, check_region};
+use crate::vhost_user::door::{Bell, Guarded, Refusal};
 use crate::vhost_user::interrupt::Threads;
 use crate::vhost_user::transfer::Transfers;
 use crate::vhost_user::trap::{Trap, Watched};
@@ -234,20 +231,6 @@ impl<D: Device> Session<D> {
     }
 }
 
-/// Refuses regions whose pages could block or fault.
-fn check_memory<B: Bitmap>(memory: &GuestMemoryMmap<B>) -> io::Result<()> {
-    for region in memory.iter() {
-        let Some(backing) = region.file_offset() else {
-            continue;
-        };
-        if let Err(why) = check_region(backing.file().as_fd(), backing.start(), region.len()) {
-            log::error!("Memory refused: {why}");
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-    }
-    Ok(())
-}
-
 impl<D: Device> RingOwner for Session<D> {
     fn before_enabling(&self) {
         self.device.before_enabling(&self.hold_canceled);
@@ -333,12 +316,11 @@ impl<D: Device> VhostUserBackend for Session<D> {
         ))
     }
 
-    /// What is refused here is never used, though the crate has it.
+    /// The door has checked the memory. What is refused here is never used, though the crate has
+    /// it.
     fn update_memory(&self, installed: Memory<D::Bitmap>) -> io::Result<()> {
         self.enter();
-        let memory = GuestMemoryMmap::clone(&installed.memory());
-        check_memory(&memory)?;
-        self.use_memory(memory)
+        self.use_memory(GuestMemoryMmap::clone(&installed.memory()))
     }
 
     fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
