@@ -20,6 +20,11 @@ pub const VCPUS: Range<usize> = 80..84;
 pub const CRC: Range<usize> = 84..88;
 /// Where the VM's two slots begin: the generation, the checksum, the form, then the record.
 pub const VM_SLOTS: [usize; 2] = [128, 384];
+const CLOCK_SLOTS: [usize; 2] = [640, 896];
+const CLOCK_RECORD: usize = 112;
+const VCPU_SLOTS: usize = 1152;
+const VCPU_SLOT: usize = 96;
+const VCPU_RECORD: usize = 64;
 /// Bytes of a slot's head.
 pub const SLOT_HEAD: usize = 16;
 /// Bytes of the VM's record; the host count follows.
@@ -79,11 +84,27 @@ fn number(file: &[u8], at: usize) -> u64 {
     u64::from_ne_bytes(file[at..at + 8].try_into().expect("8 bytes"))
 }
 
-/// Makes the checksum of a VM's slot right for its first bytes after the head.
+/// Makes the checksum of a slot right for its first bytes after the head.
 fn seal_slot(file: &mut [u8], slot: usize, bytes: usize) {
     let record = slot + SLOT_HEAD..slot + SLOT_HEAD + bytes;
     let covered = [&file[slot..slot + 8], &file[record]].concat();
     file[slot + 8..slot + 12].copy_from_slice(&crc32(&covered).to_ne_bytes());
+}
+
+/// Makes the checksums of all slots right again that a change has written.
+pub fn seal_slots(file: &mut [u8]) {
+    let vm = VM_SLOTS.map(|slot| match file[slot + 12] {
+        1 => (slot, VM_RECORD + 8),
+        _ => (slot, VM_RECORD),
+    });
+    let clock = CLOCK_SLOTS.map(|slot| (slot, CLOCK_RECORD));
+    let vcpus = (VCPU_SLOTS..file.len().saturating_sub(VCPU_SLOT - 1)).step_by(VCPU_SLOT);
+    let vcpus = vcpus.map(|slot| (slot, VCPU_RECORD));
+    for (slot, bytes) in vm.into_iter().chain(clock).chain(vcpus) {
+        if ![0, u64::MAX].contains(&number(file, slot)) {
+            seal_slot(file, slot, bytes);
+        }
+    }
 }
 
 /// The file as if the host count had been this much larger when the VM last changed, ticks.

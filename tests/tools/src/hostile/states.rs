@@ -3,7 +3,8 @@
 //! A stream is a saved one with bytes changed, and mostly with its checksum made right again. One
 //! that is refused changes nothing; one that is accepted gives a VM whose restore can be completed,
 //! and that is the same after another save and load. A backend that is started on a changed state
-//! file either says why it does not, or serves.
+//! file either says why it does not and leaves the file as it is, or serves; where one bit has
+//! flipped, it serves the same VM.
 
 use std::fs;
 use std::path::Path;
@@ -14,6 +15,7 @@ use vhost_user_timer_kit::backend_process::{Devices, Launch};
 use vhost_user_timer_kit::clock_driver::{ClockDriver, UTC, host};
 use vhost_user_timer_kit::contract::{CNT, CTL, CVAL, Client, phase, restore};
 use vhost_user_timer_kit::raw_driver::{Rig, load, save};
+use vhost_user_timer_kit::state_file::{self, HEADER, crc32};
 use vhost_user_timer_kit::victim::DEADLINE;
 
 use super::round::{Round, Socket};
@@ -35,15 +37,6 @@ pub(super) fn round(round: &mut Round<'_>) {
     for _ in 0..FILES {
         state_file(round);
     }
-}
-
-/// CRC-32 (IEEE 802.3), bit by bit.
-fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
-        })
-    })
 }
 
 fn changed(random: &mut Rng, stream: &[u8]) -> Vec<u8> {
@@ -186,15 +179,34 @@ fn state_file(round: &mut Round<'_>) {
         client.restore_begin(2, restore::AUTORUN);
     }
     let phase = client.info().phase;
+    let vm = client.state().at_rest(false);
     drop(client);
     let Rig { mut backend, .. } = rig;
     backend.kill();
     let mut bytes = fs::read(&path).expect("the state file");
-    let mut sparse = None;
-    match round.random.u8(0..8) {
+    let (mut sparse, mut same_vm) = (None, false);
+    match round.random.u8(0..10) {
         0 => bytes.truncate(round.random.usize(0..bytes.len())),
         1 => sparse = Some(round.random.u64(0..8 << 30)),
         2 => bytes[..64].fill(0),
+        4 => {
+            // What has a right checksum is not trusted either.
+            for _ in 0..round.random.usize(1..4) {
+                let at = round.random.usize(HEADER..bytes.len());
+                bytes[at] = round.random.u8(..);
+            }
+            state_file::seal_slots(&mut bytes);
+        }
+        5 => {
+            let at = round.random.usize(state_file::VERSION..HEADER);
+            bytes[at] = round.random.u8(..);
+            state_file::seal(&mut bytes);
+        }
+        6 | 7 => {
+            same_vm = true;
+            let end = *round.random.choice(&[HEADER, bytes.len()]).expect("one");
+            bytes[round.random.usize(0..end)] ^= 1 << round.random.u8(0..8);
+        }
         3 => {
             let len = round.random.usize(0..9000);
             bytes = (0..len).map(|_| round.random.u8(..)).collect();
@@ -226,12 +238,19 @@ fn state_file(round: &mut Round<'_>) {
         Err(error) => {
             let said = error.to_string();
             assert!(said.contains("state"), "it says why: {said}");
+            if sparse.is_none() {
+                let now = fs::read(&path).expect("the state file");
+                assert!(now == bytes, "it changed the file: {said}");
+            }
             round.tally.refusals += 1;
         }
         Ok(rig) => {
             let mut client = Client::connect(&rig);
             let now = client.info();
             assert!(now.phase <= phase::ARMED && now.vcpus <= 4096, "{now:?}");
+            if same_vm {
+                assert_eq!(client.state().at_rest(false), vm, "one bit made another VM");
+            }
             drop(client);
             let Rig { mut backend, .. } = rig;
             assert_eq!(backend.terminate().code(), Some(0));
