@@ -12,6 +12,14 @@ use super::*;
 
 const VCPUS: u32 = 3;
 
+/// Files that the programs of state-file versions 3 and 4 left, but for the boot id: a VM of four
+/// vCPUs with CONFIRM and ONE_OFFSET, ARMED by a restore in which vCPU n brought 2^40 + n for every
+/// register.
+const ARMED: [&[u8]; 2] = [
+    include_bytes!("../../../backend/tests/data/state-file/3.bin"),
+    include_bytes!("../../../backend/tests/data/state-file/4-armed.bin"),
+];
+
 /// A backend, and a client of it.
 fn serve(life: &Life) -> (Rig, Client) {
     let rig = Rig::watch(life.launch(&[]));
@@ -217,4 +225,35 @@ fn a_timer_that_falls_due_in_armed_fires_when_the_vm_runs_and_not_before() {
     assert_eq!(client.event().what(), (PHASE_CHANGED, 0, phase::RUNNING));
     client.post_event_buffer();
     assert_eq!(client.event().what(), (TIMER_ASSERTED, 0, 0));
+}
+
+#[test]
+fn a_restore_that_an_earlier_program_left_in_armed_is_confirmed_with_its_offsets() {
+    for file in ARMED {
+        let life = Life::new();
+        state_file::write(&life.file(), &state_file::of_this_boot(file)).unwrap();
+        let mut offsets = None;
+        // The second backend reads what the first one made of the file.
+        for how in ENDS {
+            let (rig, mut client) = serve(&life);
+            let info = client.info();
+            assert_eq!((info.phase, info.restored), (phase::ARMED, 4));
+            let found = (info.cntvoff, info.cntpoff);
+            assert_eq!(found.0, found.1, "ONE_OFFSET");
+            assert_eq!(*offsets.get_or_insert(found), found);
+            end(rig, client, how);
+        }
+        let (_rig, mut client) = serve(&life);
+        let waiting = client.wait_run(1, 3);
+        client.settle();
+        let (cntvoff, cntpoff) = offsets.unwrap();
+        let run = Run::of(client.confirm_offsets(cntvoff, cntpoff).ok(40));
+        assert_eq!(run.virt_count, run.host_count.wrapping_sub(cntvoff));
+        assert!(run.virt_count >= (1 << 40) + 3);
+        assert_eq!(Run::of(client.released(1, waiting).ok(40)), run);
+        for vcpu in 0..4 {
+            assert_eq!(client.get_one(vcpu, CVAL), (1 << 40) + u64::from(vcpu));
+        }
+        assert_eq!(client.info().phase, phase::RUNNING);
+    }
 }
