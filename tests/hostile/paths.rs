@@ -117,7 +117,7 @@ fn nothing_but_the_socket_is_left_in_the_folder_and_in_the_end_not_even_that() {
 fn of_two_that_find_a_stale_socket_one_listens_and_is_reached() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("socket");
-    for round in 0..20 {
+    for round in 0..100 {
         drop(UnixListener::bind(&path).unwrap());
         let mut starters = [Starter::at(&path), Starter::at(&path)];
         let listening = starters.iter_mut().filter_map(|starter| {
