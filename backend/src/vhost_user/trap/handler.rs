@@ -72,21 +72,29 @@ fn put_in_place(range: &Range, address: usize, losses: u32) -> bool {
     if size == 0 || size > whole {
         size = whole.next_power_of_two();
     }
-    let mut retried = false;
+    let (mut retried, mut huge) = (false, false);
     loop {
         let block = address & !(size - 1);
-        let first = block.max(range.start);
-        let last = block.saturating_add(size).min(end);
+        let (first, last) = if huge {
+            // The smallest block that can be replaced is one huge page: all of it is mapped.
+            (block, block.saturating_add(size))
+        } else {
+            (block.max(range.start), block.saturating_add(size).min(end))
+        };
         match map(first, last - first) {
             Ok(()) => return true,
             // Of huge pages only whole ones are replaced.
-            Err(Errno::INVAL) if last - first < whole => size *= 2,
+            Err(Errno::INVAL) if !huge => (size, huge) = (page, true),
+            Err(Errno::INVAL) if size < LARGEST_PAGE => size *= 2,
             // The system promises no more memory than it has.
-            Err(Errno::NOMEM) if !retried => (size, retried) = (page, true),
+            Err(Errno::NOMEM) if !retried && !huge => (size, retried) = (page, true),
             Err(_) => return false,
         }
     }
 }
+
+/// No architecture has larger pages, bytes.
+const LARGEST_PAGE: usize = 16 << 30;
 
 #[allow(
     unsafe_code,

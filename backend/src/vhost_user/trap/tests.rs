@@ -86,6 +86,21 @@ fn huge_pages_that_the_host_does_not_have_are_replaced_whole() {
 }
 
 #[test]
+fn a_part_of_a_huge_page_is_replaced_with_the_rest_of_it() {
+    let trap = trap();
+    let huge = 2 << 20;
+    let flags = MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    let (file, memory, watched) = shared(flags, 2 * huge, &trap);
+    drop(watched);
+    file.set_len(0).unwrap();
+    let start = memory.iter().next().unwrap().as_ptr().expose_provenance();
+    let _watched = trap.watch_log(start, 100).unwrap();
+    memory.write_obj(7_u64, GuestAddress(GUEST + 8)).unwrap();
+    assert_eq!(memory.read_obj::<u64>(GuestAddress(GUEST + 8)).unwrap(), 7);
+    assert!(trap.lost().is_set());
+}
+
+#[test]
 fn a_log_is_named_as_such() {
     let trap = trap();
     let (file, memory, watched) = shared(MemfdFlags::empty(), PAGE, &trap);
