@@ -23,7 +23,7 @@ fn a_round_of_each_campaign_leaves_the_backend_unharmed_and_is_counted() {
     let (output, text) = hostile(&["--seed=7", "--round=1", "--backend", backend]);
     assert_eq!(output.status.code(), Some(0), "{text}");
     for campaign in [
-        "control", "rings", "gate", "crowd", "races", "clock", "states",
+        "control", "rings", "gate", "crowd", "races", "clock", "limits", "states",
     ] {
         let row = text.lines().find(|line| line.starts_with(campaign));
         let columns: Vec<_> = row.expect("a row").split_whitespace().collect();

@@ -7,15 +7,16 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use fastrand::Rng;
-use vhost_user_timer_kit::clock_driver::{F_LOG_ALL, UTC, msg, proper};
-use vhost_user_timer_kit::contract::{VM, op, request, words};
+use vhost_user_timer_kit::clock_driver::{ClockDriver, F_LOG_ALL, UTC, msg, proper};
+use vhost_user_timer_kit::contract::{Client, VM, op, request, words};
 use vhost_user_timer_kit::raw_driver::{
     Control, Layout, Memory, REGION_GPA, REGION_SIZE, REGION_VA, Ring, blocking_eventfd, fd_of,
-    full_eventfd, header, huge_memfd, memfd, message, pair,
+    full_eventfd, header, huge_memfd, make_blocking, memfd, message, pair,
 };
-use vhost_user_timer_kit::victim::{CLOCK_FEATURES, TIMER_FEATURES};
+use vhost_user_timer_kit::victim::{CLOCK_FEATURES, DEADLINE, TIMER_FEATURES};
 
 use super::round::{Round, Socket};
 
@@ -74,20 +75,41 @@ impl Strange {
     }
 }
 
+/// The connections of a round that may give their own end away, each of which can keep its socket
+/// until an unfinished message times out.
+const GIVEN_AWAY: u32 = 2;
+
+/// How long that takes, with as much again to serve.
+const TIME_OUT: Duration = Duration::from_secs(10);
+
 pub(super) fn round(round: &mut Round<'_>) {
     let strange = Strange::new();
+    let mut given_away = 0;
     let attacked = *round
         .random
         .choice(&[Socket::Timer, Socket::Clock])
         .expect("two");
     round.beside_a_neighbour(attacked, |round| {
         for _ in 0..CONNECTIONS {
-            connection(round, attacked, &strange);
+            let may_give = given_away < GIVEN_AWAY;
+            given_away += u32::from(connection(round, attacked, &strange, may_give));
         }
     });
+    let limit = TIME_OUT * given_away + DEADLINE;
+    round
+        .victim
+        .rig
+        .in_time(limit, "its socket is served again", || {
+            let rig = &round.victim.rig;
+            match attacked {
+                Socket::Timer => drop(Client::connect(rig)),
+                Socket::Clock => drop(ClockDriver::connect(rig)),
+            }
+        });
 }
 
-fn connection(round: &mut Round<'_>, socket: Socket, strange: &Strange) {
+/// One connection. Whether it gave its own end to the backend.
+fn connection(round: &mut Round<'_>, socket: Socket, strange: &Strange, may_give: bool) -> bool {
     let stream = round.connect(socket);
     let own = stream.try_clone().expect("dup");
     let control = Control::over(stream);
@@ -106,6 +128,12 @@ fn connection(round: &mut Round<'_>, socket: Socket, strange: &Strange) {
     }
     let mut messages = proper_messages(socket, u32::from(queue), features, &ring);
     mutate(&mut round.random, &mut messages, strange);
+    let fds = messages.iter_mut().flat_map(|message| &mut message.fds);
+    let mut own_ends: Vec<_> = fds.filter(|fd| matches!(fd, Fd::Own)).collect();
+    let gives = may_give && !own_ends.is_empty();
+    if !may_give {
+        own_ends.iter_mut().for_each(|fd| **fd = Fd::Call);
+    }
     let last = messages.len() - 1;
     for (index, message) in messages.iter().enumerate() {
         let fds: Vec<BorrowedFd<'_>> = message
@@ -124,10 +152,17 @@ fn connection(round: &mut Round<'_>, socket: Socket, strange: &Strange) {
         if control.send(&bytes, &fds).is_err() {
             break;
         }
-        // A kick now and then, so that what is served is served under changes.
+        // Kicks, so that what is served is served under changes.
         let _ = ring.kick_fd().write(1);
+        if round.random.u8(0..8) == 0 {
+            // A flag of the description, which the backend has as well.
+            make_blocking(fd_of(ring.kick_fd()));
+            make_blocking(fd_of(ring.call()));
+            strange.0.iter().for_each(make_blocking);
+        }
     }
     round.count_refusals(&own);
+    gives
 }
 
 /// What a correct frontend says, once.
@@ -141,6 +176,8 @@ fn proper_messages(socket: Socket, queue: u32, features: u64, ring: &Ring) -> Ve
     let (table, used) = (config.desc_table_addr, config.used_ring_addr);
     let index = u64::from(queue);
     let addresses = [index, table, used, config.avail_ring_addr, 0];
+    // The next queue has the same ring and kick descriptor.
+    let other_addresses = [index + 1, table, used, config.avail_ring_addr, 0];
     let region = [1, REGION_GPA, REGION_SIZE, REGION_VA, 0];
     let second = [
         0,
@@ -174,6 +211,14 @@ fn proper_messages(socket: Socket, queue: u32, features: u64, ring: &Ring) -> Ve
         message(message::SET_VRING_CALL, &[index], &[Fd::Call]),
         message(message::SET_VRING_KICK, &[index], &[Fd::Kick]),
         message(message::SET_VRING_ENABLE, &[pair(queue, 1)], &[]),
+        message(
+            message::SET_VRING_NUM,
+            &[pair(queue + 1, ring.size().into())],
+            &[],
+        ),
+        message(message::SET_VRING_ADDR, &other_addresses, &[]),
+        message(message::SET_VRING_KICK, &[index + 1], &[Fd::Kick]),
+        message(message::SET_VRING_ENABLE, &[pair(queue + 1, 1)], &[]),
         message(message::ADD_MEM_REG, &second, &[Fd::Memory]),
         message(message::REM_MEM_REG, &second, &[]),
         message(message::SET_VRING_KICK, &[index | message::NO_FD], &[]),

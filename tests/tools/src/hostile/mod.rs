@@ -11,6 +11,7 @@ mod control;
 mod crowd;
 mod figures;
 mod gate;
+mod limits;
 mod races;
 mod rings;
 mod round;
@@ -47,7 +48,7 @@ struct Campaign {
     round: fn(&mut Round<'_>),
 }
 
-const CAMPAIGNS: [Campaign; 7] = [
+const CAMPAIGNS: [Campaign; 8] = [
     Campaign {
         name: "control",
         keeps_vm: true,
@@ -79,6 +80,11 @@ const CAMPAIGNS: [Campaign; 7] = [
         round: clock::round,
     },
     Campaign {
+        name: "limits",
+        keeps_vm: true,
+        round: limits::round,
+    },
+    Campaign {
         name: "states",
         keeps_vm: false,
         round: states::round,
@@ -94,6 +100,7 @@ const CAMPAIGNS: [Campaign; 7] = [
 ///   crowd    restores by vCPU threads, all at once, one of which may be late
 ///   races    restores while the control channel stops rings, loads device states, and resets
 ///   clock    virtio-rtc requests of every shape, compared with the standard's status and length
+///   limits   frontends that use up the descriptors of a process whose limit is low
 ///   states   device states and state files with odd contents and right checksums
 ///
 /// Ends with 0, or at the first violation with 1, the command that repeats it, and its last acts.
