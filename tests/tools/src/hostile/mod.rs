@@ -37,6 +37,9 @@ const ROUND: Duration = Duration::from_secs(60);
 /// How long the process of a backend that was killed takes to go away.
 const DYING: Duration = Duration::from_millis(500);
 
+/// How much memory the process may keep, KiB, whatever the campaigns have done and for however long.
+const SLACK_KIB: u64 = 8 << 10;
+
 /// How often progress is printed.
 const PROGRESS: Duration = Duration::from_secs(5);
 
@@ -164,6 +167,7 @@ pub fn run(args: &Args) -> ExitCode {
     let life = time + 2 * ROUND;
     let mut victim = Victim::program(&program)
         .with_state()
+        .slack_kib(SLACK_KIB)
         .log_level("warn")
         .life(life)
         .start();
@@ -199,8 +203,9 @@ pub fn run(args: &Args) -> ExitCode {
                 printed = Instant::now();
                 let acts: u64 = tallies.iter().map(|tally| tally.acts).sum();
                 println!(
-                    "hostile: {:>4} s  round={number} acts={acts}",
-                    began.elapsed().as_secs()
+                    "hostile: {:>4} s  round={number} acts={acts} rss={} KiB",
+                    began.elapsed().as_secs(),
+                    victim.rig.usage().anonymous_kib,
                 );
             }
             if began.elapsed() >= time && args.round.is_none() {
