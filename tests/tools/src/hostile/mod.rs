@@ -37,7 +37,7 @@ const ROUND: Duration = Duration::from_secs(60);
 /// How long the process of a backend that was killed takes to go away.
 const DYING: Duration = Duration::from_millis(500);
 
-/// How much memory the process may keep, KiB, whatever the campaigns have done and for however long.
+/// How much memory the process may keep, KiB, whatever the campaigns have done, and however long.
 const SLACK_KIB: u64 = 8 << 10;
 
 /// How often progress is printed.
