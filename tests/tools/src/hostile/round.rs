@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -93,8 +94,12 @@ impl<'a> Round<'a> {
     /// Attacks one socket while a correct frontend of the other one is served.
     pub(super) fn beside_a_neighbour(&mut self, attacked: Socket, attack: impl FnOnce(&mut Self)) {
         let (victim, over) = (self.victim, AtomicBool::new(false));
+        let (connected, is_connected) = channel();
         let slowest = thread::scope(|scope| {
-            let neighbour = scope.spawn(|| neighbour(victim, attacked, &over));
+            let neighbour = scope.spawn(|| neighbour(victim, attacked, connected, &over));
+            // A guest that connects while a restore is open is held, as it should be. Where the
+            // neighbour has panicked, joining it says so.
+            let _ = is_connected.recv();
             // The neighbour ends when the attack panics, too.
             let _end = EndOnDrop(&over);
             attack(self);
@@ -146,7 +151,12 @@ impl Drop for EndOnDrop<'_> {
 }
 
 /// A correct frontend of the socket that is not attacked. Returns its longest wait.
-fn neighbour(victim: &Victim, attacked: Socket, over: &AtomicBool) -> Duration {
+fn neighbour(
+    victim: &Victim,
+    attacked: Socket,
+    connected: Sender<()>,
+    over: &AtomicBool,
+) -> Duration {
     let mut slowest = Duration::ZERO;
     let mut request: Box<dyn FnMut()> = match attacked {
         Socket::Timer => {
@@ -160,6 +170,7 @@ fn neighbour(victim: &Victim, attacked: Socket, over: &AtomicBool) -> Duration {
             })
         }
     };
+    let _ = connected.send(());
     while !over.load(Ordering::Relaxed) {
         let sent = Instant::now();
         request();
