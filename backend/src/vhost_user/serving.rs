@@ -114,13 +114,28 @@ impl<D: Device> Session<D> {
     /// Serves a queue until it is drained or others are due. Each time that a request has effects
     /// it took a chain of the batch, so there is an end.
     fn serve(&self, queue: u16, when_idle: WhenIdle) {
-        let mut stop = self.turn(|device, turn| device.serve(turn, queue, when_idle));
+        let stop = self.turn(|device, turn| device.serve(turn, queue, when_idle));
+        self.serve_on(queue, when_idle, stop);
+    }
+
+    /// Serves a queue, then asks its driver for a kick. The driver is notified before it is asked:
+    /// one that wakes up at once and posts more needs no kick.
+    fn serve_until_kicked(&self, queue: u16) {
+        let stop = self.turn(|device, turn| device.serve(turn, queue, WhenIdle::KeepPolling));
+        if self.serve_on(queue, WhenIdle::KeepPolling, stop) == Stop::Drained {
+            self.serve_on(queue, WhenIdle::AskForKick, Stop::EffectsPending);
+        }
+    }
+
+    /// Goes on with the batch that ended in `stop`.
+    fn serve_on(&self, queue: u16, when_idle: WhenIdle, mut stop: Stop) -> Stop {
         while stop == Stop::EffectsPending {
             stop = self.go_on(|device, turn| device.serve(turn, queue, when_idle));
         }
         if stop == Stop::BatchFull {
             self.worker.serve_later(1 << queue);
         }
+        stop
     }
 
     /// Serves these request queues. Then polls all request queues for the length of the window,
@@ -130,7 +145,7 @@ impl<D: Device> Session<D> {
         if window == 0 {
             let unkicked = worker.unkicked.swap(0, Ordering::Relaxed);
             for queue in queues_of(queues | unkicked) {
-                self.serve(queue, WhenIdle::AskForKick);
+                self.serve_until_kicked(queue);
             }
             worker.polling.sleeps();
             return;
