@@ -4,8 +4,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
-use vhost_user_timer_kit::backend_process::BackendProcess;
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+use vhost_user_timer_kit::backend_process::{BackendProcess, Devices};
 use vhost_user_timer_kit::clock_driver::{ClockDriver, UTC};
 use vhost_user_timer_kit::contract::{Client, op};
 use vhost_user_timer_kit::raw_driver::message::{
@@ -149,6 +149,69 @@ fn limit_that_leaves(rig: &Rig, left: usize) -> u64 {
         .collect();
     let mut free = (0..).filter(|number| !open.contains(number));
     free.nth(left).expect("there are enough numbers")
+}
+
+/// The size of a thread's stack. The process has no room for one where less is left of its address
+/// space, and no stack of an earlier thread is kept.
+const STACK: u64 = 2 << 20;
+
+#[test]
+fn threads_that_run_out_at_any_step_cost_the_newcomer_its_connection_and_nobody_else_anything() {
+    let (mut served, mut turned_away) = (0, 0);
+    // A connection has three threads.
+    for stacks in 0..5 {
+        // Never connected to its clock device, so that stacks have to be made.
+        let mut rig = Rig::launch_devices(Devices::TimerAndClock, &[]);
+        let mut client = Client::connect(&rig);
+        client.configure(2);
+        let before = client.info().at_rest();
+        let size = address_space(&rig) + stacks * (STACK + 0x4000) + STACK / 2;
+        let limit = |most| {
+            let pid = Pid::from_raw(rig.backend.pid() as i32);
+            let limit = Rlimit {
+                current: most,
+                maximum: None,
+            };
+            prlimit(pid, Resource::As, limit).expect("a limit")
+        };
+        limit(Some(size));
+        let mut newcomer = Control::over(rig.clock_stream());
+        let _ = newcomer.message(GET_FEATURES, false, &[], &[]);
+        let answer = rig.in_time(DEADLINE, "the newcomer is served or turned away", || {
+            newcomer.reply()
+        });
+        if answer.is_ok() {
+            served += 1;
+        } else {
+            turned_away += 1;
+            rig.log_with("A frontend of the clock device was turned away");
+        }
+        drop(newcomer);
+        assert_eq!(client.info().at_rest(), before, "with room for {stacks}");
+        limit(None);
+        rig.in_time(DEADLINE, "the next one is served", || {
+            ClockDriver::connect(&rig).reads_the_hosts(UTC);
+        });
+        assert_eq!(client.info().at_rest(), before, "with room for {stacks}");
+        rig.backend.signal(Signal::TERM);
+        let ended = rig.backend.exit_within(DEADLINE).expect("SIGTERM ends it");
+        assert_eq!(ended.code(), Some(0));
+    }
+    assert!(served > 0, "the limit was too low all the time");
+    assert!(turned_away > 2, "the limit was too high to fail at a step");
+}
+
+/// How much of its address space the process uses, bytes.
+fn address_space(rig: &Rig) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", rig.backend.pid())).unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
+    let kib: u64 = size
+        .expect("the kernel tells")
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap();
+    kib << 10
 }
 
 #[test]
