@@ -53,9 +53,10 @@ fn recover(address: usize) -> bool {
     };
     // Before the pages: who reads them must see the mark.
     let losses = slot.mark();
-    if !put_in_place(&range, address, losses) {
+    let Some(bytes) = put_in_place(&range, address, losses) else {
         return false;
-    }
+    };
+    slot.count(bytes);
     if losses == 0 {
         slot.tell(&range);
     }
@@ -64,7 +65,8 @@ fn recover(address: usize) -> bool {
 
 /// Maps private memory around the address, twice as much for each loss before: a chain of thousands
 /// of lost pages takes a few signals and mappings, which are limited. What was there is lost too.
-fn put_in_place(range: &Range, address: usize, losses: u32) -> bool {
+/// Returns how many bytes were mapped.
+fn put_in_place(range: &Range, address: usize, losses: u32) -> Option<usize> {
     let page = page_size();
     let whole = range.len.next_multiple_of(page);
     let end = range.start + whole;
@@ -82,13 +84,13 @@ fn put_in_place(range: &Range, address: usize, losses: u32) -> bool {
             (block.max(range.start), block.saturating_add(size).min(end))
         };
         match map(first, last - first) {
-            Ok(()) => return true,
+            Ok(()) => return Some(last - first),
             // Of huge pages only whole ones are replaced.
             Err(Errno::INVAL) if !huge => (size, huge) = (page, true),
             Err(Errno::INVAL) if size < LARGEST_PAGE => size *= 2,
             // The system promises no more memory than it has.
             Err(Errno::NOMEM) if !retried && !huge => (size, retried) = (page, true),
-            Err(_) => return false,
+            Err(_) => return None,
         }
     }
 }

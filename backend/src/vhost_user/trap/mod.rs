@@ -52,7 +52,10 @@ impl Trap {
 
     /// What was lost first, for the log.
     pub(super) fn sprung(&self) -> Option<Sprung> {
-        self.slot.first_lost().map(Sprung)
+        self.slot.first_lost().map(|range| Sprung {
+            range,
+            in_place: self.slot.in_place(),
+        })
     }
 
     /// Watches all regions of the memory. They must stay mapped for as long as the result lives.
@@ -129,20 +132,27 @@ impl Drop for Watched {
     }
 }
 
-/// What was lost first.
+/// What was lost first, and how much this process has in place of all that was lost so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Sprung(Range);
+pub(super) struct Sprung {
+    range: Range,
+    /// Bytes.
+    in_place: usize,
+}
 
 impl std::fmt::Display for Sprung {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Range { len, guest, .. } = self.0;
+        let Range { len, guest, .. } = self.range;
         match guest {
             Some(guest) => write!(f, "its memory region of {len:#x} bytes at {guest:#x}")?,
             None => f.write_str("its dirty log")?,
         }
-        f.write_str(
+        write!(
+            f,
             " cannot be touched: the file became shorter, or there is no memory or huge page for \
-             it; keep shared files as long as they are, and reserve their pages",
+             it; keep shared files as long as they are, and reserve their pages ({} KiB of private \
+             memory took the place of what was lost)",
+            self.in_place.div_ceil(1024)
         )
     }
 }

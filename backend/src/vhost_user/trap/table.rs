@@ -130,6 +130,8 @@ pub(super) struct Slot {
     pub(super) lost: AtomicBool,
     /// How often memory was lost.
     losses: AtomicU32,
+    /// Private memory that was put in place, bytes.
+    in_place: AtomicUsize,
     wake: AtomicI32,
     /// What was lost first, once `told` is set.
     told: AtomicBool,
@@ -144,6 +146,7 @@ impl Slot {
             used: AtomicBool::new(false),
             lost: AtomicBool::new(false),
             losses: AtomicU32::new(0),
+            in_place: AtomicUsize::new(0),
             wake: AtomicI32::new(-1),
             told: AtomicBool::new(false),
             guest: AtomicU64::new(0),
@@ -160,8 +163,19 @@ impl Slot {
         slot.lost.store(false, Ordering::Relaxed);
         slot.told.store(false, Ordering::Relaxed);
         slot.losses.store(0, Ordering::Relaxed);
+        slot.in_place.store(0, Ordering::Relaxed);
         slot.wake.store(wake, Ordering::Release);
         Some(slot)
+    }
+
+    /// Counts private memory that was put in place, bytes.
+    pub(super) fn count(&self, bytes: usize) {
+        self.in_place.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// How much private memory was put in place so far, bytes.
+    pub(super) fn in_place(&self) -> usize {
+        self.in_place.load(Ordering::Relaxed)
     }
 
     pub(super) fn release(&self) {

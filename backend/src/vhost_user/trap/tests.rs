@@ -46,6 +46,8 @@ fn memory_whose_file_became_shorter_reads_as_zeros_and_marks_its_connection_alon
     let sprung = trap.sprung().unwrap().to_string();
     let what = "its memory region of 0x10000 bytes at 0x100000 cannot be touched: ";
     assert!(sprung.starts_with(what), "{sprung}");
+    let count = "(4 KiB of private memory took the place of what was lost)";
+    assert!(sprung.ends_with(count), "{sprung}");
     let intact: u64 = memory.read_obj(GuestAddress(GUEST)).unwrap();
     assert_eq!(intact, 7, "what is there stays");
     memory.write_obj(9_u64, at).unwrap();
@@ -65,6 +67,11 @@ fn a_region_that_is_lost_page_by_page_takes_few_signals() {
     }
     let losses = trap.slot.losses();
     assert!((2..=13).contains(&losses), "{losses}");
+    let in_place = trap.slot.in_place() as u64;
+    assert!(
+        (4096 * PAGE..=2 * 4096 * PAGE).contains(&in_place),
+        "{in_place}"
+    );
 }
 
 #[test]
