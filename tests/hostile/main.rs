@@ -7,6 +7,7 @@ mod logs;
 mod memory_files;
 mod memory_traps;
 mod messages;
+mod namespaces;
 mod paths;
 mod peer_descriptors;
 mod printing;

@@ -22,6 +22,8 @@ use vhost_user_timer_kit::raw_driver::{
 };
 use vhost_user_timer_kit::victim::Victim;
 
+use crate::namespaces::{MOUNTS, can_unshare};
+
 /// The second region.
 const GPA: u64 = 0x1_0000_0000;
 const VA: u64 = 0x1234_0000_0000;
@@ -385,8 +387,12 @@ impl Drop for Namespace {
 
 #[test]
 fn a_sparse_file_on_a_full_file_system_costs_the_connection() {
+    if !can_unshare(MOUNTS) {
+        return;
+    }
     let victim = Victim::launch();
-    let script = "mount -t tmpfs -o size=64k none /mnt; head -c 1000000 /dev/zero >/mnt/full || true; \
+    let script = "mount -t tmpfs -o size=64k none /mnt; \
+                  head -c 1000000 /dev/zero >/mnt/full 2>/dev/null || true; \
                   : >/mnt/sparse; echo ready; read end";
     let namespace = Namespace::new(script);
     let file = File::options()

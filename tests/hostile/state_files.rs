@@ -5,7 +5,7 @@ use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -15,6 +15,8 @@ use vhost_user_timer_kit::contract::{CNT, CTL, CVAL, Client, VmState};
 use vhost_user_timer_kit::raw_driver::{Rig, release_program};
 use vhost_user_timer_kit::state_file;
 use vhost_user_timer_kit::victim::DEADLINE;
+
+use crate::namespaces::can_unshare;
 
 /// Bytes of a state file for this many vCPUs.
 const LEN: u64 = 1152 + 192 * VCPUS;
@@ -223,20 +225,6 @@ fn a_count_that_went_back_is_refused() {
         0_u64.wrapping_sub(HOUR),
     ));
     kept.goes_on(&[], "exec \"$@\"", &vm);
-}
-
-/// Whether this host lets the test make such namespaces.
-fn can_unshare(options: &[&str]) -> bool {
-    let tried = Command::new("unshare")
-        .args(options)
-        .arg("true")
-        .stderr(Stdio::null())
-        .status();
-    let can = tried.is_ok_and(|status| status.success());
-    if !can {
-        eprintln!("skipped: this host lets nobody unshare {options:?}");
-    }
-    can
 }
 
 #[test]
