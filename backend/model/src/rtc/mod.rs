@@ -82,6 +82,8 @@ struct Clock {
 pub struct Rtc {
     /// By clock id.
     clocks: Vec<Clock>,
+    /// What this host has, whatever was loaded: the kinds that can be loaded next.
+    own: Vec<ClockKind>,
     /// VIRTIO_RTC_F_ALARM was negotiated.
     has_alarms: bool,
     monotonic: Monotonic,
@@ -97,6 +99,7 @@ impl Rtc {
         };
         Rtc {
             clocks: clocks.iter().take(MAX_CLOCKS).map(clock).collect(),
+            own: clocks.to_vec(),
             has_alarms: false,
             monotonic: Monotonic::default(),
             cross: Cross::default(),

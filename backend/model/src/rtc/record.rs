@@ -112,6 +112,7 @@ impl Rtc {
             .collect::<Result<_, _>>()?;
         Ok(Rtc {
             clocks,
+            own: own.to_vec(),
             has_alarms: false,
             monotonic: Monotonic {
                 offset: record.monotonic_offset,

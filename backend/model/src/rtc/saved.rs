@@ -85,7 +85,7 @@ impl Rtc {
         if saved.clocks.len() > MAX_CLOCKS {
             return Err(LoadError::TooManyClocks(saved.clocks.len()));
         }
-        let own = || self.clocks.iter().map(|clock| clock.kind);
+        let own = || self.own.iter().copied();
         let foreign = |clock: &SavedClock| !clock.kind.is_served_by(own());
         if let Some(id) = saved.clocks.iter().position(foreign)
             && let Some(clock) = saved.clocks.get(id)
