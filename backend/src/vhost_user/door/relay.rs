@@ -271,16 +271,24 @@ impl<'a> Door<'a> {
             });
         }
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-        let mut fds = Vec::with_capacity(3);
-        fds.push(PollFd::new(&self.session.bell().0, PollFlags::IN));
+        let bell = || PollFd::new(&self.session.bell().0, PollFlags::IN);
+        // No allocation: this may run when the frontend has its reply already.
+        let (mut fds, mut count) = ([bell(), bell(), bell()], 1);
+        let mut wait_for = |fd| {
+            if let Some(place) = fds.get_mut(count) {
+                *place = fd;
+                count += 1;
+            }
+        };
         // One that is gone, or of which nothing is wanted, would be reported again and again.
         if !inner.is_empty() {
-            fds.push(PollFd::new(self.inner, inner));
+            wait_for(PollFd::new(self.inner, inner));
         }
         if self.gone.is_none() {
-            fds.push(PollFd::new(self.outer, outer));
+            wait_for(PollFd::new(self.outer, outer));
         }
-        match poll(&mut fds, timeout.as_ref()) {
+        let fds = fds.get_mut(..count).unwrap_or_default();
+        match poll(fds, timeout.as_ref()) {
             Ok(_) => {}
             Err(Errno::INTR) => return Ok(()),
             Err(error) => {
