@@ -40,7 +40,7 @@ pub(super) fn begin(
 }
 
 /// Makes a whole file, with slots for `had` vCPUs, one of the present version with slots for
-/// `vcpus`, of which there are no fewer. What is in the slots stays, but for the torn ones.
+/// `vcpus`, never fewer than there are. What is in the slots stays, but for the torn ones.
 pub(super) fn bring_up_to_date(
     file: &File,
     header: Header,

@@ -29,7 +29,6 @@ impl PeerFd {
 }
 
 impl AsFd for PeerFd {
-    #[allow(clippy::expect_used, reason = "only `drop` takes the descriptor")]
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0
             .as_ref()
