@@ -1,10 +1,13 @@
-//! What runs in the guest of the end-to-end tests: it asks the kernel for its clocks, and prints
-//! the answers as lines of `key=value`, or fails with one line on stderr and exit status 1.
+//! What runs in the guest of the end-to-end tests: it asks the kernel for its clocks, or watches
+//! the counter of all vCPUs in the background. It prints the answers as lines of `key=value`, or
+//! fails with one line on stderr and exit status 1.
 //!
 //! `precise` tells a failed system call as an answer, `error=EINVAL`: tests are about just that.
 
+mod counter;
 mod ptp;
 mod rtc;
+mod witness;
 
 use std::error::Error;
 use std::fs;
@@ -28,6 +31,11 @@ usage: guest COMMAND
   alarm-set RTC SECONDS       set one, and do not wait
   alarm-read RTC              the alarm that is set
   alarm-cancel RTC            none any more
+  witness start [MIB]         watch the counter and the timers of all vCPUs in the background, and
+                              write to MIB MiB of memory all the time
+  witness report              what has been seen since then
+  witness around FROM TO      for each vCPU the gap in its readings around these two counts
+  witness stop                end it
 PTP is ptp0 and so on, RTC is rtc0 and so on.";
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -102,6 +110,10 @@ fn run(args: &[&str]) -> Result<()> {
             Ok(())
         }
         ["alarm-cancel", rtc] => rtc::Rtc::open(rtc)?.cancel_alarm(),
+        ["witness", "start"] => witness::start("0"),
+        ["witness", "start", mebibytes] => witness::start(mebibytes),
+        ["witness", "run", mebibytes] => witness::run(mebibytes),
+        ["witness", ref question @ ..] => witness::ask(&question.join(" ")),
         _ => Err(USAGE.into()),
     }
 }
