@@ -3,14 +3,13 @@
 //! `vhost-user-backend` gives the log to the memory regions that exist when it arrives. A region
 //! that comes later, by SET_MEM_TABLE or ADD_MEM_REG, has none, and what is written there would be
 //! missing on the destination. So the connection's request thread, where all of these messages
-//! arrive, keeps the log, and [`DirtyBitmap::keep_logging`] gives it to new regions; what was
-//! written to them before that is logged then.
+//! arrive, keeps the log, and [`DirtyBitmap::keep_logging`] gives it to new regions, before
+//! anything writes there.
 
 use std::cell::RefCell;
 use std::io;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::bitmap::{
@@ -35,8 +34,8 @@ pub(crate) trait DirtyBitmap: BitmapReplace + NewBitmap + Clone + Send + Sync {
     /// The protocol features that this needs.
     const PROTOCOL_FEATURES: VhostUserProtocolFeatures;
 
-    /// The memory has changed: gives its regions their part of the log, where this thread's
-    /// frontend shared one. Logs are watched by `trap`, now and later.
+    /// Gives the regions of memory that is not in use yet their part of the log, where this
+    /// thread's frontend shared one. Logs are watched by `trap`, now and later.
     fn keep_logging(memory: &GuestMemoryMmap<Self>, trap: &Arc<Trap>);
 }
 
@@ -54,7 +53,7 @@ impl DirtyBitmap for DirtyLog {
 
     fn keep_logging(memory: &GuestMemoryMmap<Self>, trap: &Arc<Trap>) {
         for region in memory.iter() {
-            let _ = (*region).bitmap().unlogged.trap.set(Arc::clone(trap));
+            let _ = (*region).bitmap().watch.trap.set(Arc::clone(trap));
         }
         let Some(log) = LOG.with_borrow(Option::clone) else {
             return;
@@ -62,14 +61,11 @@ impl DirtyBitmap for DirtyLog {
         for region in memory.iter() {
             match RegionLog::new(region, Arc::clone(&log)) {
                 Ok(part) => (*region).bitmap().replace(part),
-                Err(error) => {
-                    log::error!(
-                        "Writes to the memory region at {:#x} are not logged for the migration, \
-                         since the frontend's log ends before it: {error}",
-                        region.start_addr().raw_value()
-                    );
-                    (*region).bitmap().settle(None);
-                }
+                Err(error) => log::error!(
+                    "Writes to the memory region at {:#x} are not logged for the migration, \
+                     since the frontend's log ends before it: {error}",
+                    region.start_addr().raw_value()
+                ),
             }
         }
     }
@@ -79,18 +75,13 @@ impl DirtyBitmap for DirtyLog {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct DirtyLog {
     log: BitmapMmapRegion,
-    /// Where the slice begins in the region.
-    start: usize,
-    unlogged: Arc<UnloggedWrites>,
+    watch: Arc<Watch>,
 }
 
-/// Writes while the region's part of the log is not known.
+/// What watches the region's part of the log.
 #[derive(Debug, Default)]
-struct UnloggedWrites {
-    awaits_log: AtomicBool,
-    /// Offsets in the region, and lengths.
-    written: Mutex<Vec<(usize, usize)>>,
-    /// Watches the log, from when the region is used.
+struct Watch {
+    /// From when the region is used.
     trap: OnceLock<Arc<Trap>>,
     log: Mutex<Option<WatchedLog>>,
 }
@@ -103,40 +94,8 @@ struct WatchedLog {
     log: Arc<MmapLogReg>,
 }
 
-impl UnloggedWrites {
-    fn written(&self) -> MutexGuard<'_, Vec<(usize, usize)>> {
-        lock(&self.written)
-    }
-
-    fn awaits_log(&self) -> bool {
-        self.awaits_log.load(Ordering::Acquire)
-    }
-}
-
-impl DirtyLog {
-    /// Ends keeping writes for later. Those that were kept are logged, where there is a log.
-    fn settle(&self, log: Option<AtomicBitmapMmap>) {
-        let mut written = self.unlogged.written();
-        if let Some(log) = log {
-            self.log.replace(log);
-        }
-        for (offset, len) in written.drain(..) {
-            self.log.mark_dirty(offset, len);
-        }
-        self.unlogged.awaits_log.store(false, Ordering::Release);
-    }
-}
-
 impl Bitmap for DirtyLog {
     fn mark_dirty(&self, offset: usize, len: usize) {
-        if self.unlogged.awaits_log() {
-            let mut written = self.unlogged.written();
-            // The log may have arrived since.
-            if self.unlogged.awaits_log() {
-                written.push((self.start.saturating_add(offset), len));
-                return;
-            }
-        }
         self.log.mark_dirty(offset, len);
     }
 
@@ -147,8 +106,7 @@ impl Bitmap for DirtyLog {
     fn slice_at(&self, offset: usize) -> Self {
         DirtyLog {
             log: self.log.slice_at(offset),
-            start: self.start.saturating_add(offset),
-            unlogged: Arc::clone(&self.unlogged),
+            watch: Arc::clone(&self.watch),
         }
     }
 }
@@ -161,10 +119,7 @@ impl BitmapSlice for DirtyLog {}
 
 impl NewBitmap for DirtyLog {
     fn with_len(_len: usize) -> Self {
-        let marks = DirtyLog::default();
-        let logging = LOG.with_borrow(Option::is_some);
-        marks.unlogged.awaits_log.store(logging, Ordering::Release);
-        marks
+        DirtyLog::default()
     }
 }
 
@@ -172,15 +127,15 @@ impl BitmapReplace for DirtyLog {
     type InnerBitmap = RegionLog;
 
     fn replace(&self, part: RegionLog) {
-        let watched = self.unlogged.trap.get().map(|trap| part.watch(trap));
+        let watched = self.watch.trap.get().map(|trap| part.watch(trap));
         let former = match watched.transpose() {
-            Ok(watched) => std::mem::replace(&mut *lock(&self.unlogged.log), watched),
+            Ok(watched) => std::mem::replace(&mut *lock(&self.watch.log), watched),
             Err(error) => {
                 log::error!("Writes are not logged for the migration: {error}");
-                return self.settle(None);
+                return;
             }
         };
-        self.settle(Some(part.part));
+        self.log.replace(part.part);
         drop(former);
     }
 }
@@ -212,24 +167,5 @@ impl MemRegionBitmap for RegionLog {
         let len = usize::try_from(last + 1).map_err(io::Error::other)?;
         LOG.set(Some(Arc::clone(&log)));
         Ok(RegionLog { part, log, len })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_written_before_the_log_is_there_is_kept_until_then_and_no_longer() {
-        let marks = DirtyLog::default();
-        marks.mark_dirty(1, 2);
-        assert!(marks.unlogged.written().is_empty(), "nobody logs");
-        marks.unlogged.awaits_log.store(true, Ordering::Release);
-        marks.mark_dirty(3, 4);
-        marks.slice_at(100).slice_at(50).mark_dirty(7, 8);
-        assert_eq!(*marks.unlogged.written(), [(3, 4), (157, 8)]);
-        marks.settle(None);
-        marks.slice_at(9).mark_dirty(1, 1);
-        assert!(marks.unlogged.written().is_empty());
     }
 }
