@@ -26,11 +26,8 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::logging;
 use crate::sys::with_causes;
 use crate::vhost_user::Device;
-use crate::vhost_user::door::{Door, End, Limits, inner_connection, region_limit};
+use crate::vhost_user::door::{AFTERMATH, Door, End, Limits, inner_connection, region_limit};
 use crate::vhost_user::session::Session;
-
-/// How long messages that were passed on before the frontend's end may take.
-const AFTERMATH: Duration = Duration::from_secs(1);
 
 /// How often threads that have not ended are interrupted again.
 const AGAIN: Timespec = Timespec {

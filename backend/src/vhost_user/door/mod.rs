@@ -29,6 +29,8 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
 pub(super) use descriptors::{Direction, check_eventfd, check_pipe};
 pub(super) use inner::inner_connection;
 pub(super) use memory::{check_log, check_region, region_limit};
@@ -38,6 +40,9 @@ pub(super) use relay::{Bell, Door, End, Guarded};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Refusal(pub(super) String);
+
+/// How long the messages of a frontend that is gone may take at the door, and then with the crate.
+pub(super) const AFTERMATH: Duration = Duration::from_secs(1);
 
 /// What one frontend may have at most.
 #[derive(Clone, Copy, Debug)]

@@ -17,13 +17,10 @@ use vhost::vhost_user::message::FrontendReq;
 use crate::vhost_user::door::checks::{Checks, Refused};
 use crate::vhost_user::door::message::{Header, Message};
 use crate::vhost_user::door::stream::{Incoming, Outgoing, Received};
-use crate::vhost_user::door::{Limits, Refusal};
+use crate::vhost_user::door::{AFTERMATH, Limits, Refusal};
 
 /// How long a message may take from its first byte to its last.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// How long the messages of a frontend that is gone may take.
-const AFTERMATH: Duration = Duration::from_secs(1);
 
 /// Wakes the door, from any thread or signal handler: something happened to the session.
 #[derive(Debug)]
