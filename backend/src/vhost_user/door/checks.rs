@@ -4,7 +4,7 @@
 //! here has changed nothing: the frontend learns that its message is refused, and continues with
 //! what it had.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 
@@ -161,10 +161,10 @@ impl Checks {
             )));
         }
         self.check_count(regions)?;
-        for (region, file) in regions_of(message).zip(&message.descriptors) {
+        for (region, file) in regions_of(message).zip(message.descriptors.iter()) {
             // Guest address, length, user address, offset in the file.
             let [_, len, _, offset] = region;
-            check_region(file.as_fd(), offset, len)?;
+            check_region(file, offset, len)?;
         }
         Ok(regions)
     }

@@ -17,33 +17,42 @@ use crate::sys::lock;
 /// How many descriptors may wait to be closed. A peer that sends more waits for them itself.
 const MOST: usize = 16;
 
-/// A descriptor that a peer sent. Dropping it never waits for a file system, unless
+/// Descriptors that a peer sent. Dropping them never waits for a file system, unless
 /// [`MOST`] others do.
-#[derive(Debug)]
-pub(super) struct PeerFd(Option<OwnedFd>);
+#[derive(Debug, Default)]
+pub(super) struct PeerFds(Vec<OwnedFd>);
 
-impl PeerFd {
-    pub(super) fn new(fd: OwnedFd) -> Self {
-        PeerFd(Some(fd))
+impl PeerFds {
+    pub(super) fn push(&mut self, fd: OwnedFd) {
+        self.0.push(fd);
     }
-}
 
-impl AsFd for PeerFd {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0
-            .as_ref()
-            .expect("it is taken by `drop` alone")
-            .as_fd()
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
     }
-}
 
-impl Drop for PeerFd {
-    fn drop(&mut self) {
-        if let Some(fd) = self.0.take()
-            && may_wait(fd.as_fd())
-        {
-            CLOSING.hand_over(fd);
+    pub(super) fn iter(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.0.iter().map(AsFd::as_fd)
+    }
+
+    /// Closes them.
+    pub(super) fn clear(&mut self) {
+        for fd in self.0.drain(..) {
+            close(fd);
         }
+    }
+}
+
+impl Drop for PeerFds {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// Closes a descriptor that a peer sent, on another thread if that may wait.
+pub(super) fn close(fd: OwnedFd) {
+    if may_wait(fd.as_fd()) {
+        CLOSING.hand_over(fd);
     }
 }
 

@@ -3,14 +3,14 @@
 //! QEMU, docs/interop/vhost-user.rst: "Header", "Message types". Numbers are in the host's byte
 //! order.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use vhost::vhost_user::message::{
     FrontendReq, MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserHeaderFlag,
 };
 
 use crate::vhost_user::door::Refusal;
-use crate::vhost_user::door::closing::PeerFd;
+use crate::vhost_user::door::closing::PeerFds;
 
 /// Request, flags and the length of the body, 32 bits each.
 pub(super) const HEADER: usize = 12;
@@ -80,7 +80,7 @@ pub(super) struct Message {
     pub(super) header: Header,
     /// Header and body.
     pub(super) bytes: Vec<u8>,
-    pub(super) descriptors: Vec<PeerFd>,
+    pub(super) descriptors: PeerFds,
 }
 
 impl Message {
@@ -90,7 +90,7 @@ impl Message {
 
     /// The descriptor of a message that carries one.
     pub(super) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.descriptors.first().map(AsFd::as_fd)
+        self.descriptors.iter().next()
     }
 
     /// The body, as 32-bit numbers.
@@ -219,7 +219,7 @@ mod tests {
         let message = Message {
             header,
             bytes,
-            descriptors: Vec::new(),
+            descriptors: PeerFds::default(),
         };
         let numbers = [12, 16].map(|first| u32::from_ne_bytes([0, 1, 2, 3].map(|n| n + first)));
         assert_eq!(message.u32s().unwrap(), numbers);

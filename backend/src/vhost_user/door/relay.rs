@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use vhost::vhost_user::message::FrontendReq;
 
 use crate::vhost_user::door::checks::{Checks, Refused};
+use crate::vhost_user::door::closing::PeerFds;
 use crate::vhost_user::door::message::{Header, Message};
 use crate::vhost_user::door::stream::{Incoming, Outgoing, Received};
 use crate::vhost_user::door::{AFTERMATH, Limits, Refusal};
@@ -229,7 +230,7 @@ impl<'a> Door<'a> {
         match self.checks.refuse(header) {
             Refused::Answered(reply) => {
                 log::error!("{request:?} refused: {refusal}");
-                self.to_outer.put(reply, Vec::new());
+                self.to_outer.put(reply, PeerFds::default());
                 Ok(())
             }
             Refused::Ends => Err(End::Refused(Refusal(format!(

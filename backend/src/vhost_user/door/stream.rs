@@ -3,7 +3,6 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use rustix::io::Errno;
@@ -13,7 +12,7 @@ use rustix::net::{
 };
 
 use crate::vhost_user::door::Refusal;
-use crate::vhost_user::door::closing::PeerFd;
+use crate::vhost_user::door::closing::{self, PeerFds};
 use crate::vhost_user::door::message::{HEADER, Header, LONGEST, MOST_DESCRIPTORS, Message};
 
 /// What a socket had.
@@ -39,7 +38,7 @@ pub(super) struct Incoming {
     /// How many of `bytes` are there.
     filled: usize,
     header: Option<Header>,
-    descriptors: Vec<PeerFd>,
+    descriptors: PeerFds,
     /// Descriptors were closed again: by us, or by the kernel, which had no room for them.
     lost: Option<&'static str>,
 }
@@ -50,7 +49,7 @@ impl Incoming {
             bytes: vec![0; HEADER],
             filled: 0,
             header: None,
-            descriptors: Vec::new(),
+            descriptors: PeerFds::default(),
             lost: None,
         }
     }
@@ -126,10 +125,11 @@ impl Incoming {
         let received = recvmsg(from, &mut [IoSliceMut::new(rest)], &mut ancillary, flags)?;
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(received) = message {
-                for descriptor in received.map(PeerFd::new) {
+                for descriptor in received {
                     if self.descriptors.len() < MOST_DESCRIPTORS {
                         self.descriptors.push(descriptor);
                     } else {
+                        closing::close(descriptor);
                         self.lost = Some(TOO_MANY);
                     }
                 }
@@ -151,7 +151,7 @@ const NO_ROOM: &str = "its descriptors do not fit into this process; raise its l
 pub(super) struct Outgoing {
     bytes: Vec<u8>,
     sent: usize,
-    descriptors: Vec<PeerFd>,
+    descriptors: PeerFds,
 }
 
 impl Outgoing {
@@ -159,7 +159,7 @@ impl Outgoing {
         Outgoing {
             bytes: Vec::with_capacity(LONGEST),
             sent: 0,
-            descriptors: Vec::new(),
+            descriptors: PeerFds::default(),
         }
     }
 
@@ -168,7 +168,7 @@ impl Outgoing {
     }
 
     /// Sends this, once the one before is sent.
-    pub(super) fn put(&mut self, bytes: Vec<u8>, descriptors: Vec<PeerFd>) {
+    pub(super) fn put(&mut self, bytes: Vec<u8>, descriptors: PeerFds) {
         debug_assert!(self.is_empty(), "one message at a time");
         self.bytes = bytes;
         self.sent = 0;
@@ -203,7 +203,7 @@ impl Outgoing {
     }
 
     fn send_some(&self, to: &UnixStream) -> Result<usize, Errno> {
-        let descriptors: Vec<_> = self.descriptors.iter().map(AsFd::as_fd).collect();
+        let descriptors: Vec<_> = self.descriptors.iter().collect();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() {
