@@ -4,9 +4,15 @@
 //! and listening already, with `--fd`. So there is nothing to wait for; a frontend can connect
 //! at once, and finds the connection closed if the backend did not come up.
 
+mod ending;
 mod launch;
+mod program;
+#[cfg(test)]
+mod tests;
 
+pub use ending::exit_within;
 pub use launch::Launch;
+pub use program::{BACKEND_VARIABLE, find_program};
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -15,54 +21,22 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+
+use ending::has_ended;
+use program::PROGRAM;
 
 /// How long a backend may take to end after SIGTERM before it is killed.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// The environment variable that names the backend program.
-pub const BACKEND_VARIABLE: &str = "VHOST_USER_TIMER";
-
-/// The backend program's file name.
-const PROGRAM: &str = "vhost-user-timer";
-
 /// The sockets' file names.
 const TIMER_SOCKET: &str = "timer.sock";
 const CLOCK_SOCKET: &str = "clock.sock";
-
-/// The backend program: what the environment variable `VHOST_USER_TIMER` names, or else the
-/// nearest `vhost-user-timer` in the directory of this executable or one above it. For a test
-/// that is the build's own directory, `target/<profile>`.
-///
-/// # Errors
-///
-/// `NotFound`, with what to do about it, if there is none.
-pub fn find_program() -> io::Result<PathBuf> {
-    if let Some(path) = std::env::var_os(BACKEND_VARIABLE) {
-        return Ok(path.into());
-    }
-    let this = std::env::current_exe()?;
-    this.ancestors()
-        .skip(1)
-        // `target/<profile>/deps/test` has it one above; an installed program beside itself.
-        .take(2)
-        .map(|directory| directory.join(PROGRAM))
-        .find(|candidate| candidate.is_file())
-        .ok_or_else(|| {
-            let text = format!(
-                "no {PROGRAM} beside {}: build it (cargo build -p {PROGRAM}) or set \
-                 {BACKEND_VARIABLE} to its path",
-                this.display()
-            );
-            io::Error::new(io::ErrorKind::NotFound, text)
-        })
-}
 
 /// The devices for which a backend binds a socket itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -422,31 +396,6 @@ impl BackendProcess {
     }
 }
 
-/// A child's exit status, if it ends by itself within `limit`.
-pub fn exit_within(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
-    has_ended(child, limit).then(|| child.wait().ok()).flatten()
-}
-
-fn has_ended(child: &mut Child, limit: Duration) -> bool {
-    if !matches!(child.try_wait(), Ok(None)) {
-        return true;
-    }
-    let Ok(pidfd) = pidfd_open(Pid::from_child(child), PidfdFlags::empty()) else {
-        return false;
-    };
-    let deadline = Instant::now() + limit;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec::try_from(left).ok();
-        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-        match rustix::event::poll(&mut fds, timeout.as_ref()) {
-            Err(Errno::INTR) => {}
-            Ok(ready) => return ready > 0,
-            Err(_) => return false,
-        }
-    }
-}
-
 impl Drop for BackendProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -496,94 +445,4 @@ fn private_directory() -> io::Result<TempDir> {
     tempfile::Builder::new()
         .prefix("vhost-user-timer-")
         .tempdir()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::num::NonZeroU64;
-
-    use vhost_user_timer_frontend::{Error, Frontend, Options};
-    use vhost_user_timer_protocol::{Abi, Phase};
-
-    fn phase(frontend: Result<Frontend, Error>) -> Phase {
-        frontend.and_then(|f| f.config()).expect("an answer").phase
-    }
-
-    #[test]
-    fn a_launched_backend_serves_at_once_and_ends_well_on_sigterm() {
-        let mut backend = BackendProcess::launch(&["--max-vcpus=1"]).unwrap();
-        let frontend = Frontend::connect(backend.socket_path(), Options::default());
-        assert_eq!(phase(frontend), Phase::New);
-        assert!(backend.try_wait().unwrap().is_none());
-        assert!(backend.terminate().success(), "{}", backend.log());
-    }
-
-    #[test]
-    fn a_backend_that_binds_its_socket_is_ready_when_launched() {
-        let mut backend = BackendProcess::launch_binding(&["--max-vcpus=1"]).unwrap();
-        let frontend = Frontend::connect(backend.socket_path(), Options::default());
-        assert_eq!(phase(frontend), Phase::New);
-        assert!(backend.terminate().success(), "{}", backend.log());
-    }
-
-    #[test]
-    fn a_backend_is_ready_when_each_of_its_sockets_is() {
-        for devices in [Devices::Clock, Devices::TimerAndClock] {
-            let program = find_program().unwrap();
-            let mut backend =
-                BackendProcess::launch_devices(&program, devices, &["--max-vcpus=1"]).unwrap();
-            assert!(backend.clock_path().exists());
-            let timer = backend.socket_path().exists();
-            assert_eq!(timer, devices == Devices::TimerAndClock);
-            assert!(backend.terminate().success(), "{}", backend.log());
-        }
-    }
-
-    #[test]
-    fn a_relaunched_backend_has_the_vm_of_the_one_that_was_killed() {
-        let program = find_program().unwrap();
-        let args = ["--max-vcpus=1"];
-        let mut backend = BackendProcess::launch_with_state(&program, &args).unwrap();
-        let frontend = Frontend::connect(backend.socket_path(), Options::default()).unwrap();
-        let queue = frontend.queue();
-        queue
-            .configure(1, Abi::Arm64, NonZeroU64::new(1_000_000_000), GRACE)
-            .unwrap();
-        assert_eq!(backend.kill().code(), None);
-
-        backend.relaunch_with_state(&program, &args).unwrap();
-        let frontend = Frontend::connect(backend.socket_path(), Options::default());
-        assert_eq!(phase(frontend), Phase::Paused);
-        assert!(backend.terminate().success(), "{}", backend.log());
-    }
-
-    #[test]
-    fn a_backend_that_cannot_get_ready_says_why() {
-        let error = BackendProcess::launch_binding(&["--max-vcpus=0"]).unwrap_err();
-        assert!(error.to_string().contains("--max-vcpus"), "{error}");
-    }
-
-    #[test]
-    fn a_backend_on_a_connected_socket_ends_with_its_frontend() {
-        let (mut backend, socket) = BackendProcess::launch_connected(&["--max-vcpus=1"]).unwrap();
-        let frontend = Frontend::connect(socket, Options::default());
-        assert_eq!(phase(frontend), Phase::New);
-        assert!(backend.wait(GRACE).success(), "{}", backend.log());
-    }
-
-    #[test]
-    fn a_dropped_backend_is_gone() {
-        let backend = BackendProcess::launch(&["--max-vcpus=1"]).unwrap();
-        let (pid, directory) = (backend.pid(), backend.directory().to_owned());
-        drop(backend);
-        assert!(!directory.exists());
-        assert!(!Path::new(&format!("/proc/{pid}")).exists());
-    }
-
-    #[test]
-    fn a_killed_backend_has_no_exit_code() {
-        let mut backend = BackendProcess::launch(&["--max-vcpus=1"]).unwrap();
-        assert_eq!(backend.kill().code(), None);
-    }
 }

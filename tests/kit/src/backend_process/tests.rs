@@ -1,0 +1,86 @@
+use super::*;
+use std::num::NonZeroU64;
+
+use vhost_user_timer_frontend::{Error, Frontend, Options};
+use vhost_user_timer_protocol::{Abi, Phase};
+
+fn phase(frontend: Result<Frontend, Error>) -> Phase {
+    frontend.and_then(|f| f.config()).expect("an answer").phase
+}
+
+#[test]
+fn a_launched_backend_serves_at_once_and_ends_well_on_sigterm() {
+    let mut backend = BackendProcess::launch(&["--max-vcpus=1"]).unwrap();
+    let frontend = Frontend::connect(backend.socket_path(), Options::default());
+    assert_eq!(phase(frontend), Phase::New);
+    assert!(backend.try_wait().unwrap().is_none());
+    assert!(backend.terminate().success(), "{}", backend.log());
+}
+
+#[test]
+fn a_backend_that_binds_its_socket_is_ready_when_launched() {
+    let mut backend = BackendProcess::launch_binding(&["--max-vcpus=1"]).unwrap();
+    let frontend = Frontend::connect(backend.socket_path(), Options::default());
+    assert_eq!(phase(frontend), Phase::New);
+    assert!(backend.terminate().success(), "{}", backend.log());
+}
+
+#[test]
+fn a_backend_is_ready_when_each_of_its_sockets_is() {
+    for devices in [Devices::Clock, Devices::TimerAndClock] {
+        let program = find_program().unwrap();
+        let mut backend =
+            BackendProcess::launch_devices(&program, devices, &["--max-vcpus=1"]).unwrap();
+        assert!(backend.clock_path().exists());
+        let timer = backend.socket_path().exists();
+        assert_eq!(timer, devices == Devices::TimerAndClock);
+        assert!(backend.terminate().success(), "{}", backend.log());
+    }
+}
+
+#[test]
+fn a_relaunched_backend_has_the_vm_of_the_one_that_was_killed() {
+    let program = find_program().unwrap();
+    let args = ["--max-vcpus=1"];
+    let mut backend = BackendProcess::launch_with_state(&program, &args).unwrap();
+    let frontend = Frontend::connect(backend.socket_path(), Options::default()).unwrap();
+    let queue = frontend.queue();
+    queue
+        .configure(1, Abi::Arm64, NonZeroU64::new(1_000_000_000), GRACE)
+        .unwrap();
+    assert_eq!(backend.kill().code(), None);
+
+    backend.relaunch_with_state(&program, &args).unwrap();
+    let frontend = Frontend::connect(backend.socket_path(), Options::default());
+    assert_eq!(phase(frontend), Phase::Paused);
+    assert!(backend.terminate().success(), "{}", backend.log());
+}
+
+#[test]
+fn a_backend_that_cannot_get_ready_says_why() {
+    let error = BackendProcess::launch_binding(&["--max-vcpus=0"]).unwrap_err();
+    assert!(error.to_string().contains("--max-vcpus"), "{error}");
+}
+
+#[test]
+fn a_backend_on_a_connected_socket_ends_with_its_frontend() {
+    let (mut backend, socket) = BackendProcess::launch_connected(&["--max-vcpus=1"]).unwrap();
+    let frontend = Frontend::connect(socket, Options::default());
+    assert_eq!(phase(frontend), Phase::New);
+    assert!(backend.wait(GRACE).success(), "{}", backend.log());
+}
+
+#[test]
+fn a_dropped_backend_is_gone() {
+    let backend = BackendProcess::launch(&["--max-vcpus=1"]).unwrap();
+    let (pid, directory) = (backend.pid(), backend.directory().to_owned());
+    drop(backend);
+    assert!(!directory.exists());
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+}
+
+#[test]
+fn a_killed_backend_has_no_exit_code() {
+    let mut backend = BackendProcess::launch(&["--max-vcpus=1"]).unwrap();
+    assert_eq!(backend.kill().code(), None);
+}
