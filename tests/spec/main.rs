@@ -11,6 +11,7 @@ mod sentences;
 mod world;
 
 mod armed;
+mod configure;
 mod connection;
 mod counters;
 mod device_state;
@@ -35,6 +36,7 @@ mod write_back;
 /// Every file's scenarios.
 fn files() -> Vec<&'static [scenarios::Scenario]> {
     let files = [
+        configure::SCENARIOS,
         connection::SCENARIOS,
         counters::SCENARIOS,
         done::SCENARIOS,
