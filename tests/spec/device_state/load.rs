@@ -13,6 +13,8 @@ use vhost_user_timer_kit::contract::{
 };
 use vhost_user_timer_kit::raw_driver::{Layout, Rig, load, save, start_save};
 
+use crate::world::HZ;
+
 use super::{MANY, at_rest, configured, saved};
 
 scenarios! {
@@ -26,6 +28,7 @@ scenarios! {
         what_is_loaded_in_new_and_aborted_is_as_just_configured: "10.13";
         what_is_loaded_in_paused_takes_the_former_vms_place_until_it_is_aborted:
             "3.10" "3.13" "7.30" "10.6" "10.8" "10.11" "10.12";
+        the_log_says_when_a_loaded_vm_is_of_another_shape_than_the_configured_one: "10.8";
         a_load_is_refused_in_running_and_while_restoring_and_changes_nothing: "10.6" "10.17";
         another_frequency_is_refused_unless_it_was_left_to_the_stream: "10.8" "10.16" "10.17";
         more_vcpus_than_the_backend_takes_are_refused: "10.15" "10.17";
@@ -205,6 +208,32 @@ fn what_is_loaded_in_paused_takes_the_former_vms_place_until_it_is_aborted() {
     );
     client.vm(op::RESTORE_ABORT, &[]).ok(0);
     assert_eq!(at_rest(&mut client), (state, phase::PAUSED, epoch + 1));
+}
+
+fn the_log_says_when_a_loaded_vm_is_of_another_shape_than_the_configured_one() {
+    let stream = saved();
+    for (vcpus, frequency, warned) in [
+        (3, HZ, None),
+        (3, 62_500_000, Some("3 vCPUs at 62500000 Hz")),
+        (5, HZ, Some("5 vCPUs at 1000000000 Hz")),
+    ] {
+        let rig = Rig::launch_release(&[]);
+        let mut client = Client::connect(&rig);
+        let body = configure_body(vcpus, 0, frequency);
+        client.vm(op::CONFIGURE_VM, &body).ok(0);
+        assert!(load(&client.driver.control, &stream));
+        rig.log_with("Loaded the device state: 3 vCPUs at 1000000000 Hz, ");
+        let text = "The loaded VM has 3 vCPUs at 1000000000 Hz, and takes the place of one with ";
+        match warned {
+            Some(own) => {
+                rig.log_with(&format!("{text}{own}; RESTORE_ABORT brings that back"));
+            }
+            None => assert_eq!(rig.said(text), 0),
+        }
+        client.vm(op::RESTORE_ABORT, &[]).ok(0);
+        let info = client.info();
+        assert_eq!((info.vcpus, info.frequency), (vcpus, frequency));
+    }
 }
 
 fn a_load_is_refused_in_running_and_while_restoring_and_changes_nothing() {

@@ -132,14 +132,24 @@ impl Device for TimerDevice {
         state.page.open(turn.memory);
         let now = state.now();
         let TimerState { vm, effects, .. } = &mut *state;
+        let before = vm.info(now);
         let loaded = vm.load(now, &saved, effects);
         state.persist(turn.memory);
         loaded?;
+        let (vcpus, frequency) = (saved.vcpus.len(), saved.frequency);
         log::info!(
-            "Loaded the device state: {} vCPUs, {} bytes; each vCPU has its registers to take",
-            saved.vcpus.len(),
+            "Loaded the device state: {vcpus} vCPUs at {frequency} Hz, {} bytes; each vCPU has \
+             its registers to take",
             stream.len()
         );
+        let (own_vcpus, own_frequency) = (before.vcpus.get(), before.frequency.get());
+        let same = (own_vcpus as usize, own_frequency) == (vcpus, frequency);
+        if own_vcpus != 0 && !same {
+            log::warn!(
+                "The loaded VM has {vcpus} vCPUs at {frequency} Hz, and takes the place of one \
+                 with {own_vcpus} vCPUs at {own_frequency} Hz; RESTORE_ABORT brings that back"
+            );
+        }
         self.carry_out(&mut state, turn);
         Ok(())
     }
