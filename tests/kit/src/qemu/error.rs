@@ -65,6 +65,14 @@ pub enum Error {
         /// What it is.
         text: String,
     },
+    /// A guest did not migrate. It is still in the QEMU where it was.
+    #[error("The guest did not migrate: {reason}\n--- the destination's QEMU\n{log}")]
+    Migration {
+        /// What the two QEMUs say.
+        reason: String,
+        /// What the destination's QEMU wrote to stderr.
+        log: String,
+    },
     /// The guest did not come up.
     #[error("The guest did not come up: {source}\n{log}")]
     Boot {

@@ -1,5 +1,6 @@
 //! A running guest that takes commands.
 
+use std::path::Path;
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -34,7 +35,8 @@ pub struct Guest {
     commands: Channel,
     qmp: Qmp,
     boot_limit: Duration,
-    /// The number of commands so far, which tells the ends of their outputs apart.
+    /// The number of commands so far. With QEMU's process id it distinguishes the ends of their
+    /// outputs.
     count: u64,
 }
 
@@ -188,7 +190,8 @@ impl Guest {
 
     fn begin(&mut self, command: &str) -> Result<String, Error> {
         self.count += 1;
-        let mark = format!("{MARK}{}", self.count);
+        // A guest that has migrated may still print for the previous QEMU's commands.
+        let mark = format!("{MARK}{}-{}", self.pid(), self.count);
         self.commands.send(format_args!("{mark} {command}"))?;
         Ok(mark)
     }
@@ -227,6 +230,16 @@ impl Guest {
     /// QEMU's process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// The private directory of QEMU's channels and logs.
+    pub(super) fn directory(&self) -> &Path {
+        self.process.directory()
+    }
+
+    /// What QEMU has written to stderr so far.
+    pub fn qemu_log(&self) -> String {
+        self.process.qemu_log()
     }
 
     /// What the guest's kernel has said on its console so far.

@@ -4,6 +4,8 @@
 //! - [`Guest`]: a running guest that takes commands, with its [`Options`];
 //! - [`KvmHost`]: one that has a real KVM, and the programs that use it;
 //! - [`Qmp`]: QEMU's own control channel;
+//! - [`Guest::migrate_to`]: its migration to another QEMU;
+//! - [`Guest::witness`]: what its counter and timers showed on each vCPU;
 //! - [`Bracket`]: a reading of a guest's clock, between two of the host's.
 //!
 //! Everything that waits has a limit and fails past it. A guest that is dropped is killed, and
@@ -18,9 +20,11 @@ mod clock_vm;
 mod error;
 mod guest;
 mod kvm_host;
+mod migration;
 mod options;
 mod process;
 mod qmp;
+mod witness;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,6 +36,7 @@ pub use guest::{Guest, Output};
 pub use kvm_host::{Kernel, KvmHost};
 pub use options::{Options, Transport};
 pub use qmp::{Event, Qmp, Status};
+pub use witness::Seen;
 
 /// QEMU and what it boots, as `tests/qemu/environment` made them.
 #[derive(Clone, Debug)]

@@ -34,6 +34,9 @@ impl Transport {
 /// pointer authentication), and memory that a backend can share.
 #[derive(Clone, Debug)]
 pub struct Options {
+    pub(super) program: Option<PathBuf>,
+    pub(super) variables: Vec<(OsString, OsString)>,
+    pub(super) stdin: Option<PathBuf>,
     pub(super) args: Vec<OsString>,
     pub(super) kernel_args: Vec<String>,
     pub(super) machine: String,
@@ -50,6 +53,9 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
+            program: None,
+            variables: Vec::new(),
+            stdin: None,
             args: Vec::new(),
             kernel_args: Vec::new(),
             machine: "virt".to_owned(),
@@ -82,6 +88,33 @@ impl Options {
     #[must_use]
     pub fn device(self, transport: Transport, name: &str) -> Self {
         self.arg("-device").arg(transport.device(name))
+    }
+
+    /// With another QEMU than the environment's stock one.
+    #[must_use]
+    pub fn program(mut self, program: PathBuf) -> Self {
+        self.program = Some(program);
+        self
+    }
+
+    /// With this variable in QEMU's environment.
+    #[must_use]
+    pub fn variable(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.variables.push((name.into(), value.into()));
+        self
+    }
+
+    /// With a connection to this socket as QEMU's descriptor 0.
+    #[must_use]
+    pub fn stdin(mut self, socket: &Path) -> Self {
+        self.stdin = Some(socket.to_owned());
+        self
+    }
+
+    /// For a guest that migrates to this QEMU, or that is loaded from a file.
+    #[must_use]
+    pub fn incoming(self) -> Self {
+        self.arg("-incoming").arg("defer")
     }
 
     /// With one more argument for QEMU.

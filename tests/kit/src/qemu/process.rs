@@ -2,6 +2,8 @@
 
 use std::fs::{self, File};
 use std::iter;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -35,14 +37,25 @@ impl Process {
         let stderr = directory.path().join("stderr");
         let stderr = File::create(&stderr).map_err(Error::system("make QEMU's log"))?;
         let mut command = command(environment, options, directory.path())?;
+        let stdin = match &options.stdin {
+            // Descriptor 0 goes to this child alone. Any other one without FD_CLOEXEC would also
+            // go to children that other threads start.
+            Some(path) => {
+                let what = format!("connect to {}", path.display());
+                Stdio::from(OwnedFd::from(
+                    UnixStream::connect(path).map_err(Error::system(what))?,
+                ))
+            }
+            None => Stdio::null(),
+        };
         let child = command
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::null())
             .stderr(stderr)
             .spawn()
             .map_err(Error::system(format!(
                 "start {}",
-                environment.qemu().display()
+                command.get_program().display()
             )))?;
         let mut process = Process {
             _watch: channel().0,
@@ -95,10 +108,20 @@ impl Process {
         read(&self.directory.path().join("kernel"))
     }
 
+    /// What QEMU has written to stderr.
+    pub(super) fn qemu_log(&self) -> String {
+        read(&self.directory.path().join("stderr"))
+    }
+
+    /// The directory of its channels and logs.
+    pub(super) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// The end of the kernel's log and of QEMU's output.
     pub(super) fn tails(&self) -> String {
         let kernel = self.kernel_log();
-        let qemu = read(&self.directory.path().join("stderr"));
+        let qemu = self.qemu_log();
         format!(
             "--- the guest's kernel\n{}\n--- QEMU\n{}",
             tail(&kernel),
@@ -127,8 +150,10 @@ fn command(
 ) -> Result<Command, Error> {
     let at = |name: &str| directory.join(name).display().to_string();
     let memory = options.memory;
-    let mut command = Command::new(environment.qemu());
+    let program = options.program.clone();
+    let mut command = Command::new(program.unwrap_or_else(|| environment.qemu()));
     command
+        .envs(options.variables.iter().cloned())
         .args(["-nodefaults", "-no-user-config", "-display", "none"])
         .args([
             "-machine",

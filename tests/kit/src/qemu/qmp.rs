@@ -190,6 +190,15 @@ impl Qmp {
         self.command("system_reset").map(drop)
     }
 
+    /// A property of an object, such as of `/machine/peripheral/ID`, a device with that id.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`command`](Self::command).
+    pub fn property(&mut self, object: &str, name: &str) -> Result<Value, Error> {
+        self.command_with("qom-get", json!({ "path": object, "property": name }))
+    }
+
     /// The VM's run state.
     ///
     /// # Errors

@@ -1,0 +1,4 @@
+//! A real Linux guest moves between two QEMUs, and programs in it watch its time.
+
+mod judge;
+mod stock;
