@@ -34,9 +34,10 @@ help:
 build:
 	$(CARGO) build --release --locked --workspace
 
-# Only what tests and demos start: link-time optimization is slow, program by program.
+# Only what tests and demos start or load: link-time optimization is slow, program by program.
 released:
 	$(CARGO) build --release --locked --workspace --bin vhost-user-timer --bin mock-frontend --bin model-check
+	$(CARGO) build --release --locked --package vhost-user-timer-capi --lib
 
 demo: released
 	$(MOCK) demo --backend $(BACKEND) $(DEMO_ARGS)
