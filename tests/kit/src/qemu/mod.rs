@@ -26,8 +26,8 @@ mod process;
 mod qmp;
 mod witness;
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 pub use bracket::{Bracket, HostClock};
 pub use clock_vm::ClockVm;
@@ -72,6 +72,19 @@ impl Environment {
         self.directory.join("qemu-system-aarch64")
     }
 
+    /// QEMU with the device `vhost-user-timer`, which needs [`timer_library`] in the variable
+    /// [`LIBRARY_VARIABLE`]. The variable `VHOST_USER_TIMER_QEMU` names another program.
+    pub fn patched_qemu(&self) -> PathBuf {
+        std::env::var_os("VHOST_USER_TIMER_QEMU").map_or_else(
+            || {
+                self.directory
+                    .with_file_name("patched")
+                    .join("qemu-system-aarch64")
+            },
+            PathBuf::from,
+        )
+    }
+
     /// The guest's kernel.
     pub fn kernel(&self) -> PathBuf {
         self.directory.join("Image")
@@ -97,6 +110,36 @@ impl Environment {
     pub fn directory(&self) -> &Path {
         &self.directory
     }
+}
+
+/// Names the directory of the `libvhost_user_timer.so` that [`Environment::patched_qemu`] loads.
+pub const LIBRARY_VARIABLE: &str = "VHOST_USER_TIMER_LIB";
+
+/// The directory of the library for C: as [`LIBRARY_VARIABLE`] says, else that of the release build
+/// beside this program, else that of this build.
+///
+/// # Errors
+///
+/// If it has not been built.
+pub fn timer_library() -> Result<PathBuf, Error> {
+    const NAME: &str = "libvhost_user_timer.so";
+    if let Some(directory) = std::env::var_os(LIBRARY_VARIABLE) {
+        return Ok(directory.into());
+    }
+    let program = std::env::current_exe().map_err(Error::system("find this program"))?;
+    // target/PROFILE/PROGRAM, or target/PROFILE/deps/PROGRAM.
+    let builds = program.ancestors().skip(1).take(3);
+    let releases = builds.clone().map(|directory| directory.join("release"));
+    releases
+        .chain(builds.map(Path::to_owned))
+        .find(|directory| directory.join(NAME).is_file())
+        .ok_or_else(|| {
+            let missing = io::Error::new(
+                io::ErrorKind::NotFound,
+                "build it with `cargo build --release --package vhost-user-timer-capi`",
+            );
+            Error::system(format!("find {NAME} near {}", program.display()))(missing)
+        })
 }
 
 /// The environment, or `None` where the test is to return: this machine cannot have one, and
