@@ -97,12 +97,22 @@ impl Guest {
     /// ([`Options::incoming`](super::Options::incoming)) and is what this value holds afterwards.
     /// Returns the previous QEMU, in which the guest does not run any more.
     ///
+    /// # Errors
+    ///
+    /// Those of [`send_to`](Self::send_to): this value is the same as before.
+    pub fn migrate_to(&mut self, mut destination: Guest) -> Result<Guest, Error> {
+        self.send_to(&mut destination)?;
+        Ok(mem::replace(self, destination))
+    }
+
+    /// Moves the guest from this QEMU to another, and keeps both.
+    ///
     /// Nothing may be printed by the guest during that time.
     ///
     /// # Errors
     ///
-    /// [`Error::Migration`] where it does not succeed: this value is the same as before.
-    pub fn migrate_to(&mut self, mut destination: Guest) -> Result<Guest, Error> {
+    /// [`Error::Migration`] where it does not succeed: the guest is still here.
+    pub fn send_to(&mut self, destination: &mut Guest) -> Result<(), Error> {
         let uri = format!(
             "unix:{}",
             destination.directory().join("migration").display()
@@ -112,8 +122,8 @@ impl Guest {
         destination.listen(&uri)?;
         let sent = self.qmp().migrate(&uri);
         match (sent, destination.qmp().await_migration()) {
-            (Ok(()), Ok(())) => Ok(mem::replace(self, destination)),
-            (sent, arrived) => Err(failure(sent, arrived, &destination)),
+            (Ok(()), Ok(())) => Ok(()),
+            (sent, arrived) => Err(failure(sent, arrived, destination)),
         }
     }
 

@@ -4,6 +4,7 @@
 //! - [`Guest`]: a running guest that takes commands, with its [`Options`];
 //! - [`KvmHost`]: one that has a real KVM, and the programs that use it;
 //! - [`Qmp`]: QEMU's own control channel;
+//! - [`TimerVm`]: a guest whose vCPUs' timers this project's backend keeps;
 //! - [`Guest::migrate_to`]: its migration to another QEMU;
 //! - [`Guest::witness`]: what its counter and timers showed on each vCPU;
 //! - [`Bracket`]: a reading of a guest's clock, between two of the host's.
@@ -24,6 +25,7 @@ mod migration;
 mod options;
 mod process;
 mod qmp;
+mod timer_vm;
 mod witness;
 
 use std::path::{Path, PathBuf};
@@ -36,6 +38,7 @@ pub use guest::{Guest, Output};
 pub use kvm_host::{Kernel, KvmHost};
 pub use options::{Options, Transport};
 pub use qmp::{Event, Qmp, Status};
+pub use timer_vm::{Link, Shape, TimerVm};
 pub use witness::Seen;
 
 /// QEMU and what it boots, as `tests/qemu/environment` made them.
