@@ -60,8 +60,8 @@
  * which must be the last. The same holds for a restore and vut_restore_free(). A call blocks its
  * thread and takes no lock of the caller. The library has no thread of its own, except for the
  * length of a control message (connecting, vut_reset_device(), vut_device_state_*()), with the
- * signal mask of the caller. It installs no signal handler.
- * After fork() the child may not use a frontend of its parent. vut_error_message() is per thread.
+ * signal mask of the caller. It installs no signal handler, and no
+ * call raises SIGPIPE. After fork() the child may not use a frontend of its parent. vut_error_message() is per thread.
  *
  * ## Memory
  *
@@ -249,6 +249,16 @@
  * vut_connect(), vut_connect_fd() and vut_spawn() make one, vut_close() ends it.
  */
 struct vut_frontend;
+
+/**
+ * A restore that is open in the backend. Opaque.
+ *
+ * vut_restore_begin() opens one. Each vCPU's thread calls vut_restore_vcpu_run(), which returns
+ * when the vCPU may run; one more thread calls vut_restore_apply() for a VM with VUT_CONFIRM, or
+ * vut_restore_wait(). If one vCPU fails, the restore is aborted, every thread gets that vCPU's
+ * error, and no vCPU runs.
+ */
+struct vut_restore;
 
 /**
  * How a frontend is set up. Start from vut_options_default().
@@ -950,6 +960,109 @@ int vut_restore_begin_raw(const struct vut_frontend *frontend,
  * @return 0; -EBUSY in another phase; or an error of every request
  */
 int vut_restore_abort_raw(const struct vut_frontend *frontend, uint64_t timeout_ns);
+
+/**
+ * Opens a restore of a saved VM: configures the VM if it is NEW, and begins a new epoch, which
+ * every request of the restore names. In NEW, PAUSED, RESTORING and ARMED.
+ *
+ * For a VM with VUT_CONFIRM the restore ends in ARMED, whatever the flags. Takes `timeout_ns` of
+ * struct vut_options at most.
+ *
+ * @param abi        VUT_ABI_*
+ * @param frequency  the saved VM's counter frequency, Hz; not 0
+ * @param vcpus      every vCPU of the VM, by index from 0 on, as vut_get_vm() gives them
+ * @param count      how many vCPUs
+ * @param options    NULL for a plain restore
+ * @param restore    where the restore goes; NULL goes there after an error
+ * @return 0; -EINVAL where the backend is configured for another VM, and for vCPUs that are not
+ *         each there once in order; -EBUSY where the VM is RUNNING; or an error of every request
+ */
+int vut_restore_begin(const struct vut_frontend *frontend,
+                      uint8_t abi,
+                      uint64_t frequency,
+                      const struct vut_vcpu *vcpus,
+                      uint32_t count,
+                      const struct vut_restore_options *options,
+                      struct vut_restore **restore);
+
+/**
+ * Brings one vCPU's registers back, and waits for all the others, and for vut_restore_apply()
+ * where the VM has VUT_CONFIRM. Returns when the vCPU may run, and not before. For the vCPU's thread;
+ * threads of different vCPUs call it at once.
+ *
+ * After -ETIMEDOUT of the time limit, and after an apply callback failed, it may be called again
+ * and goes on where it was.
+ *
+ * @param vcpu  index
+ * @param run   where the counts and offsets that all vCPUs run with go; may be NULL
+ * @return 0; -ENXIO for an index past the VM's vCPUs; -ETIMEDOUT at the time limit, and where the
+ *         restore's own time-out passed; what the apply callback returned; -ECANCELED after
+ *         vut_restore_abort(); -ESTALE where a new restore began; -EBUSY where another thread is
+ *         in this call for this vCPU; the error of the vCPU by which the restore failed, which the
+ *         text names; or an error of every request
+ */
+int vut_restore_vcpu_run(const struct vut_restore *restore,
+                         uint32_t vcpu,
+                         struct vut_run *run,
+                         uint64_t timeout_ns);
+
+/**
+ * Brings the registers of all vCPUs back by one request: for a caller that has them in one place.
+ * vut_restore_vcpu_run() then only waits. It may be called again.
+ *
+ * @return 0; -EBUSY where another thread is in a call for the whole restore; or as vut_set_vm()
+ *         with `done`, and then the restore stays open
+ */
+int vut_restore_bring_all_back(const struct vut_restore *restore, uint64_t timeout_ns);
+
+/**
+ * Waits until every vCPU has its registers back. Then the VM is RUNNING with VUT_RESTORE_AUTORUN,
+ * else PAUSED; one with VUT_CONFIRM is ARMED, and waits for vut_restore_apply().
+ *
+ * @return 0; -ETIMEDOUT at the time limit: the restore goes on, and may be waited for again; the
+ *         error of the vCPU that failed first, which the text names: the restore is aborted; what
+ *         the apply callback returned, where the last vut_restore_apply() failed; -EBUSY where
+ *         another thread is in a call for the whole restore; or an error of every request
+ */
+int vut_restore_wait(const struct vut_restore *restore, uint64_t timeout_ns);
+
+/**
+ * Waits until every vCPU has its registers back and the VM is ARMED, has `apply` put the offsets
+ * into the hypervisor, and confirms them. Then every vCPU runs.
+ *
+ * After an error of `apply` no vCPU runs, and every vut_restore_vcpu_run() returns the same. Call
+ * this again, or abort. `apply` is called once for each ARMED: not again where only the
+ * confirmation was lost or late.
+ *
+ * @param apply   puts the offsets in
+ * @param opaque  goes to `apply`
+ * @param run     where counts and offsets of the confirmation go: what every vCPU gets. May be
+ *                NULL
+ * @return 0; what `apply` returned; -EINVAL for a VM without VUT_CONFIRM; or as vut_resume_with()
+ *         and vut_restore_wait()
+ */
+int vut_restore_apply(const struct vut_restore *restore,
+                      vut_apply_fn apply,
+                      void *opaque,
+                      struct vut_run *run,
+                      uint64_t timeout_ns);
+
+/**
+ * Aborts the restore, unless it is complete: the VM is PAUSED, as it was before, and every
+ * vut_restore_vcpu_run() ends with -ECANCELED. Takes `timeout_ns` of struct vut_options at most.
+ *
+ * @return 0, also where it was aborted before; -EBUSY where another thread is in a call for the
+ *         whole restore
+ */
+int vut_restore_abort(const struct vut_restore *restore);
+
+/**
+ * Frees the restore, and aborts it as vut_restore_abort() does. No other thread may be in a call
+ * with it. Before or after vut_close() of its frontend.
+ *
+ * @param restore  NULL does nothing
+ */
+void vut_restore_free(struct vut_restore *restore);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use crate::border::border;
 use crate::connect::{frontend, vut_frontend};
 use crate::pointer::{array, give_bytes, given, put, take_bytes};
+use crate::sigpipe::Sigpipe;
 use crate::types::deadline;
 
 /// Saves the VM as the backend's device state: opaque bytes for a migration stream, at most 4 MiB.
@@ -55,6 +56,8 @@ pub unsafe extern "C" fn vut_device_state_load(
         let frontend = self::frontend(frontend)?.frontend();
         // SAFETY: the caller's promise.
         let state = unsafe { array(data, len, "data") }?;
+        // The state goes through a pipe, which the backend may close at any time.
+        let _held = Sigpipe::hold();
         Ok(frontend.load_device_state(state, deadline(timeout_ns))?)
     })
 }

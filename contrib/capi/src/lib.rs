@@ -27,4 +27,5 @@ mod pointer;
 pub mod process;
 pub mod registers;
 pub mod restore;
+mod sigpipe;
 pub mod types;
