@@ -987,8 +987,8 @@ int vut_restore_begin(const struct vut_frontend *frontend,
 
 /**
  * Brings one vCPU's registers back, and waits for all the others, and for vut_restore_apply()
- * where the VM has VUT_CONFIRM. Returns when the vCPU may run, and not before. For the vCPU's thread;
- * threads of different vCPUs call it at once.
+ * where the VM has VUT_CONFIRM. Returns when the vCPU may run, and not before. For the vCPU's
+ * thread; threads of different vCPUs call it at once.
  *
  * After -ETIMEDOUT of the time limit, and after an apply callback failed, it may be called again
  * and goes on where it was.
