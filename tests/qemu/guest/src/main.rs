@@ -9,6 +9,7 @@ mod ptp;
 mod rtc;
 mod witness;
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
 use std::io;
@@ -25,6 +26,9 @@ usage: guest COMMAND
   exchange PTP                a reading for each line of input, until a line `q`
   offset PTP N                N samples of PTP_SYS_OFFSET_EXTENDED, in ns
   precise PTP                 PTP_SYS_OFFSET_PRECISE, in ns
+  precise-many PTP N          N of them: how many succeed, how many fail and how, and how far apart
+                              this clock and CLOCK_MONOTONIC_RAW are: the median, and the typical and
+                              the worst distance from it, in ns
   time RTC                    the time of an RTC, in s
   alarm RTC SECONDS [LIMIT]   set an alarm that far ahead and wait for it, LIMIT seconds at most
   alarm-wait RTC LIMIT        wait for one that is set
@@ -80,6 +84,7 @@ fn run(args: &[&str]) -> Result<()> {
             }
             Ok(())
         }
+        ["precise-many", ptp, times] => precise_many(&ptp::Clock::open(ptp)?, number(times)?),
         ["time", rtc] => {
             println!("{}", rtc::Rtc::open(rtc)?.now()?);
             Ok(())
@@ -153,6 +158,37 @@ fn wait(rtc: &rtc::Rtc, limit: Duration) -> Result<()> {
         waited.as_nanos()
     );
     Ok(())
+}
+
+/// Both clocks are made of the host's, at one rate, so their distance changes only by the error of a
+/// pair.
+fn precise_many(clock: &ptp::Clock, times: u32) -> Result<()> {
+    let mut distances = Vec::new();
+    let mut errors: BTreeMap<_, u32> = BTreeMap::new();
+    for _ in 0..times {
+        match clock.precise() {
+            Ok([device, _, monotonic_raw]) => distances.push(device - monotonic_raw),
+            Err(error) => *errors.entry(name(error)).or_default() += 1,
+        }
+    }
+    print!("ok={}", distances.len());
+    for (error, times) in errors {
+        print!(" {error}={times}");
+    }
+    if let Some(median) = median(&mut distances) {
+        let mut errors: Vec<_> = distances.iter().map(|d| (d - median).abs()).collect();
+        let typical = self::median(&mut errors).unwrap_or_default();
+        let worst = errors.last().copied().unwrap_or_default();
+        print!(" median={median} typical={typical} worst={worst}");
+    }
+    println!();
+    Ok(())
+}
+
+/// The value in the middle, once they are sorted.
+fn median(values: &mut [i128]) -> Option<i128> {
+    values.sort_unstable();
+    values.get(values.len() / 2).copied()
 }
 
 /// The clocks by class, device and the name that its driver gave it.
