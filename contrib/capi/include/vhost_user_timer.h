@@ -1008,10 +1008,10 @@ int vut_restore_vcpu_run(const struct vut_restore *restore,
 
 /**
  * Brings the registers of all vCPUs back by one request: for a caller that has them in one place.
- * vut_restore_vcpu_run() then only waits. It may be called again.
+ * vut_restore_vcpu_run() then only waits.
  *
- * @return 0; -EBUSY where another thread is in a call for the whole restore; or as vut_set_vm()
- *         with `done`, and then the restore stays open
+ * @return 0; -EBUSY where another thread is in a call for the whole restore, and where the VM runs
+ *         already; or as vut_set_vm() with `done`, and then the restore stays open
  */
 int vut_restore_bring_all_back(const struct vut_restore *restore, uint64_t timeout_ns);
 
