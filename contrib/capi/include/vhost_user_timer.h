@@ -244,6 +244,11 @@
 #define VUT_ONE_OFFSET 2
 
 /**
+ * Reads the guest's counts by the time page. Opaque. vut_clock_open() makes one.
+ */
+struct vut_clock;
+
+/**
  * A connection to a backend, which serves one VM. Opaque.
  *
  * vut_connect(), vut_connect_fd() and vut_spawn() make one, vut_close() ends it.
@@ -525,6 +530,24 @@ struct vut_restore_options {
      * VUT_ONE_OFFSET). One that is configured already must have at least these.
      */
     uint32_t vm_flags;
+};
+
+/**
+ * The guest's counts at one instant, ticks, modulo 2^64.
+ */
+struct vut_counts {
+    /**
+     * The virtual count (CNTVCT).
+     */
+    uint64_t virt_count;
+    /**
+     * The physical count (CNTPCT).
+     */
+    uint64_t phys_count;
+    /**
+     * The host counter.
+     */
+    uint64_t host_count;
 };
 
 #ifdef __cplusplus
@@ -1063,6 +1086,75 @@ int vut_restore_abort(const struct vut_restore *restore);
  * @param restore  NULL does nothing
  */
 void vut_restore_free(struct vut_restore *restore);
+
+/**
+ * Makes the backend write the time page: memory of this frontend that has the VM's phase and
+ * offsets, so that vut_wait_run_by_page() and vut_clock_counts() make no request. It lasts until
+ * vut_time_page_stop(), also over reconnects. (SET_TIME_PAGE, SPEC.md section 9)
+ *
+ * @return 0, or an error of every request
+ */
+int vut_time_page_start(const struct vut_frontend *frontend, uint64_t timeout_ns);
+
+/**
+ * Makes the backend stop writing the time page.
+ *
+ * @return 0, or an error of every request
+ */
+int vut_time_page_stop(const struct vut_frontend *frontend, uint64_t timeout_ns);
+
+/**
+ * As vut_wait_run(), by the time page if the backend writes one: while the VM is RUNNING it makes
+ * no request, and all threads that wait share one.
+ *
+ * With the page it does not check that the vCPU exists, and a RUNNING that ends before the thread
+ * sees it may go unnoticed: then the thread waits on.
+ *
+ * @param vcpu     index
+ * @param cntvoff  where the virtual offset goes, ticks; may be NULL
+ * @param cntpoff  where the physical offset goes, ticks; may be NULL
+ * @return as vut_wait_run()
+ */
+int vut_wait_run_by_page(const struct vut_frontend *frontend,
+                         uint32_t vcpu,
+                         uint64_t *cntvoff,
+                         uint64_t *cntpoff,
+                         uint64_t timeout_ns);
+
+/**
+ * Makes a reader of the guest's counts. The time page must have been started.
+ *
+ * It reads what the backend's host counter counts by. That is possible for CLOCK_MONOTONIC,
+ * CLOCK_BOOTTIME and CNTVCT_EL0, without an anchor, in this process's time namespace.
+ *
+ * @param clock  where the clock goes, which vut_clock_free() frees; NULL goes there after an error
+ * @return 0; -EOPNOTSUPP for another host counter, and for a VM with an anchor; -EINVAL where this
+ *         process reads another counter than the backend; or an error of every request
+ */
+int vut_clock_open(const struct vut_frontend *frontend,
+                   struct vut_clock **clock,
+                   uint64_t timeout_ns);
+
+/**
+ * Reads the guest's counts. It takes a reading of the host counter and some tens of nanoseconds,
+ * no request, and no system call unless the backend writes the page for unusually long.
+ *
+ * While the VM's offsets stay the same, and over pauses, no count decreases from one reading to
+ * the next, on any thread.
+ *
+ * @param counts  where the counts go; may be NULL
+ * @return 0; -ENODATA where the page cannot be read: in NEW, without vut_time_page_start(), during
+ *         a reconnect, and permanently once the host counter may have changed: after
+ *         vut_set_anchor(), vut_reset_device() and vut_device_state_load()
+ */
+int vut_clock_counts(const struct vut_clock *clock, struct vut_counts *counts);
+
+/**
+ * Frees the clock. No other thread may be in a call with it. Before or after vut_close().
+ *
+ * @param clock  NULL does nothing
+ */
+void vut_clock_free(struct vut_clock *clock);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -28,4 +28,5 @@ pub mod process;
 pub mod registers;
 pub mod restore;
 mod sigpipe;
+pub mod time_page;
 pub mod types;

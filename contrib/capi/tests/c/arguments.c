@@ -9,6 +9,7 @@ static void null_is_an_error_where_something_is_needed(void)
     struct vut_frontend *vm = launch_vm(VUT_CONFIRM, NULL, false), *frontend;
     struct vut_restore *restore;
     struct vut_vcpu vcpu = { 0 };
+    struct vut_clock *clock;
     uint8_t *data;
     size_t len;
 
@@ -64,12 +65,20 @@ static void null_is_an_error_where_something_is_needed(void)
     RETURNS(-EINVAL, vut_restore_apply(NULL, apply, NULL, NULL, LONG));
     RETURNS(-EINVAL, vut_restore_abort(NULL));
 
+    RETURNS(-EINVAL, vut_time_page_start(NULL, LONG));
+    RETURNS(-EINVAL, vut_time_page_stop(NULL, LONG));
+    RETURNS(-EINVAL, vut_wait_run_by_page(NULL, 0, NULL, NULL, LONG));
+    RETURNS(-EINVAL, vut_clock_open(NULL, &clock, LONG));
+    RETURNS(-EINVAL, vut_clock_open(vm, NULL, LONG));
+    RETURNS(-EINVAL, vut_clock_counts(NULL, NULL));
+
     /* These do nothing. */
     vut_options_default(NULL);
     vut_shut_down(NULL);
     vut_close(NULL);
     vut_restore_free(NULL);
     vut_buffer_free(NULL, 0);
+    vut_clock_free(NULL);
 
     CHECK(info_of(vm).phase == VUT_PHASE_PAUSED && info_of(vm).epoch == 1);
     vut_close(vm);

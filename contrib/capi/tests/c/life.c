@@ -151,10 +151,50 @@ static void the_host_counter_is_what_the_anchor_says(void)
     vut_close(vm);
 }
 
+static void the_time_page_tells_the_counts_without_a_request(void)
+{
+    struct vut_frontend *vm = launch_vm(0, NULL, false);
+    struct vut_counts counts, later;
+    struct vut_clock *clock;
+    struct vut_run run;
+    uint64_t cntvoff, cntpoff;
+
+    RETURNS(-ETIMEDOUT, vut_wait_run_by_page(vm, 0, NULL, NULL, SECOND / 1000));
+    OK(vut_time_page_start(vm, LONG));
+    OK(vut_clock_open(vm, &clock, LONG));
+    OK(vut_clock_counts(clock, &counts));
+    CHECK(counts.virt_count == 0);
+    OK(vut_resume(vm, &run, LONG));
+    OK(vut_wait_run_by_page(vm, 1, &cntvoff, &cntpoff, LONG));
+    CHECK(cntvoff == run.cntvoff && cntpoff == run.cntpoff);
+
+    /* What needs no answer of the backend is there while it cannot answer. */
+    CHECK(kill(vut_pid(vm), SIGSTOP) == 0);
+    OK(vut_clock_counts(clock, &counts));
+    OK(vut_clock_counts(clock, &later));
+    CHECK(counts.virt_count >= run.virt_count && later.virt_count >= counts.virt_count);
+    CHECK(counts.host_count - counts.virt_count == cntvoff);
+    CHECK(counts.host_count - counts.phys_count == cntpoff);
+    OK(vut_wait_run_by_page(vm, 1, NULL, NULL, LONG));
+    CHECK(kill(vut_pid(vm), SIGCONT) == 0);
+
+    OK(vut_pause(vm, 0, &run, LONG));
+    OK(vut_clock_counts(clock, &later));
+    CHECK(later.virt_count == run.virt_count);
+    OK(vut_time_page_stop(vm, LONG));
+    RETURNS(-ENODATA, vut_clock_counts(clock, &later));
+    OK(vut_set_anchor(vm, 0, 0, LONG));
+    vut_clock_free(clock);
+    RETURNS(-EOPNOTSUPP, vut_clock_open(vm, &clock, LONG));
+    CHECK(!clock && strstr(vut_error_message(), "anchor"));
+    vut_close(vm);
+}
+
 void life(void)
 {
     RUN(a_vm_runs_once_its_offsets_are_applied);
     RUN(a_device_state_goes_on_in_another_backend);
     RUN(a_vm_without_confirm_runs_without_a_callback);
     RUN(the_host_counter_is_what_the_anchor_says);
+    RUN(the_time_page_tells_the_counts_without_a_request);
 }
