@@ -1,6 +1,6 @@
 //! What every call does at the border: its errors become numbers and a text, and no panic passes.
 
-#![expect(unsafe_code, reason = "exports symbols")]
+#![expect(unsafe_code, reason = "exports symbols; reads its own text in tests")]
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -98,4 +98,39 @@ pub extern "C" fn vut_version() -> *const c_char {
         Err(_) => panic!("a version has no zero byte"),
     };
     TEXT.as_ptr()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message() -> String {
+        let text = vut_error_message();
+        // SAFETY: the text is valid until the next error of this thread.
+        let text = unsafe { CStr::from_ptr(text) };
+        text.to_string_lossy().into_owned()
+    }
+
+    #[test]
+    fn a_panic_is_an_error_with_its_text_and_passes_no_border() {
+        assert_eq!(border(|| panic!("slot {}", 7)), -libc::EIO);
+        assert_eq!(message(), "bug in libvhost_user_timer: panicked: slot 7");
+        assert_eq!(border(|| panic!("plain")), -libc::EIO);
+        assert!(message().ends_with(": plain"));
+        assert_eq!(
+            border(|| std::panic::resume_unwind(Box::new(7))),
+            -libc::EIO
+        );
+        assert!(message().ends_with(": without a message"));
+    }
+
+    #[test]
+    fn a_text_is_a_string_of_c_whatever_is_in_it() {
+        assert_eq!(message(), "");
+        let failure = Failure::new(libc::ENOENT, "a\0b\0");
+        assert_eq!(border(|| Err(failure)), -libc::ENOENT);
+        assert_eq!(message(), "ab");
+        assert_eq!(border(|| Ok(())), 0);
+        assert_eq!(message(), "ab", "a success keeps the text");
+    }
 }

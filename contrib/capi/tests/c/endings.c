@@ -54,6 +54,34 @@ static void a_path_is_waited_for_and_its_backend_stays_after_the_close(void)
     CHECK(unlink(path) == 0);
 }
 
+static void a_backend_at_a_path_is_connected_to_again(void)
+{
+    struct vut_options options;
+    struct vut_frontend *vm;
+    char buffer[256];
+    const char *path = path_of(buffer, "again");
+    pid_t child = start_backend("--socket-path", path, -1);
+
+    vut_options_default(&options);
+    options.reconnect = true;
+    OK(vut_connect(path, &options, &vm));
+    OK(vut_info(vm, NULL, LONG));
+    end_backend(child);
+    child = start_backend("--socket-path", path, -1);
+    CHECK(info_of(vm).phase == VUT_PHASE_NEW);
+    end_backend(child);
+    vut_close(vm);
+
+    /* Nobody comes back: the outage ends with the patience. */
+    child = start_backend("--socket-path", path, -1);
+    options.patience_ns = SECOND / 10;
+    OK(vut_connect(path, &options, &vm));
+    end_backend(child);
+    RETURNS(-ENOTCONN, vut_info(vm, NULL, LONG));
+    vut_close(vm);
+    CHECK(unlink(path) == 0);
+}
+
 static void a_socket_that_is_connected_stays_the_callers(void)
 {
     struct vut_options options;
@@ -203,6 +231,7 @@ static void a_shut_down_ends_every_wait(void)
 void endings(void)
 {
     RUN(a_path_is_waited_for_and_its_backend_stays_after_the_close);
+    RUN(a_backend_at_a_path_is_connected_to_again);
     RUN(a_socket_that_is_connected_stays_the_callers);
     RUN(a_program_that_does_not_serve_is_an_error_with_its_reason);
     RUN(a_killed_backend_ends_every_wait_and_is_reaped);

@@ -206,6 +206,43 @@ static void a_strict_restore_refuses_counts_that_differ(void)
     vut_close(vm);
 }
 
+static void a_restore_has_a_time_out_of_its_own(void)
+{
+    struct vut_frontend *vm = launch(NULL, false);
+    struct vut_restore_options options = { .timeout_ns = SECOND / 100, .vm_flags = VUT_CONFIRM };
+    struct vut_restore *restore;
+    struct vut_vcpu vcpus[VCPUS];
+
+    saved(vcpus, 5);
+    OK(vut_restore_begin(vm, VUT_ABI_ARM64, SECOND, vcpus, VCPUS, &options, &restore));
+    RETURNS(-ETIMEDOUT, vut_restore_vcpu_run(restore, 1, NULL, LONG));
+    CHECK(strstr(vut_error_message(), "because vCPU 0 failed"));
+    CHECK(strstr(vut_error_message(), "3 vCPUs missing"));
+    CHECK(info_of(vm).phase == VUT_PHASE_PAUSED);
+    vut_restore_free(restore);
+    vut_close(vm);
+}
+
+static void the_time_since_the_save_is_added_if_it_is_asked_for(void)
+{
+    struct vut_frontend *vm = launch(NULL, false);
+    struct vut_restore_options options = { 0 };
+    struct vut_restore *restore;
+    struct vut_vcpu vcpus[VCPUS];
+    struct timespec now;
+
+    saved(vcpus, 5);
+    CHECK(clock_gettime(CLOCK_REALTIME, &now) == 0);
+    options.elapsed_since_ns = ((uint64_t)now.tv_sec - 100) * SECOND;
+    OK(vut_restore_begin(vm, VUT_ABI_ARM64, SECOND, vcpus, VCPUS, &options, &restore));
+    OK(vut_restore_bring_all_back(restore, LONG));
+    OK(vut_get_vm(vm, NULL, 0, vcpus, VCPUS, LONG));
+    /* Ticks are ns in this VM. */
+    CHECK(vcpus[0].cnt >= 100 * SECOND && vcpus[0].cnt < 1000 * SECOND);
+    vut_restore_free(restore);
+    vut_close(vm);
+}
+
 static void a_restore_outlives_its_frontend(void)
 {
     struct vut_frontend *vm = launch(NULL, false);
@@ -224,5 +261,7 @@ void restores(void)
     RUN(all_vcpus_are_brought_back_by_one_request);
     RUN(one_vcpu_has_one_thread);
     RUN(a_strict_restore_refuses_counts_that_differ);
+    RUN(a_restore_has_a_time_out_of_its_own);
+    RUN(the_time_since_the_save_is_added_if_it_is_asked_for);
     RUN(a_restore_outlives_its_frontend);
 }
