@@ -142,6 +142,7 @@ fn no_two_files_need_each_other() {
         "backend/src",
         "backend/ctl/src",
         "backend/model/src",
+        "contrib/capi/src",
         "tests/kit/src",
         "tests/tools/src",
     ] {

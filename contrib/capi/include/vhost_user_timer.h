@@ -289,16 +289,16 @@ struct vut_options {
      */
     uint8_t host_counter;
     /**
-     * Whether to connect again when the connection is lost, and to send again what was not
-     * answered: calls wait on, within their own time limits. vut_spawn() launches the backend
-     * again, which takes a state file. Not with vut_connect_fd() (-EINVAL). Default: false.
+     * Not 0: connect again when the connection is lost, and send again what was not answered.
+     * Calls wait on, within their own time limits. vut_spawn() launches the backend again, which
+     * takes a state file. Not with vut_connect_fd() (-EINVAL). Default: 0.
      */
-    bool reconnect;
+    uint8_t reconnect;
     /**
-     * Whether vut_connect() waits, up to `timeout_ns`, for a backend that does not listen yet.
-     * Default: true.
+     * Not 0: vut_connect() waits, up to `timeout_ns`, for a backend that does not listen yet.
+     * Default: 1.
      */
-    bool wait_for_listener;
+    uint8_t wait_for_listener;
 };
 
 /**

@@ -43,13 +43,13 @@ pub struct vut_options {
     /// The host counter that the backend must count by: VUT_COUNTER_CNTVCT for KVM on AArch64. With
     /// another one connecting and applying fail with -EMEDIUMTYPE. Default: VUT_COUNTER_ANY.
     pub host_counter: u8,
-    /// Whether to connect again when the connection is lost, and to send again what was not
-    /// answered: calls wait on, within their own time limits. vut_spawn() launches the backend
-    /// again, which takes a state file. Not with vut_connect_fd() (-EINVAL). Default: false.
-    pub reconnect: bool,
-    /// Whether vut_connect() waits, up to `timeout_ns`, for a backend that does not listen yet.
-    /// Default: true.
-    pub wait_for_listener: bool,
+    /// Not 0: connect again when the connection is lost, and send again what was not answered.
+    /// Calls wait on, within their own time limits. vut_spawn() launches the backend again, which
+    /// takes a state file. Not with vut_connect_fd() (-EINVAL). Default: 0.
+    pub reconnect: u8,
+    /// Not 0: vut_connect() waits, up to `timeout_ns`, for a backend that does not listen yet.
+    /// Default: 1.
+    pub wait_for_listener: u8,
 }
 
 impl Default for vut_options {
@@ -60,8 +60,8 @@ impl Default for vut_options {
             patience_ns: nanoseconds(Reconnect::default().patience),
             request_queues: 0,
             host_counter: VUT_COUNTER_ANY,
-            reconnect: false,
-            wait_for_listener: options.wait_for_listener,
+            reconnect: 0,
+            wait_for_listener: options.wait_for_listener.into(),
         }
     }
 }
@@ -75,11 +75,11 @@ impl vut_options {
         let from = options.copied().unwrap_or_default();
         let mut options = Options::default()
             .timeout(Duration::from_nanos(from.timeout_ns))
-            .wait_for_listener(from.wait_for_listener);
+            .wait_for_listener(from.wait_for_listener != 0);
         if from.request_queues != 0 {
             options = options.request_queues(from.request_queues);
         }
-        if from.reconnect {
+        if from.reconnect != 0 {
             let patience = Duration::from_nanos(from.patience_ns);
             options = options.reconnect(Reconnect::default().patience(patience));
         }

@@ -142,6 +142,31 @@ static void values_out_of_range_are_errors_that_name_them(void)
     vut_close(vm);
 }
 
+static void a_time_limit_may_be_0_and_may_be_none(void)
+{
+    static const char *const args[] = { "--log-level=error", NULL };
+    struct vut_frontend *vm;
+    struct vut_options options;
+    char buffer[256];
+    const char *state = path_of(buffer, "limits");
+
+    vut_options_default(&options);
+    options.timeout_ns = 0;
+    RETURNS(-ETIMEDOUT, vut_spawn(backend, args, NULL, &options, &vm));
+    options.timeout_ns = VUT_FOREVER;
+    options.patience_ns = VUT_FOREVER;
+    options.reconnect = 0xff;
+    OK(vut_spawn(backend, args, state, &options, &vm));
+    OK(vut_configure(vm, 1, VUT_ABI_ARM64, 0, 0, VUT_FOREVER));
+    kill_backend(vm);
+    OK(vut_info(vm, NULL, VUT_FOREVER));
+    OK(vut_info(vm, NULL, VUT_FOREVER - 1));
+    RETURNS(-ETIMEDOUT, vut_wait_run(vm, 0, NULL, 0));
+    OK(vut_reset_device(vm));
+    vut_close(vm);
+    CHECK(unlink(state) == 0);
+}
+
 static void what_a_callback_returns_is_the_error(void)
 {
     struct vut_frontend *vm = launch_vm(VUT_CONFIRM, NULL, false);
@@ -202,6 +227,7 @@ void arguments(void)
 {
     RUN(null_is_an_error_where_something_is_needed);
     RUN(values_out_of_range_are_errors_that_name_them);
+    RUN(a_time_limit_may_be_0_and_may_be_none);
     RUN(what_a_callback_returns_is_the_error);
     RUN(a_callback_may_read_and_may_not_end_armed);
     RUN(each_thread_has_its_own_text_until_its_next_error);

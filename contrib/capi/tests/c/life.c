@@ -151,6 +151,41 @@ static void the_host_counter_is_what_the_anchor_says(void)
     vut_close(vm);
 }
 
+/* Writes and reads a register of its vCPU that nobody else writes. */
+static void *write_and_read(void *opaque)
+{
+    struct vcpu *vcpu = opaque;
+
+    for (uint64_t value = 1; value <= 300; value++) {
+        struct vut_reg set = { VUT_ARM64_TIMER_CVAL, value << 8 | vcpu->index };
+        struct vut_reg get = { VUT_ARM64_TIMER_CVAL, 0 };
+
+        OK(vut_set_regs(vcpu->frontend, vcpu->index, &set, 1, NULL, LONG));
+        OK(vut_get_regs(vcpu->frontend, vcpu->index, &get, 1, LONG));
+        CHECK(get.value == set.value);
+    }
+    return NULL;
+}
+
+static void calls_of_many_threads_do_not_disturb_each_other(void)
+{
+    struct vut_frontend *vm = launch_vm(0, NULL, false);
+    struct vcpu vcpus[VCPUS], waiting = { .frontend = vm };
+    pthread_t threads[VCPUS], wait = start(wait_run, &waiting);
+
+    for (uint32_t n = 0; n < VCPUS; n++) {
+        vcpus[n] = (struct vcpu){ .frontend = vm, .index = n };
+        threads[n] = start(write_and_read, &vcpus[n]);
+    }
+    for (uint32_t n = 0; n < VCPUS; n++) {
+        join(threads[n]);
+    }
+    OK(vut_resume(vm, NULL, LONG));
+    join(wait);
+    OK(waiting.result);
+    vut_close(vm);
+}
+
 static void the_time_page_tells_the_counts_without_a_request(void)
 {
     struct vut_frontend *vm = launch_vm(0, NULL, false);
@@ -196,5 +231,6 @@ void life(void)
     RUN(a_device_state_goes_on_in_another_backend);
     RUN(a_vm_without_confirm_runs_without_a_callback);
     RUN(the_host_counter_is_what_the_anchor_says);
+    RUN(calls_of_many_threads_do_not_disturb_each_other);
     RUN(the_time_page_tells_the_counts_without_a_request);
 }
