@@ -1050,11 +1050,8 @@ static void vut_forget_saved(VhostUserTimer *s)
 }
 
 /* Of what went wrong, QEMU 10.0 has only a number for the migration's error. */
-static int vut_migration_result(bool ok, Error *err, const char *action)
+static int vut_migration_failed(Error *err, const char *action)
 {
-    if (ok) {
-        return 0;
-    }
     trace_vhost_user_timer_error(action, error_get_pretty(err));
     error_reportf_err(err, TYPE_VHOST_USER_TIMER ": ");
     return -EINVAL;
@@ -1064,7 +1061,7 @@ static int vut_pre_save(void *opaque)
 {
     Error *err = NULL;
 
-    return vut_migration_result(vut_save(opaque, &err), err, "save");
+    return vut_save(opaque, &err) ? 0 : vut_migration_failed(err, "save");
 }
 
 static int vut_post_save(void *opaque)
@@ -1082,10 +1079,10 @@ static int vut_pre_load(void *opaque)
 static int vut_post_load(void *opaque, int version_id)
 {
     Error *err = NULL;
-    int ret = vut_migration_result(vut_load(opaque, &err), err, "load");
+    bool ok = vut_load(opaque, &err);
 
     vut_forget_saved(opaque);
-    return ret;
+    return ok ? 0 : vut_migration_failed(err, "load");
 }
 
 static bool vut_size_is_sane(void *opaque, int version_id)
