@@ -53,6 +53,7 @@
 #include "io/channel-socket.h"
 #include "migration/vmstate.h"
 #include "monitor/monitor.h"
+#include "system/cpu-timers.h"
 #include "system/kvm.h"
 #include "system/reset.h"
 #include "system/runstate.h"
@@ -85,8 +86,6 @@
 
 #if __has_include("exec/icount.h")
 #include "exec/icount.h"
-#else
-#include "system/cpu-timers.h"
 #endif
 
 #if !QEMU_AT_LEAST(10, 2)
@@ -231,6 +230,18 @@ static struct vut_vcpu *vut_read_all(VhostUserTimer *s, Error **errp)
     return g_steal_pointer(&vcpus);
 }
 
+/* The backend's VUT_PHASE_*, or -1. */
+static int vut_phase(VhostUserTimer *s, Error **errp)
+{
+    struct vut_info info;
+
+    if (!vut_done(vut_info(s->frontend, &info, vut_left(s)), errp,
+                  "ask for the VM's phase")) {
+        return -1;
+    }
+    return info.phase;
+}
+
 /*
  * Gives the backend the VM as QEMU has it, which is stopped. Whatever phase
  * the backend is in, it is PAUSED then.
@@ -238,16 +249,15 @@ static struct vut_vcpu *vut_read_all(VhostUserTimer *s, Error **errp)
 static bool vut_sync(VhostUserTimer *s, Error **errp)
 {
     g_autofree struct vut_vcpu *vcpus = vut_read_all(s, errp);
-    struct vut_info info;
     struct vut_run run;
+    int phase;
 
-    if (!vcpus ||
-        !vut_done(vut_info(s->frontend, &info, vut_left(s)), errp,
-                  "ask for the VM's phase")) {
+    phase = vcpus ? vut_phase(s, errp) : -1;
+    if (phase < 0) {
         return false;
     }
     /* A stop under TCG that was interrupted is begun again. */
-    if (info.phase != VUT_PHASE_RESTORING) {
+    if (phase != VUT_PHASE_RESTORING) {
         if (!vut_done(vut_pause(s->frontend, 0, &run, vut_left(s)), errp,
                       "stop the VM's time")) {
             return false;
@@ -382,6 +392,9 @@ static void vut_start(VhostUserTimer *s)
 
     s->start_error = NULL;
     s->deadline = get_clock() + s->left_ns;
+    if (!err) {
+        cpu_enable_ticks();
+    }
     if (!err && vut_run(s, &err)) {
         s->starting = false;
         trace_vhost_user_timer_start(s->confirmed_count, s->offset);
@@ -407,9 +420,16 @@ static void vut_prepare(void *opaque, bool running, RunState state)
         return;
     }
     s->starting = true;
+    /*
+     * Until the backend is known to answer, the guest's clock must not go on:
+     * a start that fails, and is tried again, would take its time from it.
+     */
+    cpu_disable_ticks();
     vut_begin(s);
     if (s->loaded || s->stale) {
         vut_settle(s, &s->start_error);
+    } else {
+        vut_phase(s, &s->start_error);
     }
     s->left_ns = vut_left(s);
 }
@@ -855,13 +875,12 @@ static bool vut_connect_backend(VhostUserTimer *s, Error **errp)
 
 static bool vut_configure_vm(VhostUserTimer *s, Error **errp)
 {
-    struct vut_info info;
+    int phase = vut_phase(s, errp);
 
-    if (!vut_done(vut_info(s->frontend, &info, vut_left(s)), errp,
-                  "ask for the VM's phase")) {
+    if (phase < 0) {
         return false;
     }
-    if (info.phase != VUT_PHASE_NEW) {
+    if (phase != VUT_PHASE_NEW) {
         error_setg(errp, "the backend has a VM already; start it again, without "
                    "the state file of another VM");
         return false;
@@ -989,14 +1008,13 @@ static bool vut_save(VhostUserTimer *s, Error **errp)
 
 static bool vut_load_state(VhostUserTimer *s, Error **errp)
 {
-    struct vut_info info;
+    int phase = vut_phase(s, errp);
 
-    if (!vut_done(vut_info(s->frontend, &info, vut_left(s)), errp,
-                  "ask for the VM's phase")) {
+    if (phase < 0) {
         return false;
     }
     /* Of a device state that was loaded before this one. */
-    if (info.phase == VUT_PHASE_RESTORING &&
+    if (phase == VUT_PHASE_RESTORING &&
         !vut_done(vut_restore_abort_raw(s->frontend, vut_left(s)), errp,
                   "abort the restore of another device state")) {
         return false;
