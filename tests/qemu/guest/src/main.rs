@@ -160,8 +160,8 @@ fn wait(rtc: &rtc::Rtc, limit: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Both clocks are made of the host's, at one rate, so their distance changes only by the error of a
-/// pair.
+/// Both clocks are made of the host's, at one rate, so their distance changes only by the error of
+/// a pair.
 fn precise_many(clock: &ptp::Clock, times: u32) -> Result<()> {
     let mut distances = Vec::new();
     let mut errors: BTreeMap<_, u32> = BTreeMap::new();
