@@ -43,7 +43,7 @@
  * | -EPROTO          | the backend broke the protocol                             | vut_close()     |
  * | -EREMOTEIO       | a vhost-user message failed, or the backend refused it     | its log says why |
  * | -EMFILE, ...     | a system call of this process failed                       |                 |
- * | -EIO             | a bug of this library                                      | report it       |
+ * | -EIO             | a bug of this library, or a value that no apply callback may return; the text says which | report it, or fix the callback |
  *
  * -ENOTCONN, -ESHUTDOWN, -ENOTRECOVERABLE, -EMEDIUMTYPE, -EPROTONOSUPPORT and -EPROTO of a request
  * are permanent: every later call of this frontend fails with the same.
