@@ -637,7 +637,8 @@ int vut_spawn(const char *program,
  * Closes the connection, and frees the frontend. The VM in the backend stays as it is.
  *
  * A backend that vut_spawn() launched is ended and reaped; the VM survives it in its state file
- * only. Takes `timeout_ns` of the options at most, twice that for a launched backend that hangs.
+ * only. Takes `timeout_ns` of the options at most, twice that for a launched backend that answers
+ * and does not end; one that does not answer or end in time is killed.
  *
  * This must be the last call with this frontend. No other thread may be in a call with it, or with
  * a restore of it: use vut_shut_down() first where threads wait.

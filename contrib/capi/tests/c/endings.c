@@ -152,6 +152,23 @@ static void a_close_ends_and_reaps_the_process(void)
     CHECK(waitpid(pid, NULL, WNOHANG) == -1 && errno == ECHILD);
 }
 
+static void a_backend_has_no_signal_blocked_whatever_its_launcher_blocks(void)
+{
+    struct vut_frontend *vm;
+    sigset_t all, before, now;
+    int status;
+
+    sigfillset(&all);
+    CHECK(pthread_sigmask(SIG_SETMASK, &all, &before) == 0);
+    vm = launch(NULL, false);
+    CHECK(kill(vut_pid(vm), SIGTERM) == 0);
+    OK(vut_exit_status(vm, &status, LONG));
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    vut_close(vm);
+    CHECK(pthread_sigmask(SIG_SETMASK, &before, &now) == 0);
+    CHECK(sigismember(&now, SIGTERM) && sigismember(&now, SIGPIPE));
+}
+
 static void a_backend_that_hangs_costs_the_time_limit_and_no_more(void)
 {
     struct vut_frontend *vm = launch(NULL, false);
@@ -166,6 +183,21 @@ static void a_backend_that_hangs_costs_the_time_limit_and_no_more(void)
     CHECK(kill(vut_pid(vm), SIGCONT) == 0);
     OK(vut_info(vm, NULL, LONG));
     vut_close(vm);
+}
+
+static void a_close_ends_a_backend_that_hangs(void)
+{
+    struct vut_options options;
+    struct vut_frontend *vm;
+    pid_t pid;
+
+    vut_options_default(&options);
+    options.timeout_ns = 2 * SECOND;
+    OK(vut_spawn(backend, NULL, NULL, &options, &vm));
+    pid = vut_pid(vm);
+    CHECK(kill(pid, SIGSTOP) == 0);
+    vut_close(vm);
+    CHECK(waitpid(pid, NULL, WNOHANG) == -1 && errno == ECHILD);
 }
 
 static void with_a_state_file_a_killed_backend_comes_back_with_the_vm(void)
@@ -236,7 +268,9 @@ void endings(void)
     RUN(a_program_that_does_not_serve_is_an_error_with_its_reason);
     RUN(a_killed_backend_ends_every_wait_and_is_reaped);
     RUN(a_close_ends_and_reaps_the_process);
+    RUN(a_backend_has_no_signal_blocked_whatever_its_launcher_blocks);
     RUN(a_backend_that_hangs_costs_the_time_limit_and_no_more);
+    RUN(a_close_ends_a_backend_that_hangs);
     RUN(with_a_state_file_a_killed_backend_comes_back_with_the_vm);
     RUN(a_shut_down_ends_every_wait);
 }
