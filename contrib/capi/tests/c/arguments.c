@@ -90,8 +90,15 @@ static void values_out_of_range_are_errors_that_name_them(void)
     struct vut_restore_options restore_options = { .flags = 4 };
     struct vut_vcpu vcpus[2] = { { .vcpu = 1 }, { .vcpu = 0 } };
     struct vut_reg regs[VUT_MAX_REGS + 1] = { { 0 } };
+    static const char *args[5001];
     struct vut_options options;
     struct vut_restore *restore;
+
+    for (int n = 0; n < 5000; n++) {
+        args[n] = "--log-level=error";
+    }
+    RETURNS(-EINVAL, vut_spawn(backend, args, NULL, NULL, &frontend));
+    CHECK(strstr(vut_error_message(), "its last entry must be NULL"));
 
     vut_options_default(&options);
     CHECK(options.timeout_ns == 10 * SECOND && options.patience_ns == 30 * SECOND);
@@ -127,7 +134,8 @@ static void values_out_of_range_are_errors_that_name_them(void)
 
     RETURNS(-EINVAL, vut_restore_begin_raw(vm, &restore_options, NULL, LONG));
     restore_options = (struct vut_restore_options){ .vm_flags = 8 };
-    RETURNS(-EINVAL, vut_restore_begin(vm, VUT_ABI_ARM64, SECOND, vcpus, 2, &restore_options, &restore));
+    RETURNS(-EINVAL,
+            vut_restore_begin(vm, VUT_ABI_ARM64, SECOND, vcpus, 2, &restore_options, &restore));
     RETURNS(-EINVAL, vut_restore_begin(vm, VUT_ABI_ARM64, 0, vcpus, 2, NULL, &restore));
     RETURNS(-EINVAL, vut_restore_begin(vm, VUT_ABI_ARM64, SECOND, vcpus, 2, NULL, &restore));
     CHECK(strstr(vut_error_message(), "vCPU 1 is where vCPU 0 must be"));
@@ -170,7 +178,12 @@ static void a_time_limit_may_be_0_and_may_be_none(void)
 static void what_a_callback_returns_is_the_error(void)
 {
     struct vut_frontend *vm = launch_vm(VUT_CONFIRM, NULL, false);
-    static const int answers[][2] = { { -ENOTTY, -ENOTTY }, { 1, -EIO }, { -4096, -EIO }, { INT32_MIN, -EIO } };
+    static const int answers[][2] = {
+        { -ENOTTY, -ENOTTY },
+        { 1, -EIO },
+        { -4096, -EIO },
+        { INT32_MIN, -EIO },
+    };
     struct applied applied = { 0 };
 
     for (size_t n = 0; n < sizeof(answers) / sizeof(*answers); n++) {

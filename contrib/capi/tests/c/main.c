@@ -6,15 +6,18 @@ const char *directory;
 
 _Noreturn void fail(const char *file, int line, const char *what)
 {
-    fprintf(stderr, "%s:%d: not so: %s\n  last error: %s\n", file, line, what, vut_error_message());
+    fprintf(stderr, "%s:%d: not so: %s\n", file, line, what);
+    fprintf(stderr, "  last error: %s\n", vut_error_message());
     _exit(1);
 }
 
 void returns(const char *file, int line, int expected, int found, const char *call)
 {
     if (found != expected) {
-        fprintf(stderr, "%s:%d: %s\n  returned %d (%s), not %d\n  last error: %s\n", file, line, call,
-                found, found < 0 ? strerror(-found) : "", expected, vut_error_message());
+        fprintf(stderr, "%s:%d: %s\n", file, line, call);
+        fprintf(stderr, "  returned %d (%s), not %d\n", found, found < 0 ? strerror(-found) : "",
+                expected);
+        fprintf(stderr, "  last error: %s\n", vut_error_message());
         _exit(1);
     }
     if (found < 0 && !*vut_error_message()) {

@@ -206,6 +206,23 @@ static void a_strict_restore_refuses_counts_that_differ(void)
     vut_close(vm);
 }
 
+static void a_new_restore_ends_the_previous_one_and_survives_its_end(void)
+{
+    struct vut_frontend *vm = launch(NULL, false);
+    struct vut_restore *restore = begin(vm, 0, VUT_CONFIRM);
+    struct applied applied = { 0 };
+    uint64_t epoch = info_of(vm).epoch, next;
+
+    OK(vut_restore_begin_raw(vm, NULL, &next, LONG));
+    CHECK(next == epoch + 1);
+    RETURNS(-ESTALE, vut_restore_vcpu_run(restore, 0, NULL, LONG));
+    RETURNS(-ESTALE, vut_restore_apply(restore, apply, &applied, NULL, LONG));
+    vut_restore_free(restore);
+    CHECK(applied.calls == 0);
+    CHECK(info_of(vm).phase == VUT_PHASE_RESTORING && info_of(vm).epoch == next);
+    vut_close(vm);
+}
+
 static void a_restore_has_a_time_out_of_its_own(void)
 {
     struct vut_frontend *vm = launch(NULL, false);
@@ -261,6 +278,7 @@ void restores(void)
     RUN(all_vcpus_are_brought_back_by_one_request);
     RUN(one_vcpu_has_one_thread);
     RUN(a_strict_restore_refuses_counts_that_differ);
+    RUN(a_new_restore_ends_the_previous_one_and_survives_its_end);
     RUN(a_restore_has_a_time_out_of_its_own);
     RUN(the_time_since_the_save_is_added_if_it_is_asked_for);
     RUN(a_restore_outlives_its_frontend);
