@@ -184,8 +184,7 @@ fn command(
             &format!("console=ttyAMA0 panic=-1 {}", options.kernel_args.join(" ")),
         ])
         .args(["-serial", &format!("file:{}", at("kernel"))])
-        .args(["-chardev", &format!("socket,id=qmp,path={}", at("qmp"))])
-        .args(["-object", "monitor-qmp,id=monitor,chardev=qmp"])
+        .args(["-qmp", &format!("unix:{}", at("qmp"))])
         .args([
             "-chardev",
             &format!("socket,id=commands,path={}", at("commands")),

@@ -4,6 +4,7 @@
 use std::mem;
 use std::time::Duration;
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{Environment, Error, Guest, LIBRARY_VARIABLE, Options, Transport, timer_library};
@@ -240,13 +241,22 @@ impl TimerVm {
         }
     }
 
+    /// A property of the device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] if QEMU cannot say, as when the backend does not answer.
+    pub fn property(&mut self, name: &str) -> Result<Value, Error> {
+        self.guest.qmp().property(DEVICE, name)
+    }
+
     /// A number that the device has as a property, such as `cntvoff`.
     ///
     /// # Panics
     ///
     /// If it has none by this name.
     pub fn number(&mut self, property: &str) -> u64 {
-        let value = self.guest.qmp().property(DEVICE, property);
+        let value = self.property(property);
         let value = value.unwrap_or_else(|error| panic!("{error}\n{}", self.logs()));
         value
             .as_u64()
@@ -257,9 +267,9 @@ impl TimerVm {
     ///
     /// # Errors
     ///
-    /// If QEMU refuses to say.
+    /// Those of [`property`](Self::property).
     pub fn phase(&mut self) -> Result<String, Error> {
-        let value = self.guest.qmp().property(DEVICE, "phase")?;
+        let value = self.property("phase")?;
         Ok(value.as_str().unwrap_or_default().to_owned())
     }
 
