@@ -65,26 +65,24 @@
 #include "hw/arm/vhost-user-timer.h"
 
 /*
- * QEMU 10.0 to 11.1. The file is in nobody's tree, so unlike those that are
- * it has to bear with several versions.
+ * QEMU 10.0 to 11.1: all that differs between them. A version of QEMU has at
+ * most three minor numbers, and micro 50 on the way to the next one.
  */
 #define QEMU_AT_LEAST(major, minor)                                      \
-    (QEMU_VERSION_MAJOR > (major) ||                                     \
-     (QEMU_VERSION_MAJOR == (major) && QEMU_VERSION_MINOR >= (minor)))
+    (QEMU_VERSION_MAJOR * 3 + QEMU_VERSION_MINOR +                       \
+     (QEMU_VERSION_MICRO >= 50) >= (major) * 3 + (minor))
 
-#if __has_include("hw/core/qdev-properties.h")
-#include "hw/core/boards.h"
+#if QEMU_AT_LEAST(11, 0)
 #include "hw/core/qdev-properties.h"
 #include "hw/core/qdev-properties-system.h"
 #include "hw/core/resettable.h"
 #else
-#include "hw/boards.h"
 #include "hw/qdev-properties.h"
 #include "hw/qdev-properties-system.h"
 #include "hw/resettable.h"
 #endif
 
-#if __has_include("exec/icount.h")
+#if QEMU_AT_LEAST(10, 1)
 #include "exec/icount.h"
 #endif
 
@@ -881,8 +879,8 @@ static bool vut_configure_vm(VhostUserTimer *s, Error **errp)
         return false;
     }
     if (phase != VUT_PHASE_NEW) {
-        error_setg(errp, "the backend has a VM already; start it again, without "
-                   "the state file of another VM");
+        error_setg(errp, "the backend has a VM already; start it again, "
+                   "without the state file of another VM");
         return false;
     }
     return vut_done(vut_configure(s->frontend, s->vcpus, VUT_ABI_ARM64,
