@@ -344,9 +344,8 @@ static void vut_stop(VhostUserTimer *s)
         return;
     }
     trace_vhost_user_timer_error("stop", error_get_pretty(err));
-    error_append_hint(&err, "The VM is stopped. It will not start again before "
-                      "the backend has answered.\n");
-    error_reportf_err(err, TYPE_VHOST_USER_TIMER ": ");
+    error_reportf_err(err, TYPE_VHOST_USER_TIMER ": the VM is stopped, and will "
+                      "not start again without its backend: ");
 }
 
 typedef struct ApplyCall {
@@ -399,9 +398,9 @@ static void vut_start(VhostUserTimer *s)
         return;
     }
     trace_vhost_user_timer_error("start", error_get_pretty(err));
-    error_append_hint(&err, "The VM stays stopped, since its clock would be "
-                      "wrong. \"cont\" tries again.\n");
-    error_reportf_err(err, TYPE_VHOST_USER_TIMER ": ");
+    /* No hint: those are not printed for "cont" over QMP. */
+    error_reportf_err(err, TYPE_VHOST_USER_TIMER ": the VM stays stopped, "
+                      "\"cont\" tries again: ");
     /*
      * This is the last callback, and resume_all_vcpus() does nothing in a VM
      * that is not running: no vCPU has executed an instruction.
@@ -873,6 +872,7 @@ static bool vut_connect_backend(VhostUserTimer *s, Error **errp)
 
 static bool vut_configure_vm(VhostUserTimer *s, Error **errp)
 {
+    g_autofree char *what = NULL;
     int phase = vut_phase(s, errp);
 
     if (phase < 0) {
@@ -883,9 +883,13 @@ static bool vut_configure_vm(VhostUserTimer *s, Error **errp)
                    "without the state file of another VM");
         return false;
     }
+    what = g_strdup_printf("have the backend configure a VM of %" PRIu32
+                           " vCPUs with a counter of %" PRIu64 " Hz, which its "
+                           "--max-vcpus and --counter-frequency must allow",
+                           s->vcpus, s->frequency);
     return vut_done(vut_configure(s->frontend, s->vcpus, VUT_ABI_ARM64,
                                   s->frequency, s->ops->vm_flags, vut_left(s)),
-                    errp, "configure the VM");
+                    errp, what);
 }
 
 /* The device is for one type of CPU, which has the timers of the A profile. */
