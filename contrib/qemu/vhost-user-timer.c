@@ -344,8 +344,8 @@ static void vut_stop(VhostUserTimer *s)
         return;
     }
     trace_vhost_user_timer_error("stop", error_get_pretty(err));
-    error_reportf_err(err, TYPE_VHOST_USER_TIMER ": the VM is stopped, and will "
-                      "not start again without its backend: ");
+    error_reportf_err(err, TYPE_VHOST_USER_TIMER ": the VM is stopped, and "
+                      "will not start again without its backend: ");
 }
 
 typedef struct ApplyCall {
