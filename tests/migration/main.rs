@@ -1,5 +1,8 @@
 //! A real Linux guest moves between two QEMUs, and programs in it watch its time.
 
 mod judge;
+mod life;
+mod links;
+mod moves;
 mod refusals;
 mod stock;
