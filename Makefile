@@ -17,7 +17,7 @@ HOSTILE := target/debug/hostile
 
 help:
 	@echo 'make demo              save eight vCPUs with one backend and restore them with another, step by step'
-	@echo 'make demo-qemu         a Linux guest under a stock QEMU, with its clock from the backend'
+	@echo 'make demo-qemu         a Linux guest in QEMU, with its clock from the backend; then its migration, as it sees it'
 	@echo 'make demo-kvm          the last metre, on a real KVM: what the guest sees with and without it'
 	@echo 'make check             everything that must hold: format, lints, docs, tests, KVM, AArch64, model check, demos'
 	@echo 'make test              all tests but those on a real KVM'

@@ -1,9 +1,11 @@
-//! Shows a real guest's clocks: `make demo-qemu`.
+//! Shows a real guest's clocks, and its migration: `make demo-qemu`.
 
 use std::io::Write;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use vhost_user_timer_kit::qemu::{ClockVm, Environment, HostClock, Transport};
+use vhost_user_timer_kit::qemu::{
+    ClockVm, Environment, Error, HostClock, Seen, Shape, TimerVm, Transport,
+};
 
 /// Number of readings that are compared with the host's.
 const READINGS: usize = 1000;
@@ -16,16 +18,23 @@ fn time_of_day(ns: i128) -> String {
     format!("{hour:02}:{minute:02}:{second:02}.{ns:09}")
 }
 
-/// Boots the guest, and shows its clocks, readings beside the host's, and an alarm.
+/// Shows the clocks, and then the migration.
 ///
 /// # Errors
 ///
 /// A text that says what is not as it should be.
 pub fn show(environment: &Environment) -> Result<(), String> {
-    let step = |text: &str| {
-        println!("{text}");
-        let _ = std::io::stdout().flush();
-    };
+    clocks(environment)?;
+    migration(environment)
+}
+
+fn step(text: &str) {
+    println!("{text}");
+    let _ = std::io::stdout().flush();
+}
+
+/// Boots a guest, and shows its clocks, readings beside the host's, and an alarm.
+fn clocks(environment: &Environment) -> Result<(), String> {
     step("Starting the backend, and a Linux guest under QEMU with -device vhost-user-rtc-pci …");
     let began = Instant::now();
     let mut vm = ClockVm::boot(environment, Transport::Pci, &["--rtc-clock=smeared"]);
@@ -69,6 +78,86 @@ pub fn show(environment: &Environment) -> Result<(), String> {
         return Err(format!("outside={outside} backwards={backwards}"));
     }
     Ok(())
+}
+
+/// A number of a witness's report, of all vCPUs together.
+fn total(seen: &[Seen], number: fn(&Seen) -> u64) -> u64 {
+    seen.iter().map(number).sum()
+}
+
+/// Boots a guest whose vCPUs' timers the backend keeps, moves it to another QEMU with another
+/// backend, and shows what the guest's counter and timers did meanwhile.
+fn migration(environment: &Environment) -> Result<(), String> {
+    let text = |error: Error| error.to_string();
+    step(
+        "Starting another backend, and a guest with 4 vCPUs under QEMU with -device \
+         vhost-user-timer …",
+    );
+    let mut vm = TimerVm::boot(environment, &Shape::default());
+    let frequency = vm.number("frequency");
+    // Of the VM's time, in ms and µs.
+    let time = |count: u64| {
+        let micros = u128::from(count) * 1_000_000 / u128::from(frequency.max(1));
+        format!("{:>7}.{:03} ms", micros / 1000, micros % 1000)
+    };
+    step(&format!(
+        "The guest is up. Its counter has {frequency} ticks a second. On each vCPU one program reads \
+         it without\nend and compares each reading with all earlier ones, on every vCPU; another \
+         one sleeps, 10 ms at a time."
+    ));
+    vm.guest.start_witness(0).map_err(text)?;
+    step("\nThe guest moves to another QEMU with another backend …");
+    let began = Instant::now();
+    let mut source = vm.migrate();
+    let took = began.elapsed();
+    let after = vm.guest.witness().map_err(text)?;
+    let stood = source.guest.qmp().downtime().map_err(text)?;
+
+    let (paused, confirmed) = (source.number("paused-count"), vm.number("confirmed-count"));
+    let gaps = vm.guest.gaps_around(paused, confirmed).map_err(text)?;
+    step(&format!(
+        "It took {:.1} s, in the last {} ms of which the guest stood still. What the guest saw, by its \
+         own counter:",
+        took.as_secs_f64(),
+        stood.as_millis()
+    ));
+    for (vcpu, gap) in gaps.iter().enumerate() {
+        let [last, _] = gap.ok_or_else(|| format!("vCPU {vcpu} has read its counter too early"))?;
+        step(&format!(
+            "  {}  the last reading on vCPU {vcpu} in the first QEMU",
+            time(last)
+        ));
+    }
+    step(&format!(
+        "  {}  the first QEMU stopped the VM's time",
+        time(paused)
+    ));
+    step(&format!(
+        "  {}  the second QEMU had all 4 vCPUs' timers and the offset in place: only now a vCPU may run",
+        time(confirmed)
+    ));
+    for (vcpu, gap) in gaps.iter().enumerate() {
+        let [_, first] = gap.unwrap_or_default();
+        step(&format!(
+            "  {}  the first reading on vCPU {vcpu} in the second QEMU",
+            time(first)
+        ));
+    }
+    let wrong = total(&after, |seen| seen.below_own.max(seen.below_other));
+    let early = total(&after, |seen| seen.early);
+    let latest = after.iter().map(|seen| seen.latest_ns).max();
+    step(&format!(
+        "Of {} readings on 4 vCPUs {wrong} were below an earlier one. Of {} sleeps {early} ended early; the \
+         latest\nended {:.1} ms late, on vCPUs that never rest.",
+        total(&after, |seen| seen.readings),
+        total(&after, |seen| seen.wakes),
+        Duration::from_nanos(latest.unwrap_or_default()).as_secs_f64() * 1000.0
+    ));
+    println!();
+    match wrong + early {
+        0 => Ok(()),
+        _ => Err(format!("below={wrong} early={early}")),
+    }
 }
 
 #[cfg(test)]
