@@ -162,6 +162,8 @@ struct VhostUserTimer {
     /* A start is in progress; why it will fail. */
     bool starting;
     Error *start_error;
+    /* The last stop or start has failed, and that was reported. */
+    bool failed;
 
     /* The backend has not got what QEMU has since the last stop. */
     bool stale;
@@ -343,6 +345,7 @@ static void vut_stop(VhostUserTimer *s)
         trace_vhost_user_timer_stop(s->paused_count);
         return;
     }
+    s->failed = true;
     trace_vhost_user_timer_error("stop", error_get_pretty(err));
     error_reportf_err(err, TYPE_VHOST_USER_TIMER ": the VM is stopped, and "
                       "will not start again without its backend: ");
@@ -385,9 +388,14 @@ static bool vut_run(VhostUserTimer *s, Error **errp)
 
 static void vut_start(VhostUserTimer *s)
 {
-    Error *err = s->start_error;
+    Error *err = g_steal_pointer(&s->start_error);
 
-    s->start_error = NULL;
+    if (!runstate_is_live(runstate_get())) {
+        /* The callback of another device has stopped the VM again. */
+        error_free(err);
+        s->starting = false;
+        return;
+    }
     s->deadline = get_clock() + s->left_ns;
     if (!err) {
         cpu_enable_ticks();
@@ -395,8 +403,14 @@ static void vut_start(VhostUserTimer *s)
     if (!err && vut_run(s, &err)) {
         s->starting = false;
         trace_vhost_user_timer_start(s->confirmed_count, s->offset);
+        if (s->failed) {
+            s->failed = false;
+            info_report(TYPE_VHOST_USER_TIMER ": the backend answers again, "
+                        "and the VM runs");
+        }
         return;
     }
+    s->failed = true;
     trace_vhost_user_timer_error("start", error_get_pretty(err));
     /* No hint: those are not printed for "cont" over QMP. */
     error_reportf_err(err, TYPE_VHOST_USER_TIMER ": the VM stays stopped, "
@@ -929,13 +943,24 @@ static void vut_close_backend(VhostUserTimer *s)
 
 static void vut_exit(Notifier *notifier, void *data)
 {
-    vut_close_backend(container_of(notifier, VhostUserTimer, exit));
+    VhostUserTimer *s = container_of(notifier, VhostUserTimer, exit);
+
+    int pid = vut_pid(s->frontend);
+
+    if (s->stale) {
+        /* It did not answer at the stop, so do not wait for it again. */
+        vut_shut_down(s->frontend);
+        if (pid > 0) {
+            kill(pid, SIGKILL);
+        }
+    }
+    vut_close_backend(s);
 }
 
 static void vut_realize(DeviceState *dev, Error **errp)
 {
     VhostUserTimer *s = VHOST_USER_TIMER(dev);
-    bool ambiguous;
+    bool ambiguous = false;
 
     object_resolve_path_type("", TYPE_VHOST_USER_TIMER, &ambiguous);
     if (ambiguous) {
@@ -1058,7 +1083,9 @@ static bool vut_load(VhostUserTimer *s, Error **errp)
         return false;
     }
     s->frozen_ns = s->saved.frozen_ns;
-    s->offset = vut_ticks(s, s->frozen_ns) - count;
+    if (tcg_enabled()) {
+        s->offset = vut_ticks(s, s->frozen_ns) - count;
+    }
     trace_vhost_user_timer_load(count, s->saved.size);
     return true;
 }
@@ -1069,19 +1096,22 @@ static void vut_forget_saved(VhostUserTimer *s)
     s->saved.size = 0;
 }
 
-/* Of what went wrong, QEMU 10.0 has only a number for the migration's error. */
-static int vut_migration_failed(Error *err, const char *action)
+/* Passes on what an action of the migration has returned. */
+static bool vut_migrated(bool ok, const char *action, Error **errp)
 {
-    trace_vhost_user_timer_error(action, error_get_pretty(err));
-    error_reportf_err(err, TYPE_VHOST_USER_TIMER ": ");
-    return -EINVAL;
+    if (!ok) {
+        trace_vhost_user_timer_error(action, error_get_pretty(*errp));
+        error_prepend(errp, TYPE_VHOST_USER_TIMER ": ");
+    }
+    return ok;
 }
 
-static int vut_pre_save(void *opaque)
+static bool vut_pre_save(void *opaque, Error **errp)
 {
-    Error *err = NULL;
+    ERRP_GUARD();
+    bool ok = vut_save(opaque, errp);
 
-    return vut_save(opaque, &err) ? 0 : vut_migration_failed(err, "save");
+    return vut_migrated(ok, "save", errp);
 }
 
 static int vut_post_save(void *opaque)
@@ -1096,14 +1126,39 @@ static int vut_pre_load(void *opaque)
     return 0;
 }
 
-static int vut_post_load(void *opaque, int version_id)
+static bool vut_post_load(void *opaque, int version_id, Error **errp)
 {
-    Error *err = NULL;
-    bool ok = vut_load(opaque, &err);
+    ERRP_GUARD();
+    bool ok = vut_load(opaque, errp);
 
     vut_forget_saved(opaque);
-    return ok ? 0 : vut_migration_failed(err, "load");
+    return vut_migrated(ok, "load", errp);
 }
+
+#if !QEMU_AT_LEAST(10, 2)
+/* The migration's error is a number then; its text goes to stderr. */
+static int vut_pre_save_report(void *opaque)
+{
+    Error *err = NULL;
+
+    if (!vut_pre_save(opaque, &err)) {
+        error_report_err(err);
+        return -EINVAL;
+    }
+    return 0;
+}
+
+static int vut_post_load_report(void *opaque, int version_id)
+{
+    Error *err = NULL;
+
+    if (!vut_post_load(opaque, version_id, &err)) {
+        error_report_err(err);
+        return -EINVAL;
+    }
+    return 0;
+}
+#endif
 
 static bool vut_size_is_sane(void *opaque, int version_id)
 {
@@ -1116,10 +1171,15 @@ static const VMStateDescription vmstate_vhost_user_timer = {
     .name = TYPE_VHOST_USER_TIMER,
     .version_id = 1,
     .minimum_version_id = 1,
-    .pre_save = vut_pre_save,
+#if QEMU_AT_LEAST(10, 2)
+    .pre_save_errp = vut_pre_save,
+    .post_load_errp = vut_post_load,
+#else
+    .pre_save = vut_pre_save_report,
+    .post_load = vut_post_load_report,
+#endif
     .post_save = vut_post_save,
     .pre_load = vut_pre_load,
-    .post_load = vut_post_load,
     .fields = (const VMStateField[]) {
         VMSTATE_UINT32(saved.vcpus, VhostUserTimer),
         VMSTATE_UINT64(saved.frequency, VhostUserTimer),
