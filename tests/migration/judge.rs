@@ -108,11 +108,15 @@ pub(crate) fn assert_gate(vm: &mut TimerVm, paused: u64) -> u64 {
     confirmed - paused
 }
 
-/// How late timers were: on average, and at most since the previous report.
-pub(crate) fn lateness(seen: &[Seen]) -> String {
+/// A report that is right, in a line: how many readings were in order, and how late timers were, on
+/// average and at most since the previous report.
+pub(crate) fn summary(seen: &[Seen]) -> String {
     let of = |number: fn(&Seen) -> u64| seen.iter().map(number);
+    let readings: u64 = of(|seen| seen.readings).sum();
     let mean = of(|seen| seen.mean_ns).sum::<u64>() / seen.len().max(1) as u64;
     let latest = of(|seen| seen.recent_ns).max().unwrap_or_default();
     let [mean, latest] = [mean, latest].map(Duration::from_nanos);
-    format!("timers late by {mean:.1?} on average, by {latest:.1?} at most")
+    format!(
+        "{readings} readings in order; timers late by {mean:.1?} on average, by {latest:.1?} at most"
+    )
 }

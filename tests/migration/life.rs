@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use vhost_user_timer_kit::qemu::{Shape, TimerVm, environment};
 
-use crate::judge::{Before, assert_gate, last, lateness};
+use crate::judge::{Before, assert_gate, last, summary};
 
 /// A first count that is far from QEMU's own, so that a vCPU without the VM's offset shows.
 const INITIAL: u64 = 1 << 40;
@@ -26,7 +26,7 @@ fn time_stands_still_while_the_guest_is_stopped() {
         assert_gate(&mut vm, paused);
         let after = before.assert_right_since(&mut vm);
         assert_eq!(vm.number("cntvoff"), 0);
-        println!("stop and cont: {}", lateness(&after));
+        println!("stop and cont: {}", summary(&after));
     }
 }
 

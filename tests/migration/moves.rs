@@ -2,7 +2,7 @@
 
 use vhost_user_timer_kit::qemu::{Shape, TimerVm, environment};
 
-use crate::judge::{Before, assert_gate, lateness};
+use crate::judge::{Before, assert_gate, summary};
 
 /// MiB of memory that a busy guest writes to all the time.
 const BUSY: u32 = 32;
@@ -20,7 +20,7 @@ fn migrate(vm: &mut TimerVm, what: &str) {
     println!(
         "{what}: the guest stood still for {:?}, {ticks} ticks of it before the gate; {}",
         source.guest.qmp().downtime().unwrap(),
-        lateness(&after)
+        summary(&after)
     );
 }
 
@@ -74,6 +74,6 @@ fn time_is_right_in_a_guest_that_was_saved_to_a_file_and_loaded_twice() {
         let after = before.assert_right_since(&mut vm);
         assert_gate(&mut vm, paused);
         assert_eq!(vm.number("cntvoff"), 0);
-        println!("loaded, {number} of 2: {}", lateness(&after));
+        println!("loaded, {number} of 2: {}", summary(&after));
     }
 }

@@ -2,7 +2,7 @@
 
 use vhost_user_timer_kit::qemu::{ClockVm, Guest, Options, Transport, environment};
 
-use crate::judge::{assert_right, await_all, lateness};
+use crate::judge::{assert_right, await_all, summary};
 
 /// Migrations in a row.
 const MOVES: usize = 3;
@@ -26,7 +26,7 @@ fn a_guest_of_tcg_moves_and_its_counter_continues() {
         println!(
             "migration {number} of {MOVES}, stock QEMU: the guest stood still for {:?}; {}",
             source.qmp().downtime().unwrap(),
-            lateness(&after)
+            summary(&after)
         );
     }
 }
