@@ -181,7 +181,7 @@ fn what_is_written_while_the_memory_changes_is_marked_as_well() {
     let setup = Setup::default();
     let (mut guest, log) = migrating(&rig, setup);
     let region = guest.driver.memory.region();
-    // One request each time: another one would mark the same pages, and hide that a mark is missing.
+    // One request each time: another would mark the same pages, and hide that a mark is missing.
     for round in 0..300 {
         let control = guest.driver.control.clone();
         let changes = thread::spawn(move || control.set_mem_table(&[region]));

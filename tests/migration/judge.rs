@@ -108,8 +108,8 @@ pub(crate) fn assert_gate(vm: &mut TimerVm, paused: u64) -> u64 {
     confirmed - paused
 }
 
-/// A report that is right, in a line: how many readings were in order, and how late timers were, on
-/// average and at most since the previous report.
+/// A report that is right, in a line: how many readings were in order, and how late timers were,
+/// on average and at most since the previous report.
 pub(crate) fn summary(seen: &[Seen]) -> String {
     let of = |number: fn(&Seen) -> u64| seen.iter().map(number);
     let readings: u64 = of(|seen| seen.readings).sum();
