@@ -138,6 +138,7 @@ fn name(error: Errno) -> String {
         Errno::IO => "EIO",
         Errno::NODEV => "ENODEV",
         Errno::OPNOTSUPP => "EOPNOTSUPP",
+        Errno::OVERFLOW => "EOVERFLOW",
         Errno::TIMEDOUT => "ETIMEDOUT",
         _ => return error.raw_os_error().to_string(),
     };

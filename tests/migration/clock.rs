@@ -1,0 +1,187 @@
+//! The guest's clock beside the timer device, by one backend: its readings are paired with the
+//! guest's counter, and the guest's kernel judges each pair.
+
+use vhost_user_timer_kit::qemu::{
+    ClockVm, Environment, Error, LIBRARY_VARIABLE, Shape, TimerVm, Transport, environment,
+    timer_library,
+};
+
+/// Cross timestamps in a row.
+const MANY: u32 = 1000;
+
+/// A millisecond of the counter of these guests, 62.5 MHz.
+const MILLISECOND: i64 = 62_500;
+
+/// What a guest says of many cross timestamps.
+struct Many {
+    text: String,
+}
+
+impl Many {
+    /// A number that it says, such as how many succeeded (`ok`); 0 if it does not say.
+    fn number(&self, key: &str) -> i128 {
+        let mut words = self.text.split_whitespace();
+        let value = words.find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+        value.map_or(0, |value| value.parse().expect(&self.text))
+    }
+}
+
+/// A guest that has the clock's driver loaded.
+fn boot(environment: &Environment, shape: &Shape) -> TimerVm {
+    let mut vm = TimerVm::boot(environment, shape);
+    vm.run("modprobe virtio_rtc");
+    vm
+}
+
+fn many(vm: &mut TimerVm, clock: &str, times: u32) -> Many {
+    let text = vm.run(&format!("guest precise-many {clock} {times}"));
+    Many { text }
+}
+
+/// Checks that all of them succeed, and prints their error.
+fn all_succeed(vm: &mut TimerVm, when: &str) -> [i128; 2] {
+    ["ptp0", "ptp1"].map(|clock| {
+        let answer = many(vm, clock, MANY);
+        let Many { text } = &answer;
+        assert_eq!(
+            answer.number("ok"),
+            MANY.into(),
+            "{when}: {text}\n{}",
+            vm.logs()
+        );
+        println!(
+            "{MANY} cross timestamps of {clock} {when}: off by {} ns typically, {} ns at worst",
+            answer.number("typical"),
+            answer.number("worst")
+        );
+        answer.number("median")
+    })
+}
+
+/// `cont` returns only once both devices have started: the backend holds the clock's rings while a
+/// restore is open, and QEMU's timer device ends the restore.
+#[test]
+fn a_guest_takes_every_cross_timestamp_before_and_after_stops_and_a_migration() {
+    let Some(environment) = environment() else {
+        return;
+    };
+    let mut vm = boot(&environment, &Shape::default().clock());
+    let mut last = all_succeed(&mut vm, "after the boot");
+    for how in ["a stop", "a migration", "a second migration"] {
+        match how {
+            "a stop" => {
+                vm.guest.qmp().stop().unwrap();
+                vm.guest.qmp().cont().unwrap();
+            }
+            _ => drop(vm.migrate()),
+        }
+        let now = all_succeed(&mut vm, &format!("after {how}"));
+        // The guest's own time stood still, and the host's, of which the clocks are made, did not.
+        for (last, now) in last.iter().zip(now) {
+            assert!(*last < now, "{how}: {last} {now}\n{}", vm.logs());
+        }
+        last = now;
+    }
+}
+
+#[test]
+fn a_guest_refuses_cross_timestamps_whose_offset_is_wrong_by_a_millisecond() {
+    let Some(environment) = environment() else {
+        return;
+    };
+    let wrong = format!("x-offset-error={MILLISECOND}");
+    let mut vm = boot(&environment, &Shape::default().clock().property(&wrong));
+    let answer = many(&mut vm, "ptp0", MANY);
+    println!("{MANY} cross timestamps, wrong by 1 ms: {}", answer.text);
+    // Its kernel finds a count that the guest has not reached yet. A pair passes where the vCPU did
+    // not run for a millisecond at the wrong moment.
+    let refused = answer.number("EOVERFLOW") + answer.number("EINVAL");
+    assert!(refused > i128::from(MANY) / 2, "{}", answer.text);
+}
+
+/// A reading that is under way when the VM stops finds no running count, and fails with EIO. None
+/// is paired with a wrong one.
+#[test]
+fn cross_timestamps_during_stops_and_a_migration_are_right_or_refused_by_the_device() {
+    let Some(environment) = environment() else {
+        return;
+    };
+    let mut vm = boot(&environment, &Shape::default().clock());
+    vm.run("mkfifo /tmp/done");
+    let forever = "while [ ! -e /tmp/end ]; do guest precise-many ptp0 100; done > /tmp/many";
+    vm.run(&format!("({forever}; echo > /tmp/done) &"));
+    for _ in 0..20 {
+        vm.guest.qmp().stop().unwrap();
+        vm.guest.qmp().cont().unwrap();
+    }
+    drop(vm.migrate());
+    let text = vm.run("touch /tmp/end; cat /tmp/done /tmp/many");
+    let (mut succeeded, mut refused) = (0, 0);
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        let answer = Many {
+            text: line.to_owned(),
+        };
+        succeeded += answer.number("ok");
+        refused += answer.number("EIO");
+        assert_eq!(answer.number("ok") + answer.number("EIO"), 100, "{text}");
+    }
+    println!("{succeeded} cross timestamps, and {refused} that the device refused");
+    assert!(succeeded > refused, "{text}");
+}
+
+#[test]
+fn an_alarm_that_was_set_before_a_migration_fires_after_it() {
+    let Some(environment) = environment() else {
+        return;
+    };
+    let shape = Shape::default().clock().backend_arg("--rtc-clock=smeared");
+    let mut vm = boot(&environment, &shape);
+    let clocks = vm.run("guest clocks");
+    let mut words = clocks
+        .lines()
+        .filter(|line| line.contains("name=virtio_rtc"))
+        .flat_map(str::split_whitespace);
+    let rtc = words.find_map(|word| word.strip_prefix("device="));
+    let rtc = rtc.unwrap_or_else(|| panic!("no RTC of the driver's: {clocks}"));
+    // It is far enough away that the guest has left by then.
+    vm.run(&format!("guest alarm-set {rtc} 6"));
+    drop(vm.migrate());
+    let answer = vm.run(&format!("guest alarm-wait {rtc} 60"));
+    assert!(answer.contains("data=0x1a0"), "{answer}");
+}
+
+#[test]
+fn a_guest_stays_and_has_its_clock_where_the_destination_has_another_kind_of_clock() {
+    let Some(environment) = environment() else {
+        return;
+    };
+    let kind = |kind| Shape::default().clock().backend_arg(kind);
+    let mut vm = boot(&environment, &kind("--rtc-clock=smeared"));
+    let destination = TimerVm::incoming(&environment, &kind("--rtc-clock=utc"));
+    match vm.migrate_to(destination) {
+        Err(Error::Migration { .. }) => {}
+        Err(error) => panic!("{error}\n{}", vm.logs()),
+        Ok(_) => panic!("it moved\n{}", vm.logs()),
+    }
+    all_succeed(&mut vm, "after a migration that was refused");
+}
+
+/// A stock QEMU aborts at `cont`.
+#[test]
+fn a_guest_outlives_the_backend_of_its_clock() {
+    let Some(environment) = environment() else {
+        return;
+    };
+    let library = timer_library().unwrap();
+    let mut vm = ClockVm::boot_with(&environment, &[], |options, socket| {
+        let options = options.program(environment.patched_qemu());
+        let options = options.variable(LIBRARY_VARIABLE, library);
+        options.rtc(Transport::Pci, socket)
+    });
+    vm.backend.kill();
+    for _ in 0..2 {
+        vm.guest.qmp().stop().unwrap();
+        vm.guest.qmp().cont().unwrap();
+        vm.run("true");
+    }
+}
