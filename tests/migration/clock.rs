@@ -94,8 +94,8 @@ fn a_guest_refuses_cross_timestamps_whose_offset_is_wrong_by_a_millisecond() {
     let answer = many(&mut vm, "ptp0", MANY);
     println!("{MANY} cross timestamps, wrong by 1 ms: {}", answer.text);
     // Its kernel finds a count that the guest has not reached yet. A pair passes where the answer
-    // takes a millisecond to arrive, which is often so on a busy machine. With the right offset none
-    // is refused.
+    // takes a millisecond to arrive, which is often so on a busy machine. With the right offset
+    // none is refused.
     let refused = answer.number("EOVERFLOW") + answer.number("EINVAL");
     assert!(refused > i128::from(MANY) / 10, "{}", answer.text);
 }
