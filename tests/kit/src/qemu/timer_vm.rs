@@ -78,7 +78,8 @@ impl Shape {
         self
     }
 
-    /// With the guest's clock beside the timers, by the same backend.
+    /// With the guest's clock beside the timers, by the same backend, if it is not QEMU that launches
+    /// it.
     #[must_use]
     pub fn clock(mut self) -> Self {
         self.has_clock = true;
@@ -124,10 +125,8 @@ impl TimerVm {
     ///
     /// Those of [`boot`](Self::boot).
     pub fn start(environment: &Environment, shape: &Shape) -> Self {
-        match Self::try_start(environment, shape, shape.options.clone()) {
-            Ok(vm) => vm,
-            Err(error) => panic!("{error}"),
-        }
+        Self::launch(environment, shape, shape.options.clone())
+            .unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// Another QEMU and another backend of this shape, for a guest that migrates there.
@@ -136,26 +135,12 @@ impl TimerVm {
     ///
     /// Those of [`boot`](Self::boot).
     pub fn incoming(environment: &Environment, shape: &Shape) -> Self {
-        match Self::try_start(environment, shape, shape.options.clone().incoming()) {
-            Ok(vm) => vm,
-            Err(error) => panic!("{error}"),
-        }
+        Self::launch(environment, shape, shape.options.clone().incoming())
+            .unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// [`start`](Self::start), with this machine, where QEMU may refuse to start.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Boot`], with what QEMU says; another error if there is no library for C.
-    ///
-    /// # Panics
-    ///
-    /// If the backend does not come up.
-    pub fn try_start(
-        environment: &Environment,
-        shape: &Shape,
-        options: Options,
-    ) -> Result<Self, Error> {
+    /// Starts a backend, unless QEMU is to launch it, and QEMU with this machine.
+    fn launch(environment: &Environment, shape: &Shape, options: Options) -> Result<Self, Error> {
         let directory = tempfile::tempdir().expect("a directory");
         let (program, _) = release_program().expect("a backend program");
         let backend = (shape.link != Link::Program).then(|| {
