@@ -78,8 +78,7 @@ impl Shape {
         self
     }
 
-    /// With the guest's clock beside the timers, by the same backend, if it is not QEMU that launches
-    /// it.
+    /// With the guest's clock beside the timers, by the same backend, if QEMU does not launch that.
     #[must_use]
     pub fn clock(mut self) -> Self {
         self.has_clock = true;
