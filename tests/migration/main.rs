@@ -1,9 +1,11 @@
 //! A real Linux guest moves between two QEMUs, and programs in it watch its time.
 
 mod clock;
+mod faults;
 mod judge;
 mod life;
 mod links;
 mod moves;
+mod oracle;
 mod refusals;
 mod stock;

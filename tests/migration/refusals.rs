@@ -14,7 +14,7 @@ use vhost_user_timer_kit::qemu::{
 };
 use vhost_user_timer_kit::raw_driver::{Rig, release_program};
 
-use crate::judge::assert_right;
+use crate::judge::{assert_right, await_all};
 
 /// How long a QEMU that cannot start may take to say so.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -232,7 +232,7 @@ fn refused_there(source: &mut TimerVm, destination: &mut Guest) -> String {
     let Error::Migration { log, .. } = error else {
         panic!("{error}");
     };
-    let after = source.guest.witness().expect("a report");
+    let after = await_all(&mut source.guest, &before);
     assert_right(&before, &after);
     assert_eq!(source.phase().expect("a phase"), "running");
     log
