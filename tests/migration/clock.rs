@@ -1,6 +1,8 @@
 //! The guest's clock beside the timer device, by one backend: its readings are paired with the
 //! guest's counter, and the guest's kernel judges each pair.
 
+use std::ops::RangeInclusive;
+
 use vhost_user_timer_kit::qemu::{
     ClockVm, Environment, Error, LIBRARY_VARIABLE, Shape, TimerVm, Transport, environment,
     timer_library,
@@ -20,10 +22,19 @@ struct Many {
 impl Many {
     /// A number that it says, such as how many succeeded (`ok`); 0 if it does not say.
     fn number(&self, key: &str) -> i128 {
-        let mut words = self.text.split_whitespace();
-        let value = words.find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
-        value.map_or(0, |value| value.parse().expect(&self.text))
+        find_number(&self.text, key).unwrap_or_default()
     }
+}
+
+fn find_number(line: &str, key: &str) -> Option<i128> {
+    let mut words = line.split_whitespace();
+    let value = words.find_map(|word| word.strip_prefix(key)?.strip_prefix('='))?;
+    Some(value.parse().expect(line))
+}
+
+/// A number that a line of the guest's must have.
+fn number_in(line: &str, key: &str) -> i128 {
+    find_number(line, key).unwrap_or_else(|| panic!("no {key}: {line}"))
 }
 
 /// A guest that has the clock's driver loaded.
@@ -58,6 +69,57 @@ fn all_succeed(vm: &mut TimerVm, when: &str) -> [i128; 2] {
     })
 }
 
+/// How far apart a clock and the guest's own are, ns.
+struct Apart {
+    /// By a cross timestamp.
+    paired: i128,
+    /// By readings that are not paired by the backend: each lies between two of the guest's own
+    /// clock, so all of them together are bounds.
+    plain: RangeInclusive<i128>,
+}
+
+impl Apart {
+    fn measure(vm: &mut TimerVm) -> Self {
+        let (mut least, mut most) = (i128::MIN, i128::MAX);
+        for _ in 0..20 {
+            let samples = vm.run("guest offset ptp1 25");
+            for sample in samples.lines() {
+                let device = number_in(sample, "device");
+                least = least.max(device - number_in(sample, "after"));
+                most = most.min(device - number_in(sample, "before"));
+            }
+        }
+        // A guest refuses some pairs of a wrong offset, and takes others.
+        let pair = (0..MANY).find_map(|_| {
+            let pair = vm.run("guest precise ptp1");
+            (!pair.starts_with("error=")).then_some(pair)
+        });
+        let pair = pair.unwrap_or_else(|| panic!("no cross timestamp\n{}", vm.logs()));
+        Apart {
+            paired: number_in(&pair, "device") - number_in(&pair, "realtime"),
+            // The guest's clock is steered meanwhile, by nanoseconds.
+            plain: least - 1000..=most + 1000,
+        }
+    }
+
+    fn is_right(&self) -> bool {
+        self.plain.contains(&self.paired)
+    }
+
+    /// The farthest that a cross timestamp within the bounds can be off, ns.
+    fn bound(&self) -> i128 {
+        let Apart { paired, plain } = self;
+        (paired - plain.start()).max(plain.end() - paired)
+    }
+}
+
+fn agree_with_plain_readings(vm: &mut TimerVm, when: &str) {
+    let apart = Apart::measure(vm);
+    let bound = apart.bound();
+    assert!(apart.is_right(), "{when}, off by {bound} ns\n{}", vm.logs());
+    println!("{when} a cross timestamp is right to within {bound} ns, by 500 plain readings");
+}
+
 /// `cont` returns only once both devices have started: the backend holds the clock's rings while a
 /// restore is open, and QEMU's timer device ends the restore.
 #[test]
@@ -67,6 +129,7 @@ fn a_guest_takes_every_cross_timestamp_before_and_after_stops_and_a_migration() 
     };
     let mut vm = boot(&environment, &Shape::default().clock());
     let mut last = all_succeed(&mut vm, "after the boot");
+    agree_with_plain_readings(&mut vm, "after the boot");
     for how in ["a stop", "a migration", "a second migration"] {
         match how {
             "a stop" => {
@@ -75,7 +138,9 @@ fn a_guest_takes_every_cross_timestamp_before_and_after_stops_and_a_migration() 
             }
             _ => drop(vm.migrate()),
         }
-        let now = all_succeed(&mut vm, &format!("after {how}"));
+        let when = format!("after {how}");
+        let now = all_succeed(&mut vm, &when);
+        agree_with_plain_readings(&mut vm, &when);
         // The guest's own time stood still, and the host's, of which the clocks are made, did not.
         for (last, now) in last.iter().zip(now) {
             assert!(*last < now, "{how}: {last} {now}\n{}", vm.logs());
@@ -98,6 +163,19 @@ fn a_guest_refuses_cross_timestamps_whose_offset_is_wrong_by_a_millisecond() {
     // none is refused.
     let refused = answer.number("EOVERFLOW") + answer.number("EINVAL");
     assert!(refused > i128::from(MANY) / 10, "{}", answer.text);
+}
+
+/// The kernel takes a pair whose error is less than the time that the answer takes.
+#[test]
+fn an_offset_that_is_wrong_by_a_fifth_of_a_millisecond_disagrees_with_plain_readings() {
+    let Some(environment) = environment() else {
+        return;
+    };
+    let wrong = format!("x-offset-error={}", MILLISECOND / 5);
+    let mut vm = boot(&environment, &Shape::default().clock().property(&wrong));
+    let apart = Apart::measure(&mut vm);
+    println!("wrong by 0.2 ms: off by {} ns at most", apart.bound());
+    assert!(!apart.is_right(), "{}", vm.logs());
 }
 
 /// A reading that is under way when the VM stops finds no running count, and fails with EIO. None
