@@ -5,6 +5,7 @@ mod faults;
 mod judge;
 mod life;
 mod links;
+mod missing;
 mod moves;
 mod oracle;
 mod refusals;
