@@ -24,7 +24,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
-    /// SIGKILL. A supervisor, where there is one, starts it again at once or later.
+    /// SIGKILL. A supervisor, where there is one, starts another one at once or later.
     Kill { supervised_at_once: bool },
     /// SIGSTOP, and SIGCONT only when all else is over.
     Hang,
@@ -253,14 +253,16 @@ impl Rounds<'_> {
             oracle::resumes(side.guest());
             found = oracle::judge(side.guest(), since, refused)?;
         }
-        match (found, side.has_lost_its_backend()) {
-            (Found::Right, false) => Ok(Some(side)),
-            (Found::Stopped, true) => {
+        match found {
+            Found::Right if side.has_no_backend() => {
+                Err("the VM runs without a backend".to_owned())
+            }
+            Found::Right => Ok(Some(side)),
+            Found::Stopped if side.has_lost_its_backend() => {
                 self.outcomes.lost += 1;
                 Ok(None)
             }
-            (Found::Right, true) => Err("the VM runs without a backend".to_owned()),
-            (Found::Stopped, false) => {
+            Found::Stopped => {
                 let logs = side.logs();
                 Err(format!(
                     "the fault is over, and the VM does not run: {logs}"
@@ -278,7 +280,7 @@ fn a_backend_that_is_killed_or_hangs_around_a_migration_never_leaves_a_wrong_clo
     let seed = seed();
     let mut rounds = Rounds {
         environment: &environment,
-        shape: Shape::default().property("timeout=2000"),
+        shape: Shape::default().property("timeout=3000"),
         rng: Rng::with_seed(seed),
         outcomes: Outcomes::default(),
     };

@@ -1,5 +1,7 @@
 //! A VM with its backend, which can be killed, hung and started again.
 
+use std::fs;
+
 use rustix::process::{Pid, Signal, kill_process};
 use vhost_user_timer_kit::backend_process::BackendProcess;
 use vhost_user_timer_kit::qemu::{Environment, Guest, Link, Shape, TimerVm};
@@ -12,18 +14,27 @@ pub(crate) enum Kind {
     Launched,
     /// By a supervisor, which starts it again.
     Supervised,
-    /// By somebody who does not: what it has known is lost.
+    /// By a supervisor, which starts another one without its state file.
+    Forgotten,
+    /// By nobody who starts it again.
     Lonely,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Kind; 3] = [Kind::Launched, Kind::Supervised, Kind::Lonely];
+    pub(crate) const ALL: [Kind; 4] = [
+        Kind::Launched,
+        Kind::Supervised,
+        Kind::Forgotten,
+        Kind::Lonely,
+    ];
 
     /// `shape`, with a backend of this kind.
     fn shape(self, shape: Shape) -> Shape {
         match self {
             Kind::Launched => shape.link(Link::Program).property("reconnect=on"),
-            Kind::Supervised => shape.link(Link::Chardev).property("reconnect=on"),
+            Kind::Supervised | Kind::Forgotten => {
+                shape.link(Link::Chardev).property("reconnect=on")
+            }
             Kind::Lonely => shape.link(Link::Chardev),
         }
     }
@@ -36,6 +47,8 @@ pub(crate) struct Side {
     /// The backend that QEMU launched.
     child: Option<Pid>,
     is_killed: bool,
+    /// The supervisor has started another one.
+    is_replaced: bool,
 }
 
 impl Side {
@@ -47,6 +60,7 @@ impl Side {
             kind,
             child: None,
             is_killed: false,
+            is_replaced: false,
         };
         side.find_backend();
         side
@@ -75,7 +89,7 @@ impl Side {
 
     /// Kills the backend.
     pub(crate) fn kill(&mut self) {
-        self.is_killed = true;
+        (self.is_killed, self.is_replaced) = (true, false);
         match self.backend() {
             Some(backend) => drop(backend.kill()),
             None => self.signal(Signal::KILL),
@@ -92,21 +106,32 @@ impl Side {
         }
     }
 
-    /// Does what a supervisor does for a backend that has ended.
+    /// Does what the supervisor does, if there is one, for a backend that has ended.
     pub(crate) fn supervise(&mut self) {
-        if self.kind == Kind::Supervised && self.is_killed {
-            let (program, _) = release_program().expect("a backend program");
-            if let Some(backend) = self.backend() {
-                let started = backend.relaunch_with_state(&program, &[""; 0]);
-                started.expect("a backend with the state of the previous one");
-            }
-            self.is_killed = false;
+        let has_supervisor = [Kind::Supervised, Kind::Forgotten].contains(&self.kind);
+        if !has_supervisor || !self.is_killed || self.is_replaced {
+            return;
         }
+        let forgets = self.kind == Kind::Forgotten;
+        let (program, _) = release_program().expect("a backend program");
+        if let Some(backend) = self.backend() {
+            if forgets {
+                fs::remove_file(backend.directory().join("state")).expect("its state file");
+            }
+            let started = backend.relaunch_with_state(&program, &[""; 0]);
+            started.expect("another backend");
+        }
+        self.is_replaced = true;
+    }
+
+    /// Whether the VM has no backend.
+    pub(crate) fn has_no_backend(&self) -> bool {
+        self.is_killed && self.kind == Kind::Lonely
     }
 
     /// Whether what the backend knew is lost.
     pub(crate) fn has_lost_its_backend(&self) -> bool {
-        self.is_killed && self.kind == Kind::Lonely
+        self.is_killed && [Kind::Forgotten, Kind::Lonely].contains(&self.kind)
     }
 }
 
