@@ -106,7 +106,7 @@ typedef CharBackend CharFrontend;
 #define STATE_SIZE_MAX (4 * MiB)
 
 /* A query that is not an action of the VM must not hold the monitor up. */
-#define QUERY_LIMIT_NS (100 * SCALE_MS)
+#define QUERY_LIMIT_MS 1000
 
 typedef struct VhostUserTimer VhostUserTimer;
 
@@ -118,6 +118,8 @@ typedef struct VhostUserTimerOps {
     bool (*check)(VhostUserTimer *s, Error **errp);
     /* The counter's frequency, in Hz. */
     uint64_t (*frequency)(ARMCPU *cpu);
+    /* The device is there to stay. May be NULL. */
+    void (*realized)(VhostUserTimer *s);
     /* Reads the timers of a vCPU. */
     bool (*read)(VhostUserTimer *s, CPUState *cpu, struct vut_vcpu *vcpu,
                  Error **errp);
@@ -314,7 +316,15 @@ static bool vut_finish_load(VhostUserTimer *s, Error **errp)
 /* Makes the backend of a stopped VM PAUSED, with all that QEMU has. */
 static bool vut_settle(VhostUserTimer *s, Error **errp)
 {
-    if (!(s->loaded ? vut_finish_load(s, errp) : vut_sync(s, errp))) {
+    int phase = vut_phase(s, errp);
+    bool open;
+
+    if (phase < 0) {
+        return false;
+    }
+    /* Its end may have been carried out without an answer in time. */
+    open = s->loaded && phase == VUT_PHASE_RESTORING;
+    if (!(open ? vut_finish_load(s, errp) : vut_sync(s, errp))) {
         return false;
     }
     s->loaded = false;
@@ -392,7 +402,9 @@ static void vut_start(VhostUserTimer *s)
 
     if (!runstate_is_live(runstate_get())) {
         /* The callback of another device has stopped the VM again. */
-        error_free(err);
+        if (err) {
+            error_reportf_err(err, TYPE_VHOST_USER_TIMER ": ");
+        }
         s->starting = false;
         return;
     }
@@ -426,6 +438,7 @@ static void vut_start(VhostUserTimer *s)
 static void vut_prepare(void *opaque, bool running, RunState state)
 {
     VhostUserTimer *s = opaque;
+    int phase;
 
     if (!running) {
         return;
@@ -437,10 +450,10 @@ static void vut_prepare(void *opaque, bool running, RunState state)
      */
     cpu_disable_ticks();
     vut_begin(s);
-    if (s->loaded || s->stale) {
+    phase = vut_phase(s, &s->start_error);
+    if (phase >= 0 &&
+        (s->loaded || s->stale || phase != VUT_PHASE_PAUSED)) {
         vut_settle(s, &s->start_error);
-    } else {
-        vut_phase(s, &s->start_error);
     }
     s->left_ns = vut_left(s);
 }
@@ -513,11 +526,17 @@ static bool tcg_check(VhostUserTimer *s, Error **errp)
                    s->frequency);
         return false;
     }
-    tcg_device = s;
-    tcg_parent_exit = RESETTABLE_GET_CLASS(first_cpu)->phases.exit;
-    RESETTABLE_GET_CLASS(first_cpu)->phases.exit = tcg_cpu_reset_exit;
     s->offset = -s->initial_count;
     return true;
+}
+
+static void tcg_realized(VhostUserTimer *s)
+{
+    ResettablePhases *phases = &RESETTABLE_GET_CLASS(first_cpu)->phases;
+
+    tcg_device = s;
+    tcg_parent_exit = phases->exit;
+    phases->exit = tcg_cpu_reset_exit;
 }
 
 static uint64_t tcg_frequency(ARMCPU *cpu)
@@ -646,6 +665,7 @@ static const VhostUserTimerOps tcg_ops = {
     .vm_flags = VUT_CONFIRM,
     .check = tcg_check,
     .frequency = tcg_frequency,
+    .realized = tcg_realized,
     .read = tcg_read,
     .store = tcg_store,
     .finish_load = tcg_finish_load,
@@ -997,6 +1017,9 @@ static void vut_realize(DeviceState *dev, Error **errp)
         vut_close_backend(s);
         return;
     }
+    if (s->ops->realized) {
+        s->ops->realized(s);
+    }
     /* The backend's count starts at 0. */
     s->stale = s->initial_count;
     s->change_state = add_vm_change_state_handler(vut_change_state, vut_prepare,
@@ -1036,14 +1059,21 @@ static bool vut_save(VhostUserTimer *s, Error **errp)
 static bool vut_load_state(VhostUserTimer *s, Error **errp)
 {
     int phase = vut_phase(s, errp);
+    bool ok;
 
     if (phase < 0) {
         return false;
     }
-    /* Of a device state that was loaded before this one. */
-    if (phase == VUT_PHASE_RESTORING &&
-        !vut_done(vut_restore_abort_raw(s->frontend, vut_left(s)), errp,
-                  "abort the restore of another device state")) {
+    if (phase == VUT_PHASE_RESTORING) {
+        /* Of a device state that was loaded before this one. */
+        ok = vut_done(vut_restore_abort_raw(s->frontend, vut_left(s)), errp,
+                      "abort the restore of another device state");
+    } else {
+        /* It may have missed the last stop; otherwise it is PAUSED. */
+        ok = vut_done(vut_pause(s->frontend, 0, NULL, vut_left(s)), errp,
+                      "stop the VM's time");
+    }
+    if (!ok) {
         return false;
     }
     return vut_done(vut_device_state_load(s->frontend, s->saved.state,
@@ -1196,12 +1226,14 @@ static const VMStateDescription vmstate_vhost_user_timer = {
 static bool vut_query(Object *obj, struct vut_info *info, Error **errp)
 {
     VhostUserTimer *s = VHOST_USER_TIMER(obj);
+    uint64_t limit_ns;
 
     if (!s->frontend) {
         error_setg(errp, "there is no backend yet");
         return false;
     }
-    return vut_done(vut_info(s->frontend, info, QUERY_LIMIT_NS), errp,
+    limit_ns = MIN(s->timeout_ms, QUERY_LIMIT_MS) * (uint64_t)SCALE_MS;
+    return vut_done(vut_info(s->frontend, info, limit_ns), errp,
                     "ask the backend");
 }
 
