@@ -2,13 +2,20 @@
 
 use std::time::{Duration, Instant};
 
-use vhost_user_timer_kit::qemu::{Guest, Seen, TimerVm};
+use vhost_user_timer_kit::qemu::{Environment, Guest, Seen, Shape, TimerVm};
 
 /// The counter's frequency under TCG with the CPU model that the tests use, Hz.
 const FREQUENCY: u128 = 62_500_000;
 
 /// How long a vCPU may take to run on a busy host.
 const LIMIT: Duration = Duration::from_secs(30);
+
+/// A guest with a witness that watches.
+pub(crate) fn watched(environment: &Environment, shape: &Shape) -> TimerVm {
+    let mut vm = TimerVm::boot(environment, shape);
+    vm.guest.start_witness(0).unwrap();
+    vm
+}
 
 /// The guest before something happens to it.
 pub(crate) struct Before {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use vhost_user_timer_kit::qemu::{Shape, TimerVm, environment};
 
-use crate::judge::{Before, assert_gate, last, summary};
+use crate::judge::{Before, assert_gate, last, summary, watched};
 
 /// A first count that is far from QEMU's own, so that a vCPU without the VM's offset shows.
 const INITIAL: u64 = 1 << 40;
@@ -14,8 +14,7 @@ fn time_stands_still_while_the_guest_is_stopped() {
     let Some(environment) = environment() else {
         return;
     };
-    let mut vm = TimerVm::boot(&environment, &Shape::default());
-    vm.guest.start_witness(0).unwrap();
+    let mut vm = watched(&environment, &Shape::default());
     for _ in 0..10 {
         let before = Before::of(&mut vm);
         vm.guest.qmp().stop().unwrap();
@@ -36,8 +35,7 @@ fn a_reading_before_the_gate_would_be_found() {
     let Some(environment) = environment() else {
         return;
     };
-    let mut vm = TimerVm::boot(&environment, &Shape::default());
-    vm.guest.start_witness(0).unwrap();
+    let mut vm = watched(&environment, &Shape::default());
     let before = Before::of(&mut vm);
     let after = before.assert_right_since(&mut vm);
     let (from, to) = (last(before.seen()), last(&after) + 1);
@@ -77,8 +75,7 @@ fn an_offset_outlives_reboots_and_vcpus_that_go_offline() {
         return;
     };
     let shape = Shape::default().property(&format!("x-initial-count={INITIAL}"));
-    let mut vm = TimerVm::boot(&environment, &shape);
-    vm.guest.start_witness(0).unwrap();
+    let mut vm = watched(&environment, &shape);
     for _ in 0..2 {
         assert_ne!(vm.number("cntvoff"), 0);
         cycle_cpus(&mut vm);

@@ -1,8 +1,8 @@
 //! The ways in which QEMU reaches the backend.
 
-use vhost_user_timer_kit::qemu::{Link, Shape, TimerVm, environment};
+use vhost_user_timer_kit::qemu::{Link, Shape, environment};
 
-use crate::judge::Before;
+use crate::judge::{Before, watched};
 
 #[test]
 fn a_guest_runs_stops_and_moves_by_each_link_to_a_backend() {
@@ -10,8 +10,7 @@ fn a_guest_runs_stops_and_moves_by_each_link_to_a_backend() {
         return;
     };
     for link in Link::ALL {
-        let mut vm = TimerVm::boot(&environment, &Shape::default().link(link));
-        vm.guest.start_witness(0).unwrap();
+        let mut vm = watched(&environment, &Shape::default().link(link));
         let before = Before::of(&mut vm);
         vm.guest.qmp().stop().unwrap();
         vm.guest.qmp().cont().unwrap();

@@ -6,6 +6,8 @@ use std::time::Duration;
 use vhost_user_timer_frontend::{Frontend, Options, Register};
 use vhost_user_timer_kit::qemu::{Shape, TimerVm, environment};
 
+use crate::judge::watched;
+
 const SECOND: Duration = Duration::from_secs(1);
 
 /// The vCPU.
@@ -21,8 +23,7 @@ fn a_vcpu_whose_timers_did_not_arrive_is_named_and_the_guest_does_not_start() {
     let shape = Shape::default();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("guest");
-    let mut vm = TimerVm::boot(&environment, &shape);
-    vm.guest.start_witness(0).unwrap();
+    let mut vm = watched(&environment, &shape);
     vm.guest.save(&file).unwrap();
     let TimerVm { guest, backend, .. } = vm;
     drop(guest);

@@ -2,7 +2,7 @@
 
 use vhost_user_timer_kit::qemu::{Shape, TimerVm, environment};
 
-use crate::judge::{Before, assert_gate, summary};
+use crate::judge::{Before, assert_gate, summary, watched};
 
 /// MiB of memory that a busy guest writes to all the time.
 const BUSY: u32 = 32;
@@ -29,8 +29,7 @@ fn time_is_right_on_every_vcpu_after_each_of_twenty_migrations() {
     let Some(environment) = environment() else {
         return;
     };
-    let mut vm = TimerVm::boot(&environment, &Shape::default());
-    vm.guest.start_witness(0).unwrap();
+    let mut vm = watched(&environment, &Shape::default());
     for number in 1..=20 {
         migrate(&mut vm, &format!("migration {number} of 20"));
     }
@@ -61,8 +60,7 @@ fn time_is_right_in_a_guest_that_was_saved_to_a_file_and_loaded_twice() {
     let shape = Shape::default();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("guest");
-    let mut vm = TimerVm::boot(&environment, &shape);
-    vm.guest.start_witness(0).unwrap();
+    let mut vm = watched(&environment, &shape);
     let before = Before::of(&mut vm);
     vm.guest.save(&file).unwrap();
     let paused = vm.number("paused-count");
