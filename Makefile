@@ -13,7 +13,7 @@ BENCH := target/release/bench
 # Its checks panic, and a release build aborts then.
 HOSTILE := target/debug/hostile
 
-.PHONY: help demo demo-qemu demo-kvm check demos released fmt clippy doc deny test test-build hostile kvm arm64 model bench bench-model build clean qemu-environment clean-cache
+.PHONY: help demo demo-qemu demo-kvm check demos released fmt clippy doc deny checkpatch test test-build hostile kvm arm64 model bench bench-model build clean qemu-environment clean-cache
 
 help:
 	@echo 'make demo              save eight vCPUs with one backend and restore them with another, step by step'
@@ -71,6 +71,10 @@ clippy:
 
 doc:
 	$(CARGO) doc --locked --workspace --all-features --no-deps
+
+# The series for QEMU, by QEMU's own style.
+checkpatch: qemu-environment
+	@tests/qemu/checkpatch || { status=$$?; [ $$status -eq 77 ] && [ -z "$$CI" ]; }
 
 deny:
 	@.ci/deny

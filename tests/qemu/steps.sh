@@ -93,6 +93,13 @@ in_tools() {
     ' in_tools "$cache/tools" "$@"
 }
 
+# The same in the root where QEMU is built. It is a root of its own, so that a package more there
+# repeats nothing else.
+in_builder() {
+    local cache=$cache/builder
+    in_tools "$@"
+}
+
 make_tools() {
     debian --variant=apt --architectures=amd64,arm64 \
         --include=qemu-system-arm,gcc-aarch64-linux-gnu,make,pahole,kmod,cpio,xz-utils \
@@ -326,4 +333,142 @@ add_libraries() {
         cp -L "$from" "$to"
         add_libraries "$1" "$to"
     done
+}
+
+# What builds QEMU, for this machine and for arm64.
+make_builder() {
+    debian --variant=apt --architectures=amd64,arm64 \
+        --include=dpkg-dev,gcc,libc6-dev,meson,ninja-build,patch,pkgconf,python3-venv,xz-utils \
+        --include=libfdt-dev,libglib2.0-dev,zlib1g-dev \
+        --include=gcc-aarch64-linux-gnu,libc6-dev:arm64,libfdt-dev:arm64,libglib2.0-dev:arm64,zlib1g-dev:arm64 \
+        -- "$1/tools"
+}
+
+# fetch_source DIRECTORY SUITE: unpacks a suite's source of QEMU as DIRECTORY/source, without its firmware,
+# which is two thirds of it. Fails where there is none, or where it cannot be downloaded: a mirror's list of
+# sources can be older than its files. DIRECTORY/version is what the list says, in both cases.
+fetch_source() {
+    # shellcheck disable=SC2016 # expanded inside
+    in_builder "$1:/mnt" -- bash -euo pipefail -c '
+        cd /mnt
+        mkdir -p apt/lists/partial
+        trap "rm -rf apt qemu_*" EXIT
+        printf "deb-src %s %s main\n" "$1" "$2" >apt/sources
+        apt=(-o Dir::Etc::SourceList=/mnt/apt/sources -o Dir::Etc::SourceParts=-
+            -o Dir::State::Lists=/mnt/apt/lists -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=)
+        apt-get -q "${apt[@]}" update
+        version=$(apt-cache "${apt[@]}" madison qemu | sed -n "s/^ *qemu | *\([^ ]*\) .*/\1/p" | sed 1q)
+        echo "QEMU ${version:-(none)} of $2" >version
+        apt-get -q "${apt[@]}" source --download-only "qemu=$version"
+        dpkg-source --no-check -x qemu_*.dsc source
+        rm -r source/roms/*
+    ' bash "$(mirror)" "$2"
+}
+
+# QEMU's newest source that can be had.
+make_source() {
+    local passed_over=
+    if ! fetch_source "$1" "$suite-backports"; then
+        passed_over="; the source of $(<"$1/version") cannot be downloaded"
+        fetch_source "$1" "$suite"
+    fi
+    echo "$(<"$1/version")$passed_over" | tee "$1/origin"
+}
+
+# in_build DIRECTORY COMMAND…: runs COMMAND where DIRECTORY/source is /src, DIRECTORY/build is /build
+# and DIRECTORY/local is /usr/local. The paths are always the same, so a copy of a build is current.
+in_build() {
+    local directory=$1
+    shift
+    mkdir -p "$directory"/{build,local}
+    in_builder "$directory/source:/src" "$directory/build:/build" "$directory/local:/usr/local" -- \
+        env --chdir=/build "$@"
+}
+
+# What the patches add to QEMU's configuration, in some versions.
+ours=(VHOST_USER_{RTC,TIMER} LIBVHOST_USER_TIMER)
+
+# configure_qemu DIRECTORY OPTION…: configures a small QEMU, with OPTIONs besides. Nothing in it uses CXL,
+# but it does not link without.
+configure_qemu() {
+    local directory=$1
+    shift
+    printf 'CONFIG_%s=y\n' ARM_VIRT VIRTIO_{PCI,BLK,RNG,SERIAL} PCIE_PORT PXB CXL{,_MEM_DEVICE} "${ours[@]}" \
+        >"$directory/source/configs/devices/aarch64-softmmu/tests.mak"
+    in_build "$directory" /src/configure --target-list=aarch64-softmmu --without-default-features \
+        --without-default-devices --with-devices-aarch64=tests --enable-fdt=system --enable-vhost-user \
+        --disable-debug-info --disable-docs --disable-guest-agent --disable-install-blobs --disable-pixman --disable-tools "$@"
+}
+
+# The slow part of `patched`, apart from what changes often. It has our names from the start: with a
+# name more, almost everything would be built again.
+make_unpatched() {
+    local name
+    cp -a "$cache/source/source" "$1"
+    for name in "${ours[@]}"; do
+        grep -rqsx "config $name" "$1/source/hw" --include=Kconfig ||
+            printf 'config %s\n    bool\n' "$name" >>"$1/source/Kconfig"
+    done
+    configure_qemu "$1" --enable-tcg
+    in_build "$1" ninja qemu-system-aarch64
+}
+
+# patch_qemu DIRECTORY LIBRARY: puts the device into DIRECTORY/source, and the library that it is
+# linked with into DIRECTORY/local.
+patch_qemu() {
+    mkdir -p "$1"/local/{include,lib/pkgconfig}
+    cp "$2" "$1/local/lib"
+    cp "$source/contrib/capi/include/vhost_user_timer.h" "$1/local/include"
+    sed 's|@PREFIX@|/usr/local|; s|@LIBDIR@|/usr/local/lib|; s|@VERSION@|0|' \
+        "$source/contrib/capi/vhost-user-timer.pc.in" >"$1/local/lib/pkgconfig/vhost-user-timer.pc"
+    cp "$cache/source/source/Kconfig" "$1/source"
+    in_builder "$1/source:/src" "$source/contrib/qemu:/contrib" -- /contrib/apply /src
+}
+
+# The library is one of this day, to link with. What runs QEMU names the one to run with.
+make_patched() {
+    local library=libvhost_user_timer.so
+    CARGO_TARGET_DIR=$cache/library CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+        cargo build --locked --release --manifest-path "$source/Cargo.toml" --package vhost-user-timer-capi --lib
+    cp "$cache/library/release/$library" "$1"
+    cp -a "$cache"/unpatched/{source,build} "$1"
+    patch_qemu "$1" "$1/$library"
+    # Not its configure, after which everything is built again.
+    in_build "$1" pyvenv/bin/meson setup --reconfigure -Dvhost_user_timer=enabled /src
+    in_build "$1" ninja qemu-system-aarch64
+    mv "$1/build/qemu-system-aarch64" "$1/program"
+    rm -r "$1"/{build,local,source}
+
+    cat >"$1/qemu-system-aarch64" <<WRAPPER
+#!/bin/sh
+# VHOST_USER_TIMER_LIB: the directory of the $library to run with.
+root='$cache/builder/tools'
+exec "\$root/lib64/ld-linux-x86-64.so.2" --library-path "\$root/usr/lib/x86_64-linux-gnu" \\
+    --preload "\${VHOST_USER_TIMER_LIB:-$cache/patched}/$library" '$cache/patched/program' "\$@"
+WRAPPER
+    chmod 755 "$1/qemu-system-aarch64"
+}
+
+# Whether the device compiles in Debian's own QEMU as well, where what the tests run is newer.
+make_second() {
+    if [[ $(<"$cache/source/version") != *-backports ]]; then
+        echo 'not checked: a second version of QEMU' >"$1/report"
+        return
+    fi
+    fetch_source "$1" "$suite"
+    compile_device "$1"
+    echo "compiled with $(<"$1/version") as well" >"$1/report"
+    rm -r "$1"/{build,local,source}
+}
+
+# compile_device DIRECTORY: compiles the device, and nothing else, in DIRECTORY/source.
+compile_device() {
+    patch_qemu "$1" "$cache/library/release/libvhost_user_timer.so"
+    configure_qemu "$1" --enable-tcg --enable-vhost-user-timer
+    # shellcheck disable=SC2016 # expanded inside
+    in_build "$1" bash -euo pipefail -c '
+        objects=$(ninja -t targets all | sed -n "s/^\(.*vhost-user-\(timer\|rtc\|rtc-pci\)\.c\.o\): .*/\1/p")
+        [[ $objects == *vhost-user-timer* ]]
+        ninja $objects
+    '
 }
