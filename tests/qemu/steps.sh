@@ -344,9 +344,10 @@ make_builder() {
         -- "$1/tools"
 }
 
-# fetch_source DIRECTORY SUITE: unpacks a suite's source of QEMU as DIRECTORY/source, without its firmware,
-# which is two thirds of it. Fails where there is none, or where it cannot be downloaded: a mirror's list of
-# sources can be older than its files. DIRECTORY/version is what the list says, in both cases.
+# fetch_source DIRECTORY SUITE: unpacks a suite's source of QEMU as DIRECTORY/source, without its
+# firmware, which is two thirds of it. Fails where there is none, or where it cannot be downloaded:
+# a mirror's list of sources can be older than its files. DIRECTORY/version is what the list says,
+# in both cases.
 fetch_source() {
     # shellcheck disable=SC2016 # expanded inside
     in_builder "$1:/mnt" -- bash -euo pipefail -c '
@@ -375,8 +376,9 @@ make_source() {
     echo "$(<"$1/version")$passed_over" | tee "$1/origin"
 }
 
-# in_build DIRECTORY COMMAND…: runs COMMAND where DIRECTORY/source is /src, DIRECTORY/build is /build
-# and DIRECTORY/local is /usr/local. The paths are always the same, so a copy of a build is current.
+# in_build DIRECTORY COMMAND…: runs COMMAND where DIRECTORY/source is /src, DIRECTORY/build is
+# /build and DIRECTORY/local is /usr/local. The paths are always the same, so a copy of a build is
+# current.
 in_build() {
     local directory=$1
     shift
@@ -388,8 +390,8 @@ in_build() {
 # What the patches add to QEMU's configuration, in some versions.
 ours=(VHOST_USER_{RTC,TIMER} LIBVHOST_USER_TIMER)
 
-# configure_qemu DIRECTORY OPTION…: configures a small QEMU, with OPTIONs besides. Nothing in it uses CXL,
-# but it does not link without.
+# configure_qemu DIRECTORY OPTION…: configures a small QEMU, with OPTIONs besides. Nothing in it
+# uses CXL, but it does not link without.
 configure_qemu() {
     local directory=$1
     shift
