@@ -13,7 +13,7 @@ BENCH := target/release/bench
 # Its checks panic, and a release build aborts then.
 HOSTILE := target/debug/hostile
 
-.PHONY: help demo demo-qemu demo-kvm check demos released fmt clippy doc deny checkpatch test test-build hostile kvm arm64 model bench bench-model build clean qemu-environment clean-cache
+.PHONY: help demo demo-qemu demo-kvm check demos released fmt clippy doc deny checkpatch test test-build hostile kvm kvm-qemu arm64 model bench bench-model build clean qemu-environment clean-cache
 
 help:
 	@echo 'make demo              save eight vCPUs with one backend and restore them with another, step by step'
@@ -23,6 +23,7 @@ help:
 	@echo 'make test              all tests but those on a real KVM'
 	@echo 'make hostile           random attacks on the released backend, for a minute; HOSTILE_ARGS="--minutes 30", --help'
 	@echo 'make kvm               the tests on a real KVM, for which Linux for AArch64 is emulated'
+	@echo 'make kvm-qemu          QEMU with our device on a real KVM, in the same way; it is built at first'
 	@echo 'make arm64             build for AArch64, and run the unit and protocol tests by emulation'
 	@echo 'make model             the model check; MODEL_ARGS=--large for a longer one'
 	@echo 'make bench             measure requests, restores and timers against their floors; BENCH_ARGS=--quick, --help'
@@ -67,7 +68,7 @@ fmt:
 
 clippy:
 	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
-	$(CARGO) clippy --locked --package vhost-user-timer-tests --test kvm -- -D warnings
+	$(CARGO) clippy --locked --package vhost-user-timer-tests --test kvm --test kvm-qemu --test kvm-qemu-inside -- -D warnings
 
 doc:
 	$(CARGO) doc --locked --workspace --all-features --no-deps
@@ -98,6 +99,10 @@ ifeq ($(shell uname -m),aarch64)
 	$(CARGO) build --release --locked --workspace --bin vhost-user-timer --bin vhost-user-timer-vmm --bin kvm-agent
 endif
 	$(CARGO) test --locked --package vhost-user-timer-tests --test kvm
+
+# Not a part of `make check`: it builds another QEMU, and boots guests by an emulated KVM.
+kvm-qemu: qemu-environment
+	$(CARGO) test --locked --package vhost-user-timer-tests --test kvm-qemu -- --nocapture
 
 # Under QEMU's user-mode emulator, with the compiler of the environment. Skipped where there is
 # none.

@@ -316,22 +316,23 @@ archive() {
     rm -r "${1:?}/$2"
 }
 
-# add_libraries TREE FILE: copies the libraries that FILE needs into TREE, and those that they need.
+# add_libraries TREE FILE [ROOT]: copies the libraries that FILE needs from ROOT into TREE, and
+# those that they need.
 add_libraries() {
-    local name from to
+    local name from to root=${3:-$cache/userland}
     for name in $("$cache/tools/lib64/ld-linux-x86-64.so.2" --library-path "$cache/tools/usr/lib/x86_64-linux-gnu" \
         "$cache/tools/usr/bin/${cross}readelf" -dl "$2" |
         sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p; s/.*program interpreter: .*\/\(.*\)\]/\1/p'); do
         to=$1/lib/$name
         [[ ! -e $to ]] || continue
-        from=$cache/userland/usr/lib/aarch64-linux-gnu/$name
+        from=$root/usr/lib/aarch64-linux-gnu/$name
         [[ -e $from ]] || {
             echo "$2 needs $name, which is not in $(dirname "$from")."
             return 1
         }
         mkdir -p "$1/lib"
         cp -L "$from" "$to"
-        add_libraries "$1" "$to"
+        add_libraries "$1" "$to" "$root"
     done
 }
 
@@ -473,4 +474,26 @@ compile_device() {
         [[ $objects == *vhost-user-timer* ]]
         ninja $objects
     '
+}
+
+# Builds the library for arm64, and prints its path. It is not static as the other programs there,
+# and so it has a place of its own.
+arm64_library() {
+    mkdir -p "$cache/arm64-shared"
+    arm64_cargo "$cache/arm64-shared" -- env CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS='-D warnings' \
+        CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+        cargo build --locked --release --package vhost-user-timer-capi --lib >&2
+    echo "$cache/arm64-shared/aarch64-unknown-linux-gnu/release/libvhost_user_timer.so"
+}
+
+# QEMU with our device for arm64, with KVM and without TCG.
+make_kvm_qemu() {
+    local library
+    library=$(arm64_library)
+    cp -a "$cache/source/source" "$1"
+    patch_qemu "$1" "$library"
+    configure_qemu "$1" --cross-prefix="$cross" --enable-kvm --disable-tcg --enable-vhost-user-timer
+    in_build "$1" ninja qemu-system-aarch64
+    mv "$1/build/qemu-system-aarch64" "$1"
+    rm -r "$1"/{build,local,source}
 }

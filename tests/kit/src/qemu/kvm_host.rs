@@ -7,6 +7,9 @@ use std::{env, fs};
 
 use super::{Environment, Error, Guest, Options, Output};
 
+/// The memory of an emulated machine, MiB.
+const MEMORY: u32 = 1024;
+
 /// Which kernel an emulated machine boots, and how its KVM is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernel {
@@ -30,7 +33,6 @@ impl Kernel {
             .machine("virt,virtualization=on,gic-version=3")
             // LPA2's page tables of five levels, at two stages, double the time that TCG takes.
             .vcpus("max,lpa2=off", 2)
-            .memory(1024)
             .boot_limit(Duration::from_secs(300))
             .life_limit(Duration::from_secs(1800));
         match self {
@@ -62,7 +64,22 @@ impl KvmHost {
     ///
     /// [`Error::Boot`], with the logs, if it does not come up.
     pub fn boot(environment: &Environment, kernel: Kernel, programs: &Path) -> Result<Self, Error> {
+        Self::boot_with(environment, kernel, programs, MEMORY)
+    }
+
+    /// [`boot`](Self::boot), with this much memory, MiB.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`boot`](Self::boot).
+    pub fn boot_with(
+        environment: &Environment,
+        kernel: Kernel,
+        programs: &Path,
+        memory: u32,
+    ) -> Result<Self, Error> {
         let options = kernel.options(environment).archive(programs.to_owned());
+        let options = options.memory(memory);
         let guest = Guest::boot(environment, &options)?;
         Ok(KvmHost::Emulated(Box::new(guest)))
     }

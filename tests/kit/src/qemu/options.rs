@@ -39,6 +39,7 @@ pub struct Options {
     pub(super) stdin: Option<PathBuf>,
     pub(super) args: Vec<OsString>,
     pub(super) kernel_args: Vec<String>,
+    pub(super) accelerator: &'static str,
     pub(super) machine: String,
     pub(super) cpu: String,
     pub(super) vcpus: u32,
@@ -58,6 +59,7 @@ impl Default for Options {
             stdin: None,
             args: Vec::new(),
             kernel_args: Vec::new(),
+            accelerator: "tcg,thread=multi",
             machine: "virt".to_owned(),
             cpu: "cortex-a72".to_owned(),
             vcpus: 2,
@@ -144,6 +146,13 @@ impl Options {
         self.cpu = kind.into();
         self.vcpus = number;
         self
+    }
+
+    /// On this machine's KVM, with so many of its vCPUs and its interrupt controller.
+    #[must_use]
+    pub fn kvm(mut self, vcpus: u32) -> Self {
+        self.accelerator = "kvm";
+        self.machine("virt,gic-version=host").vcpus("host", vcpus)
     }
 
     /// With this much memory, MiB.

@@ -159,7 +159,7 @@ fn command(
             "-machine",
             &format!("{},memory-backend=mem", options.machine),
         ])
-        .args(["-accel", "tcg,thread=multi", "-cpu", &options.cpu])
+        .args(["-accel", options.accelerator, "-cpu", &options.cpu])
         .args([
             "-smp",
             &options.vcpus.to_string(),
