@@ -196,18 +196,18 @@ struct VhostUserTimer {
 };
 
 /* Starts an action that may take the timeout. */
-static void vut_begin(VhostUserTimer *s)
+static void dev_begin(VhostUserTimer *s)
 {
     s->deadline = get_clock() + s->timeout_ms * (int64_t)SCALE_MS;
 }
 
-static uint64_t vut_left(VhostUserTimer *s)
+static uint64_t dev_left(VhostUserTimer *s)
 {
     return MAX(s->deadline - get_clock(), 0);
 }
 
 /* Turns what a call to the library has returned into an error. */
-static bool vut_done(int ret, Error **errp, const char *what)
+static bool dev_done(int ret, Error **errp, const char *what)
 {
     if (ret < 0) {
         error_setg(errp, "cannot %s: %s", what, vut_error_message());
@@ -216,7 +216,7 @@ static bool vut_done(int ret, Error **errp, const char *what)
     return true;
 }
 
-static struct vut_vcpu *vut_read_all(VhostUserTimer *s, Error **errp)
+static struct vut_vcpu *dev_read_all(VhostUserTimer *s, Error **errp)
 {
     g_autofree struct vut_vcpu *vcpus = g_new0(struct vut_vcpu, s->vcpus);
     CPUState *cpu;
@@ -233,11 +233,11 @@ static struct vut_vcpu *vut_read_all(VhostUserTimer *s, Error **errp)
 }
 
 /* The backend's VUT_PHASE_*, or -1. */
-static int vut_phase(VhostUserTimer *s, Error **errp)
+static int dev_phase(VhostUserTimer *s, Error **errp)
 {
     struct vut_info info;
 
-    if (!vut_done(vut_info(s->frontend, &info, vut_left(s)), errp,
+    if (!dev_done(vut_info(s->frontend, &info, dev_left(s)), errp,
                   "ask for the VM's phase")) {
         return -1;
     }
@@ -248,19 +248,19 @@ static int vut_phase(VhostUserTimer *s, Error **errp)
  * Gives the backend the VM as QEMU has it, which is stopped. Whatever phase
  * the backend is in, it is PAUSED then.
  */
-static bool vut_sync(VhostUserTimer *s, Error **errp)
+static bool dev_sync(VhostUserTimer *s, Error **errp)
 {
-    g_autofree struct vut_vcpu *vcpus = vut_read_all(s, errp);
+    g_autofree struct vut_vcpu *vcpus = dev_read_all(s, errp);
     struct vut_run run;
     int phase;
 
-    phase = vcpus ? vut_phase(s, errp) : -1;
+    phase = vcpus ? dev_phase(s, errp) : -1;
     if (phase < 0) {
         return false;
     }
     /* A stop under TCG that was interrupted is begun again. */
     if (phase != VUT_PHASE_RESTORING) {
-        if (!vut_done(vut_pause(s->frontend, 0, &run, vut_left(s)), errp,
+        if (!dev_done(vut_pause(s->frontend, 0, &run, dev_left(s)), errp,
                       "stop the VM's time")) {
             return false;
         }
@@ -274,14 +274,14 @@ static bool vut_sync(VhostUserTimer *s, Error **errp)
  * same stream. Nothing else in QEMU notices a vCPU whose timers have not
  * arrived. *@count is the VM's count: the largest that a vCPU brings.
  */
-static bool vut_verify(VhostUserTimer *s, struct vut_vcpu *ours,
+static bool dev_verify(VhostUserTimer *s, struct vut_vcpu *ours,
                        uint64_t *count, Error **errp)
 {
     g_autofree struct vut_vcpu *theirs = g_new0(struct vut_vcpu, s->vcpus);
     struct vut_vm vm;
 
-    if (!vut_done(vut_get_vm(s->frontend, &vm, 0, theirs, s->vcpus,
-                             vut_left(s)), errp,
+    if (!dev_done(vut_get_vm(s->frontend, &vm, 0, theirs, s->vcpus,
+                             dev_left(s)), errp,
                   "read the VM from the backend")) {
         return false;
     }
@@ -299,24 +299,24 @@ static bool vut_verify(VhostUserTimer *s, struct vut_vcpu *ours,
     return true;
 }
 
-static bool vut_finish_load(VhostUserTimer *s, Error **errp)
+static bool dev_finish_load(VhostUserTimer *s, Error **errp)
 {
-    g_autofree struct vut_vcpu *vcpus = vut_read_all(s, errp);
+    g_autofree struct vut_vcpu *vcpus = dev_read_all(s, errp);
     uint64_t count;
 
     if (!vcpus) {
         return false;
     }
-    if (!s->reset && !vut_verify(s, vcpus, &count, errp)) {
+    if (!s->reset && !dev_verify(s, vcpus, &count, errp)) {
         return false;
     }
     return s->ops->finish_load(s, vcpus, errp);
 }
 
 /* Makes the backend of a stopped VM PAUSED, with all that QEMU has. */
-static bool vut_settle(VhostUserTimer *s, Error **errp)
+static bool dev_settle(VhostUserTimer *s, Error **errp)
 {
-    int phase = vut_phase(s, errp);
+    int phase = dev_phase(s, errp);
     bool open;
 
     if (phase < 0) {
@@ -324,7 +324,7 @@ static bool vut_settle(VhostUserTimer *s, Error **errp)
     }
     /* Its end may have been carried out without an answer in time. */
     open = s->loaded && phase == VUT_PHASE_RESTORING;
-    if (!(open ? vut_finish_load(s, errp) : vut_sync(s, errp))) {
+    if (!(open ? dev_finish_load(s, errp) : dev_sync(s, errp))) {
         return false;
     }
     s->loaded = false;
@@ -332,7 +332,7 @@ static bool vut_settle(VhostUserTimer *s, Error **errp)
     return true;
 }
 
-static void vut_stop(VhostUserTimer *s)
+static void dev_stop(VhostUserTimer *s)
 {
     Error *err = NULL;
 
@@ -344,13 +344,13 @@ static void vut_stop(VhostUserTimer *s)
          * counting, so stop it if the start's time is not used up. Why it
          * failed was said.
          */
-        if (!s->loaded && vut_sync(s, NULL)) {
+        if (!s->loaded && dev_sync(s, NULL)) {
             s->stale = false;
         }
         return;
     }
-    vut_begin(s);
-    if (vut_sync(s, &err)) {
+    dev_begin(s);
+    if (dev_sync(s, &err)) {
         s->stale = false;
         trace_vhost_user_timer_stop(s->paused_count);
         return;
@@ -366,7 +366,7 @@ typedef struct ApplyCall {
     Error *err;
 } ApplyCall;
 
-static int vut_apply(const struct vut_info *info, void *opaque)
+static int dev_apply(const struct vut_info *info, void *opaque)
 {
     ApplyCall *call = opaque;
 
@@ -374,7 +374,7 @@ static int vut_apply(const struct vut_info *info, void *opaque)
     return call->s->ops->apply(call->s, info, &call->err) ? 0 : -EIO;
 }
 
-static bool vut_run(VhostUserTimer *s, Error **errp)
+static bool dev_run(VhostUserTimer *s, Error **errp)
 {
     ApplyCall call = { .s = s };
     struct vut_run run;
@@ -383,12 +383,12 @@ static bool vut_run(VhostUserTimer *s, Error **errp)
     if (!s->ops->anchor(s, errp)) {
         return false;
     }
-    ret = vut_resume_with(s->frontend, vut_apply, &call, &run, vut_left(s));
+    ret = vut_resume_with(s->frontend, dev_apply, &call, &run, dev_left(s));
     if (call.err) {
         error_propagate(errp, call.err);
         return false;
     }
-    if (!vut_done(ret, errp, "let the VM's time go on")) {
+    if (!dev_done(ret, errp, "let the VM's time go on")) {
         return false;
     }
     s->offset = run.cntvoff;
@@ -396,7 +396,7 @@ static bool vut_run(VhostUserTimer *s, Error **errp)
     return true;
 }
 
-static void vut_start(VhostUserTimer *s)
+static void dev_start(VhostUserTimer *s)
 {
     Error *err = g_steal_pointer(&s->start_error);
 
@@ -412,7 +412,7 @@ static void vut_start(VhostUserTimer *s)
     if (!err) {
         cpu_enable_ticks();
     }
-    if (!err && vut_run(s, &err)) {
+    if (!err && dev_run(s, &err)) {
         s->starting = false;
         trace_vhost_user_timer_start(s->confirmed_count, s->offset);
         if (s->failed) {
@@ -435,7 +435,7 @@ static void vut_start(VhostUserTimer *s)
     s->starting = false;
 }
 
-static void vut_prepare(void *opaque, bool running, RunState state)
+static void dev_prepare(void *opaque, bool running, RunState state)
 {
     VhostUserTimer *s = opaque;
     int phase;
@@ -449,39 +449,39 @@ static void vut_prepare(void *opaque, bool running, RunState state)
      * a start that fails, and is tried again, would take its time from it.
      */
     cpu_disable_ticks();
-    vut_begin(s);
-    phase = vut_phase(s, &s->start_error);
+    dev_begin(s);
+    phase = dev_phase(s, &s->start_error);
     if (phase >= 0 &&
         (s->loaded || s->stale || phase != VUT_PHASE_PAUSED)) {
-        vut_settle(s, &s->start_error);
+        dev_settle(s, &s->start_error);
     }
-    s->left_ns = vut_left(s);
+    s->left_ns = dev_left(s);
 }
 
-static void vut_change_state(void *opaque, bool running, RunState state)
+static void dev_change_state(void *opaque, bool running, RunState state)
 {
     VhostUserTimer *s = opaque;
 
     if (running) {
-        vut_start(s);
+        dev_start(s);
     } else {
-        vut_stop(s);
+        dev_stop(s);
     }
 }
 
-static uint64_t vut_ticks(VhostUserTimer *s, int64_t ns)
+static uint64_t dev_ticks(VhostUserTimer *s, int64_t ns)
 {
     return ns / (NANOSECONDS_PER_SECOND / s->frequency);
 }
 
 /* Ends an open restore: every vCPU at once, with the registers given. */
-static bool vut_restore_all(VhostUserTimer *s, const struct vut_vcpu *vcpus,
+static bool dev_restore_all(VhostUserTimer *s, const struct vut_vcpu *vcpus,
                             Error **errp)
 {
     uint32_t remaining;
 
-    if (!vut_done(vut_set_vm(s->frontend, vcpus, s->vcpus, true, &remaining,
-                             vut_left(s)), errp,
+    if (!dev_done(vut_set_vm(s->frontend, vcpus, s->vcpus, true, &remaining,
+                             dev_left(s)), errp,
                   "give the backend the vCPUs' timers")) {
         return false;
     }
@@ -560,19 +560,19 @@ static bool tcg_read(VhostUserTimer *s, CPUState *cpu, struct vut_vcpu *vcpu,
 /* Ends a restore with what QEMU has: its frozen clock is the VM's count. */
 static bool tcg_restore(VhostUserTimer *s, struct vut_vcpu *vcpus, Error **errp)
 {
-    uint64_t count = vut_ticks(s, s->frozen_ns) - s->offset;
+    uint64_t count = dev_ticks(s, s->frozen_ns) - s->offset;
 
     for (uint32_t i = 0; i < s->vcpus; i++) {
         vcpus[i].cnt = count;
         vcpus[i].present |= VUT_PRESENT_CNT;
     }
     s->paused_count = count;
-    return vut_restore_all(s, vcpus, errp);
+    return dev_restore_all(s, vcpus, errp);
 }
 
 static bool tcg_store(VhostUserTimer *s, struct vut_vcpu *vcpus, Error **errp)
 {
-    return vut_done(vut_restore_begin_raw(s->frontend, NULL, NULL, vut_left(s)),
+    return dev_done(vut_restore_begin_raw(s->frontend, NULL, NULL, dev_left(s)),
                     errp, "open a restore") &&
            tcg_restore(s, vcpus, errp);
 }
@@ -587,7 +587,7 @@ static bool tcg_finish_load(VhostUserTimer *s, struct vut_vcpu *vcpus,
      * The stream has a physical count as well, which would become the VM's
      * own. Under TCG that has no offset. So restore all but that.
      */
-    return vut_done(vut_restore_abort_raw(s->frontend, vut_left(s)), errp,
+    return dev_done(vut_restore_abort_raw(s->frontend, dev_left(s)), errp,
                     "abort the restore of the device state") &&
            tcg_store(s, vcpus, errp);
 }
@@ -614,15 +614,15 @@ static int64_t tcg_clock_difference(void)
 static bool tcg_anchor(VhostUserTimer *s, Error **errp)
 {
     int64_t period = NANOSECONDS_PER_SECOND / s->frequency;
-    uint64_t count = vut_ticks(s, qemu_clock_get_ns(QEMU_CLOCK_VIRTUAL));
+    uint64_t count = dev_ticks(s, qemu_clock_get_ns(QEMU_CLOCK_VIRTUAL));
     int64_t monotonic = (int64_t)count * period - tcg_clock_difference();
 
-    if (!vut_done(vut_set_anchor(s->frontend, monotonic, count, vut_left(s)),
+    if (!dev_done(vut_set_anchor(s->frontend, monotonic, count, dev_left(s)),
                   errp, "tell the backend QEMU's clock")) {
         return false;
     }
     return s->offset ||
-           vut_done(vut_set_counter_offset(s->frontend, 0, vut_left(s)), errp,
+           dev_done(vut_set_counter_offset(s->frontend, 0, dev_left(s)), errp,
                     "fix the VM's offset");
 }
 
@@ -751,8 +751,8 @@ static bool kvm_store(VhostUserTimer *s, struct vut_vcpu *vcpus, Error **errp)
             { VUT_ARM64_PTIMER_CVAL, vcpus[i].pcval },
         };
 
-        if (!vut_done(vut_set_regs(s->frontend, i, regs, ARRAY_SIZE(regs), NULL,
-                                   vut_left(s)), errp,
+        if (!dev_done(vut_set_regs(s->frontend, i, regs, ARRAY_SIZE(regs), NULL,
+                                   dev_left(s)), errp,
                       "give the backend the vCPUs' timers")) {
             return false;
         }
@@ -764,7 +764,7 @@ static bool kvm_finish_load(VhostUserTimer *s, struct vut_vcpu *vcpus,
                             Error **errp)
 {
     /* The stream has brought the counts. */
-    return vut_restore_all(s, vcpus, errp);
+    return dev_restore_all(s, vcpus, errp);
 }
 
 static bool kvm_anchor(VhostUserTimer *s, Error **errp)
@@ -799,7 +799,7 @@ static const VhostUserTimerOps kvm_ops = {
 };
 #endif /* CONFIG_KVM */
 
-static bool vut_connect_chardev(VhostUserTimer *s, struct vut_options *options,
+static bool dev_connect_chardev(VhostUserTimer *s, struct vut_options *options,
                                 Error **errp)
 {
     Chardev *chr = qemu_chr_fe_get_driver(&s->chardev);
@@ -818,7 +818,7 @@ static bool vut_connect_chardev(VhostUserTimer *s, struct vut_options *options,
         return false;
     }
     if (!s->reconnect) {
-        return vut_done(vut_connect_fd(sock->sioc->fd, options, &s->frontend),
+        return dev_done(vut_connect_fd(sock->sioc->fd, options, &s->frontend),
                         errp, "set up the backend's connection");
     }
     if (sock->is_listen || sock->reconnect_time_ms ||
@@ -830,11 +830,11 @@ static bool vut_connect_chardev(VhostUserTimer *s, struct vut_options *options,
     path = g_strdup(sock->addr->u.q_unix.path);
     /* The backend serves one frontend at a time. */
     qemu_chr_fe_disconnect(&s->chardev);
-    return vut_done(vut_connect(path, options, &s->frontend), errp,
+    return dev_done(vut_connect(path, options, &s->frontend), errp,
                     "connect to the backend");
 }
 
-static bool vut_connect_fd_number(VhostUserTimer *s,
+static bool dev_connect_fd_number(VhostUserTimer *s,
                                   const struct vut_options *options,
                                   Error **errp)
 {
@@ -845,13 +845,13 @@ static bool vut_connect_fd_number(VhostUserTimer *s,
         return false;
     }
     /* The library duplicates it. */
-    ok = vut_done(vut_connect_fd(fd, options, &s->frontend), errp,
+    ok = dev_done(vut_connect_fd(fd, options, &s->frontend), errp,
                   "set up the backend's connection");
     close(fd);
     return ok;
 }
 
-static bool vut_launch(VhostUserTimer *s, const struct vut_options *options,
+static bool dev_launch(VhostUserTimer *s, const struct vut_options *options,
                        Error **errp)
 {
     QemuOptsList *sandbox = qemu_find_opts_err("sandbox", NULL);
@@ -869,12 +869,12 @@ static bool vut_launch(VhostUserTimer *s, const struct vut_options *options,
         error_setg(errp, "backend-args: %s", error->message);
         return false;
     }
-    return vut_done(vut_spawn(s->backend, (const char *const *)args,
+    return dev_done(vut_spawn(s->backend, (const char *const *)args,
                               s->state_file, options, &s->frontend),
                     errp, "launch the backend");
 }
 
-static bool vut_connect_backend(VhostUserTimer *s, Error **errp)
+static bool dev_connect_backend(VhostUserTimer *s, Error **errp)
 {
     bool chardev = qemu_chr_fe_backend_connected(&s->chardev);
     struct vut_options options;
@@ -898,16 +898,16 @@ static bool vut_connect_backend(VhostUserTimer *s, Error **errp)
     options.host_counter = s->ops->host_counter;
     options.reconnect = s->reconnect;
     if (chardev) {
-        return vut_connect_chardev(s, &options, errp);
+        return dev_connect_chardev(s, &options, errp);
     }
-    return s->fd ? vut_connect_fd_number(s, &options, errp)
-                 : vut_launch(s, &options, errp);
+    return s->fd ? dev_connect_fd_number(s, &options, errp)
+                 : dev_launch(s, &options, errp);
 }
 
-static bool vut_configure_vm(VhostUserTimer *s, Error **errp)
+static bool dev_configure_vm(VhostUserTimer *s, Error **errp)
 {
     g_autofree char *what = NULL;
-    int phase = vut_phase(s, errp);
+    int phase = dev_phase(s, errp);
 
     if (phase < 0) {
         return false;
@@ -921,13 +921,13 @@ static bool vut_configure_vm(VhostUserTimer *s, Error **errp)
                            " vCPUs with a counter of %" PRIu64 " Hz, which its "
                            "--max-vcpus and --counter-frequency must allow",
                            s->vcpus, s->frequency);
-    return vut_done(vut_configure(s->frontend, s->vcpus, VUT_ABI_ARM64,
-                                  s->frequency, s->ops->vm_flags, vut_left(s)),
+    return dev_done(vut_configure(s->frontend, s->vcpus, VUT_ABI_ARM64,
+                                  s->frequency, s->ops->vm_flags, dev_left(s)),
                     errp, what);
 }
 
 /* The device is for one type of CPU, which has the timers of the A profile. */
-static bool vut_check_cpus(VhostUserTimer *s, Error **errp)
+static bool dev_check_cpus(VhostUserTimer *s, Error **errp)
 {
     CPUState *cpu;
 
@@ -948,20 +948,20 @@ static bool vut_check_cpus(VhostUserTimer *s, Error **errp)
     return true;
 }
 
-static void vut_cpus_reset(void *opaque)
+static void dev_cpus_reset(void *opaque)
 {
     VhostUserTimer *s = opaque;
 
     s->reset = true;
 }
 
-static void vut_close_backend(VhostUserTimer *s)
+static void dev_close_backend(VhostUserTimer *s)
 {
     vut_close(s->frontend);
     s->frontend = NULL;
 }
 
-static void vut_exit(Notifier *notifier, void *data)
+static void dev_exit(Notifier *notifier, void *data)
 {
     VhostUserTimer *s = container_of(notifier, VhostUserTimer, exit);
 
@@ -974,10 +974,10 @@ static void vut_exit(Notifier *notifier, void *data)
             kill(pid, SIGKILL);
         }
     }
-    vut_close_backend(s);
+    dev_close_backend(s);
 }
 
-static void vut_realize(DeviceState *dev, Error **errp)
+static void dev_realize(DeviceState *dev, Error **errp)
 {
     VhostUserTimer *s = VHOST_USER_TIMER(dev);
     bool ambiguous = false;
@@ -1005,16 +1005,16 @@ static void vut_realize(DeviceState *dev, Error **errp)
         error_setg(errp, TYPE_VHOST_USER_TIMER " needs TCG or KVM");
         return;
     }
-    if (!vut_check_cpus(s, errp)) {
+    if (!dev_check_cpus(s, errp)) {
         return;
     }
     s->frequency = s->ops->frequency(ARM_CPU(first_cpu));
     if (!s->ops->check(s, errp)) {
         return;
     }
-    vut_begin(s);
-    if (!vut_connect_backend(s, errp) || !vut_configure_vm(s, errp)) {
-        vut_close_backend(s);
+    dev_begin(s);
+    if (!dev_connect_backend(s, errp) || !dev_configure_vm(s, errp)) {
+        dev_close_backend(s);
         return;
     }
     if (s->ops->realized) {
@@ -1022,27 +1022,27 @@ static void vut_realize(DeviceState *dev, Error **errp)
     }
     /* The backend's count starts at 0. */
     s->stale = s->initial_count;
-    s->change_state = add_vm_change_state_handler(vut_change_state, vut_prepare,
+    s->change_state = add_vm_change_state_handler(dev_change_state, dev_prepare,
                                                   s, INT_MAX);
-    qemu_register_reset(vut_cpus_reset, s);
-    s->exit.notify = vut_exit;
+    qemu_register_reset(dev_cpus_reset, s);
+    s->exit.notify = dev_exit;
     qemu_add_exit_notifier(&s->exit);
 }
 
-static bool vut_save(VhostUserTimer *s, Error **errp)
+static bool dev_save(VhostUserTimer *s, Error **errp)
 {
     uint8_t *state;
     size_t size;
 
-    vut_begin(s);
+    dev_begin(s);
     if (runstate_is_running()) {
         error_setg(errp, "the VM runs");
         return false;
     }
     /* Not only what the last stop has left: the CPUs may be reset since. */
-    if (!vut_settle(s, errp) ||
-        !vut_done(vut_device_state_save(s->frontend, &state, &size,
-                                        vut_left(s)), errp,
+    if (!dev_settle(s, errp) ||
+        !dev_done(vut_device_state_save(s->frontend, &state, &size,
+                                        dev_left(s)), errp,
                   "save the backend's state")) {
         return false;
     }
@@ -1056,9 +1056,9 @@ static bool vut_save(VhostUserTimer *s, Error **errp)
     return true;
 }
 
-static bool vut_load_state(VhostUserTimer *s, Error **errp)
+static bool dev_load_state(VhostUserTimer *s, Error **errp)
 {
-    int phase = vut_phase(s, errp);
+    int phase = dev_phase(s, errp);
     bool ok;
 
     if (phase < 0) {
@@ -1066,27 +1066,27 @@ static bool vut_load_state(VhostUserTimer *s, Error **errp)
     }
     if (phase == VUT_PHASE_RESTORING) {
         /* Of a device state that was loaded before this one. */
-        ok = vut_done(vut_restore_abort_raw(s->frontend, vut_left(s)), errp,
+        ok = dev_done(vut_restore_abort_raw(s->frontend, dev_left(s)), errp,
                       "abort the restore of another device state");
     } else {
         /* It may have missed the last stop; otherwise it is PAUSED. */
-        ok = vut_done(vut_pause(s->frontend, 0, NULL, vut_left(s)), errp,
+        ok = dev_done(vut_pause(s->frontend, 0, NULL, dev_left(s)), errp,
                       "stop the VM's time");
     }
     if (!ok) {
         return false;
     }
-    return vut_done(vut_device_state_load(s->frontend, s->saved.state,
-                                          s->saved.size, vut_left(s)), errp,
+    return dev_done(vut_device_state_load(s->frontend, s->saved.state,
+                                          s->saved.size, dev_left(s)), errp,
                     "load the backend's state");
 }
 
-static bool vut_load(VhostUserTimer *s, Error **errp)
+static bool dev_load(VhostUserTimer *s, Error **errp)
 {
     g_autofree struct vut_vcpu *vcpus = NULL;
     uint64_t count;
 
-    vut_begin(s);
+    dev_begin(s);
     if (s->saved.vcpus != s->vcpus) {
         error_setg(errp, "the VM was saved with %" PRIu32 " vCPUs, and has %"
                    PRIu32 " here", s->saved.vcpus, s->vcpus);
@@ -1103,31 +1103,31 @@ static bool vut_load(VhostUserTimer *s, Error **errp)
                    "which has not been restored", s->saved.frozen_ns);
         return false;
     }
-    vcpus = vut_read_all(s, errp);
-    if (!vcpus || !vut_load_state(s, errp)) {
+    vcpus = dev_read_all(s, errp);
+    if (!vcpus || !dev_load_state(s, errp)) {
         return false;
     }
     s->loaded = true;
     s->reset = false;
-    if (!vut_verify(s, vcpus, &count, errp)) {
+    if (!dev_verify(s, vcpus, &count, errp)) {
         return false;
     }
     s->frozen_ns = s->saved.frozen_ns;
     if (tcg_enabled()) {
-        s->offset = vut_ticks(s, s->frozen_ns) - count;
+        s->offset = dev_ticks(s, s->frozen_ns) - count;
     }
     trace_vhost_user_timer_load(count, s->saved.size);
     return true;
 }
 
-static void vut_forget_saved(VhostUserTimer *s)
+static void dev_forget_saved(VhostUserTimer *s)
 {
     g_clear_pointer(&s->saved.state, g_free);
     s->saved.size = 0;
 }
 
 /* Passes on what an action of the migration has returned. */
-static bool vut_migrated(bool ok, const char *action, Error **errp)
+static bool dev_migrated(bool ok, const char *action, Error **errp)
 {
     if (!ok) {
         trace_vhost_user_timer_error(action, error_get_pretty(*errp));
@@ -1136,53 +1136,53 @@ static bool vut_migrated(bool ok, const char *action, Error **errp)
     return ok;
 }
 
-static bool vut_pre_save(void *opaque, Error **errp)
+static bool dev_pre_save(void *opaque, Error **errp)
 {
     ERRP_GUARD();
-    bool ok = vut_save(opaque, errp);
+    bool ok = dev_save(opaque, errp);
 
-    return vut_migrated(ok, "save", errp);
+    return dev_migrated(ok, "save", errp);
 }
 
-static int vut_post_save(void *opaque)
+static int dev_post_save(void *opaque)
 {
-    vut_forget_saved(opaque);
+    dev_forget_saved(opaque);
     return 0;
 }
 
-static int vut_pre_load(void *opaque)
+static int dev_pre_load(void *opaque)
 {
-    vut_forget_saved(opaque);
+    dev_forget_saved(opaque);
     return 0;
 }
 
-static bool vut_post_load(void *opaque, int version_id, Error **errp)
+static bool dev_post_load(void *opaque, int version_id, Error **errp)
 {
     ERRP_GUARD();
-    bool ok = vut_load(opaque, errp);
+    bool ok = dev_load(opaque, errp);
 
-    vut_forget_saved(opaque);
-    return vut_migrated(ok, "load", errp);
+    dev_forget_saved(opaque);
+    return dev_migrated(ok, "load", errp);
 }
 
 #if !QEMU_AT_LEAST(10, 2)
 /* The migration's error is a number then; its text goes to stderr. */
-static int vut_pre_save_report(void *opaque)
+static int dev_pre_save_report(void *opaque)
 {
     Error *err = NULL;
 
-    if (!vut_pre_save(opaque, &err)) {
+    if (!dev_pre_save(opaque, &err)) {
         error_report_err(err);
         return -EINVAL;
     }
     return 0;
 }
 
-static int vut_post_load_report(void *opaque, int version_id)
+static int dev_post_load_report(void *opaque, int version_id)
 {
     Error *err = NULL;
 
-    if (!vut_post_load(opaque, version_id, &err)) {
+    if (!dev_post_load(opaque, version_id, &err)) {
         error_report_err(err);
         return -EINVAL;
     }
@@ -1190,7 +1190,7 @@ static int vut_post_load_report(void *opaque, int version_id)
 }
 #endif
 
-static bool vut_size_is_sane(void *opaque, int version_id)
+static bool dev_size_is_sane(void *opaque, int version_id)
 {
     VhostUserTimer *s = opaque;
 
@@ -1202,28 +1202,28 @@ static const VMStateDescription vmstate_vhost_user_timer = {
     .version_id = 1,
     .minimum_version_id = 1,
 #if QEMU_AT_LEAST(10, 2)
-    .pre_save_errp = vut_pre_save,
-    .post_load_errp = vut_post_load,
+    .pre_save_errp = dev_pre_save,
+    .post_load_errp = dev_post_load,
 #else
-    .pre_save = vut_pre_save_report,
-    .post_load = vut_post_load_report,
+    .pre_save = dev_pre_save_report,
+    .post_load = dev_post_load_report,
 #endif
-    .post_save = vut_post_save,
-    .pre_load = vut_pre_load,
+    .post_save = dev_post_save,
+    .pre_load = dev_pre_load,
     .fields = (const VMStateField[]) {
         VMSTATE_UINT32(saved.vcpus, VhostUserTimer),
         VMSTATE_UINT64(saved.frequency, VhostUserTimer),
         VMSTATE_INT64(saved.frozen_ns, VhostUserTimer),
         VMSTATE_UINT32(saved.size, VhostUserTimer),
         VMSTATE_VALIDATE("the backend's state is at most 4 MiB",
-                         vut_size_is_sane),
+                         dev_size_is_sane),
         VMSTATE_VBUFFER_ALLOC_UINT32(saved.state, VhostUserTimer, 0, NULL,
                                      saved.size),
         VMSTATE_END_OF_LIST()
     },
 };
 
-static bool vut_query(Object *obj, struct vut_info *info, Error **errp)
+static bool dev_query(Object *obj, struct vut_info *info, Error **errp)
 {
     VhostUserTimer *s = VHOST_USER_TIMER(obj);
     uint64_t limit_ns;
@@ -1233,11 +1233,11 @@ static bool vut_query(Object *obj, struct vut_info *info, Error **errp)
         return false;
     }
     limit_ns = MIN(s->timeout_ms, QUERY_LIMIT_MS) * (uint64_t)SCALE_MS;
-    return vut_done(vut_info(s->frontend, info, limit_ns), errp,
+    return dev_done(vut_info(s->frontend, info, limit_ns), errp,
                     "ask the backend");
 }
 
-static char *vut_get_phase(Object *obj, Error **errp)
+static char *dev_get_phase(Object *obj, Error **errp)
 {
     static const char *const names[] = {
         [VUT_PHASE_NEW] = "new",
@@ -1248,39 +1248,39 @@ static char *vut_get_phase(Object *obj, Error **errp)
     };
     struct vut_info info;
 
-    if (!vut_query(obj, &info, errp)) {
+    if (!dev_query(obj, &info, errp)) {
         return NULL;
     }
     return g_strdup(info.phase < ARRAY_SIZE(names) ? names[info.phase] : "?");
 }
 
 /* A field of the backend's answer: @opaque is its offset. */
-static void vut_get_field(Object *obj, Visitor *v, const char *name,
+static void dev_get_field(Object *obj, Visitor *v, const char *name,
                           void *opaque, Error **errp)
 {
     const size_t *offset = opaque;
     struct vut_info info;
     uint64_t value;
 
-    if (vut_query(obj, &info, errp)) {
+    if (dev_query(obj, &info, errp)) {
         memcpy(&value, (char *)&info + *offset, sizeof(value));
         visit_type_uint64(v, name, &value, errp);
     }
 }
 
-static void vut_get_missing(Object *obj, Visitor *v, const char *name,
+static void dev_get_missing(Object *obj, Visitor *v, const char *name,
                             void *opaque, Error **errp)
 {
     struct vut_info info;
     uint32_t missing;
 
-    if (vut_query(obj, &info, errp)) {
+    if (dev_query(obj, &info, errp)) {
         missing = info.vcpus - info.restored;
         visit_type_uint32(v, name, &missing, errp);
     }
 }
 
-static void vut_get_pid(Object *obj, Visitor *v, const char *name,
+static void dev_get_pid(Object *obj, Visitor *v, const char *name,
                         void *opaque, Error **errp)
 {
     VhostUserTimer *s = VHOST_USER_TIMER(obj);
@@ -1293,7 +1293,7 @@ static void vut_get_pid(Object *obj, Visitor *v, const char *name,
     visit_type_int32(v, name, &pid, errp);
 }
 
-static const Property vut_properties[] = {
+static const Property dev_properties[] = {
     DEFINE_PROP_CHR("chardev", VhostUserTimer, chardev),
     DEFINE_PROP_STRING("fd", VhostUserTimer, fd),
     DEFINE_PROP_STRING("backend", VhostUserTimer, backend),
@@ -1306,7 +1306,7 @@ static const Property vut_properties[] = {
     DEFINE_PROP_UINT64("x-initial-count", VhostUserTimer, initial_count, 0),
 };
 
-static void vut_instance_init(Object *obj)
+static void dev_instance_init(Object *obj)
 {
     VhostUserTimer *s = VHOST_USER_TIMER(obj);
 
@@ -1318,7 +1318,7 @@ static void vut_instance_init(Object *obj)
                                    OBJ_PROP_FLAG_READ);
 }
 
-static void vut_class_init(ObjectClass *klass, CLASS_DATA *data)
+static void dev_class_init(ObjectClass *klass, CLASS_DATA *data)
 {
     static struct {
         const char *name;
@@ -1335,40 +1335,40 @@ static void vut_class_init(ObjectClass *klass, CLASS_DATA *data)
     DeviceClass *dc = DEVICE_CLASS(klass);
 
     dc->desc = "VM timers kept by a vhost-user backend";
-    dc->realize = vut_realize;
+    dc->realize = dev_realize;
     dc->vmsd = &vmstate_vhost_user_timer;
     dc->hotpluggable = false;
-    device_class_set_props(dc, vut_properties);
+    device_class_set_props(dc, dev_properties);
     set_bit(DEVICE_CATEGORY_MISC, dc->categories);
 
-    object_class_property_add_str(klass, "phase", vut_get_phase, NULL);
+    object_class_property_add_str(klass, "phase", dev_get_phase, NULL);
     object_class_property_set_description(klass, "phase",
         "new, paused, running, restoring or armed");
     for (size_t i = 0; i < ARRAY_SIZE(fields); i++) {
         object_class_property_add(klass, fields[i].name, "uint64",
-                                  vut_get_field, NULL, NULL,
+                                  dev_get_field, NULL, NULL,
                                   &fields[i].offset);
         object_class_property_set_description(klass, fields[i].name,
                                               fields[i].description);
     }
     object_class_property_add(klass, "missing-vcpus", "uint32",
-                              vut_get_missing, NULL, NULL, NULL);
+                              dev_get_missing, NULL, NULL, NULL);
     object_class_property_set_description(klass, "missing-vcpus",
         "vCPUs that the open restore waits for");
-    object_class_property_add(klass, "backend-pid", "int32", vut_get_pid, NULL,
+    object_class_property_add(klass, "backend-pid", "int32", dev_get_pid, NULL,
                               NULL, NULL);
     object_class_property_set_description(klass, "backend-pid",
         "Process that QEMU has launched");
 }
 
-static const TypeInfo vut_types[] = {
+static const TypeInfo dev_types[] = {
     {
         .name = TYPE_VHOST_USER_TIMER,
         .parent = TYPE_DEVICE,
         .instance_size = sizeof(VhostUserTimer),
-        .instance_init = vut_instance_init,
-        .class_init = vut_class_init,
+        .instance_init = dev_instance_init,
+        .class_init = dev_class_init,
     },
 };
 
-DEFINE_TYPES(vut_types)
+DEFINE_TYPES(dev_types)

@@ -340,7 +340,7 @@ add_libraries() {
 make_builder() {
     debian --variant=apt --architectures=amd64,arm64 \
         --include=dpkg-dev,gcc,libc6-dev,meson,ninja-build,patch,pkgconf,python3-venv,xz-utils \
-        --include=libfdt-dev,libglib2.0-dev,zlib1g-dev \
+        --include=libfdt-dev,libglib2.0-dev,libseccomp-dev,zlib1g-dev \
         --include=gcc-aarch64-linux-gnu,libc6-dev:arm64,libfdt-dev:arm64,libglib2.0-dev:arm64,zlib1g-dev:arm64 \
         -- "$1/tools"
 }
@@ -412,7 +412,7 @@ make_unpatched() {
         grep -rqsx "config $name" "$1/source/hw" --include=Kconfig ||
             printf 'config %s\n    bool\n' "$name" >>"$1/source/Kconfig"
     done
-    configure_qemu "$1" --enable-tcg
+    configure_qemu "$1" --enable-tcg --enable-seccomp
     in_build "$1" ninja qemu-system-aarch64
 }
 
