@@ -388,8 +388,8 @@ in_build() {
         env --chdir=/build "$@"
 }
 
-# What the patches add to QEMU's configuration, in some versions.
-ours=(VHOST_USER_{RTC,TIMER} LIBVHOST_USER_TIMER)
+# The devices that the patches add, in some versions.
+ours=(VHOST_USER_{RTC,TIMER})
 
 # configure_qemu DIRECTORY OPTION…: configures a small QEMU, with OPTIONs besides. Nothing in it
 # uses CXL, but it does not link without.
