@@ -417,12 +417,13 @@ make_unpatched() {
 }
 
 # patch_qemu DIRECTORY LIBRARY: puts the device into DIRECTORY/source, and the library that it is
-# linked with into DIRECTORY/local.
+# linked with into DIRECTORY/local. The compiler searches there without Cflags. With them, the
+# commands of all the target's files would change, and all would be built again.
 patch_qemu() {
     mkdir -p "$1"/local/{include,lib/pkgconfig}
     cp "$2" "$1/local/lib"
     cp "$source/contrib/capi/include/vhost_user_timer.h" "$1/local/include"
-    sed 's|@PREFIX@|/usr/local|; s|@LIBDIR@|/usr/local/lib|; s|@VERSION@|0|' \
+    sed 's|@PREFIX@|/usr/local|; s|@LIBDIR@|/usr/local/lib|; s|@VERSION@|0|; /^Cflags:/d' \
         "$source/contrib/capi/vhost-user-timer.pc.in" >"$1/local/lib/pkgconfig/vhost-user-timer.pc"
     cp "$cache/source/source/Kconfig" "$1/source"
     in_builder "$1/source:/src" "$source/contrib/qemu:/contrib" -- /contrib/apply /src
