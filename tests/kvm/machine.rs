@@ -2,7 +2,6 @@
 //! booted for the first of them and ends with the last that waits for it.
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -53,24 +52,7 @@ impl Machine<'_> {
 /// The archive of programs, built once for this process.
 fn programs() -> &'static PathBuf {
     static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAMS.get_or_init(|| {
-        let this = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs this test");
-        let script = PathBuf::from(this).join("kvm/programs");
-        let output = Command::new(&script)
-            .stderr(std::process::Stdio::inherit())
-            .output()
-            .unwrap_or_else(|error| panic!("{}: {error}", script.display()));
-        assert!(
-            output.status.success(),
-            "{}: {}",
-            script.display(),
-            output.status
-        );
-        String::from_utf8(output.stdout)
-            .expect("a path")
-            .trim()
-            .into()
-    })
+    PROGRAMS.get_or_init(|| KvmHost::programs("kvm/programs"))
 }
 
 type Shared = Mutex<Option<KvmHost>>;

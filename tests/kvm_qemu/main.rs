@@ -3,8 +3,6 @@
 //! `inside.rs` has the tests, as a program that runs in an emulated machine. This boots the machine
 //! and runs the program there.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use vhost_user_timer_kit::qemu::{Kernel, KvmHost, environment};
@@ -15,32 +13,14 @@ const LIMIT: Duration = Duration::from_secs(1500);
 /// MiB of the machine: for two QEMUs, and what they boot twice, packed and unpacked.
 const MEMORY: u32 = 3072;
 
-/// The archive with QEMU, the backend, the program and what it boots.
-fn programs() -> PathBuf {
-    let this = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs this test");
-    let script = Path::new(&this).join("kvm_qemu/programs");
-    let output = Command::new(&script)
-        .stderr(Stdio::inherit())
-        .output()
-        .unwrap_or_else(|error| panic!("{}: {error}", script.display()));
-    assert!(
-        output.status.success(),
-        "{}: {}",
-        script.display(),
-        output.status
-    );
-    String::from_utf8(output.stdout)
-        .expect("a path")
-        .trim()
-        .into()
-}
-
 #[test]
 fn time_is_right_in_a_guest_of_qemu_on_kvm() {
     let Some(environment) = environment() else {
         return;
     };
-    let booted = KvmHost::boot_with(&environment, Kernel::Newest, &programs(), MEMORY);
+    // QEMU, the backend, the program and what it boots.
+    let programs = KvmHost::programs("kvm_qemu/programs");
+    let booted = KvmHost::boot_with(&environment, Kernel::Newest, &programs, MEMORY);
     let mut host = booted.unwrap_or_else(|error| panic!("{error}"));
     // One at a time: a guest has more vCPUs than the machine has CPUs.
     let command = "XDG_CACHE_HOME=/environment VHOST_USER_TIMER=/bin/vhost-user-timer \

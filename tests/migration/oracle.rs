@@ -113,7 +113,7 @@ fn check_order(seen: &[Seen]) -> Result<(), String> {
 
 /// Checks the VM's last start: on no vCPU lies a reading between the count at which the VM was
 /// stopped and the one at which it was started. An offset that is wrong moves the readings
-/// before the stop past the former, or those after the start below the latter.
+/// before the stop past the first of these, or those after the start below the second.
 fn check_start(guest: &mut Guest) -> Result<(), String> {
     let (paused, confirmed) = (
         count(guest, "paused-count")?,

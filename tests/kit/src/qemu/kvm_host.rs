@@ -58,6 +58,31 @@ pub enum KvmHost {
 }
 
 impl KvmHost {
+    /// Runs a script that builds programs for a machine, a path below the caller's package, and
+    /// returns the archive that it names.
+    ///
+    /// # Panics
+    ///
+    /// If it fails.
+    pub fn programs(script: &str) -> PathBuf {
+        let package = env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs this test");
+        let script = Path::new(&package).join(script);
+        let output = Command::new(&script)
+            .stderr(Stdio::inherit())
+            .output()
+            .unwrap_or_else(|error| panic!("{}: {error}", script.display()));
+        assert!(
+            output.status.success(),
+            "{}: {}",
+            script.display(),
+            output.status
+        );
+        String::from_utf8(output.stdout)
+            .expect("a path")
+            .trim()
+            .into()
+    }
+
     /// Boots a machine, with the programs of this archive in its /bin.
     ///
     /// # Errors
