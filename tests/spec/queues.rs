@@ -80,7 +80,7 @@ fn without_room_for_a_header_the_chain_comes_back_empty_and_nothing_is_done() {
         (client.info().at_rest(), client.state().at_rest(false)),
         before
     );
-    let log = rig.backend.log();
+    let log = rig.log_with("writable bytes");
     let lines = log.lines().filter(|line| line.contains("writable bytes"));
     // Logged, and not each of the eighty.
     assert!((1..20).contains(&lines.count()), "{log}");

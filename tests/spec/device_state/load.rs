@@ -244,11 +244,7 @@ fn a_load_is_refused_in_running_and_while_restoring_and_changes_nothing() {
     let before = (client.info().cntvoff, client.get(1, &[CVAL]));
     assert!(!load(&client.driver.control, &stream));
     assert_eq!((client.info().cntvoff, client.get(1, &[CVAL])), before);
-    assert!(
-        rig.backend
-            .log()
-            .contains("a state is loaded in NEW and PAUSED")
-    );
+    rig.log_with("a state is loaded in NEW and PAUSED");
     client.pause();
     client.restore_begin(2, restore::AUTORUN);
     client.bring(0, 7);
@@ -269,11 +265,7 @@ fn another_frequency_is_refused_unless_it_was_left_to_the_stream() {
     let mut there = Client::connect(&fixed);
     assert!(!load(&there.driver.control, &stream));
     assert_eq!(there.info().phase, phase::NEW);
-    let log = fixed.backend.log();
-    assert!(
-        log.contains("runs at 24000000 Hz, and this backend's at 62500000 Hz"),
-        "{log}"
-    );
+    fixed.log_with("runs at 24000000 Hz, and this backend's at 62500000 Hz");
 
     for args in [&[][..], &["--counter-frequency=24000000"]] {
         let same = Rig::launch_release(args);
@@ -289,11 +281,7 @@ fn more_vcpus_than_the_backend_takes_are_refused() {
     let mut client = Client::connect(&rig);
     assert!(!load(&client.driver.control, &saved()));
     assert_eq!(client.info().phase, phase::NEW);
-    assert!(
-        rig.backend
-            .log()
-            .contains("has 3 vCPUs, and this backend takes 1 to 2")
-    );
+    rig.log_with("has 3 vCPUs, and this backend takes 1 to 2");
 }
 
 fn what_was_loaded_survives_a_kill() {

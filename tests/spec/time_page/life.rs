@@ -317,7 +317,7 @@ fn a_page_whose_region_is_removed_is_forgotten() {
             client.pause();
         });
         assert_eq!(after, before);
-        assert!(rig.backend.log().contains("time page"), "the log says so");
+        rig.log_with("time page");
         assert_eq!(vm.start().outcome(), (status::EINVAL, 0));
         // Its coming back does not bring the page back.
         vm.client.driver.control.add_mem_region(&page).unwrap();

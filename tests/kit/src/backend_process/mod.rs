@@ -6,6 +6,7 @@
 
 mod ending;
 mod launch;
+mod log;
 mod program;
 #[cfg(test)]
 mod tests;
@@ -308,12 +309,6 @@ impl BackendProcess {
     /// The process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
-    }
-
-    /// What it has written to stderr so far.
-    pub fn log(&self) -> String {
-        let bytes = std::fs::read(&self.log_path).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// Fills the pipe that is its stderr, where nobody reads it ([`Launch::unread`]).

@@ -144,20 +144,14 @@ impl Rig {
         UnixStream::connect(self.backend.clock_path()).expect("the backend listens")
     }
 
-    /// Waits until the log contains `text`, and returns the log. It is read from a pipe, so a line
-    /// may arrive after the action that it reports.
+    /// Waits until the log contains `text`, and returns the log.
     ///
     /// # Panics
     ///
     /// If it does not.
     #[track_caller]
     pub fn log_with(&self, text: &str) -> String {
-        self.log_with_times(text, 1)
-    }
-
-    /// How often the log contains `text` so far.
-    pub fn said(&self, text: &str) -> usize {
-        self.backend.log().matches(text).count()
+        self.backend.log_with(text)
     }
 
     /// As [`log_with`](Self::log_with), at least this many times.
@@ -167,15 +161,12 @@ impl Rig {
     /// If it does not.
     #[track_caller]
     pub fn log_with_times(&self, text: &str, times: usize) -> String {
-        let deadline = Instant::now() + super::PATIENCE;
-        loop {
-            let log = self.backend.log();
-            if log.matches(text).count() >= times {
-                return log;
-            }
-            assert!(Instant::now() < deadline, "{text:?} is not in: {log}");
-            std::thread::yield_now();
-        }
+        self.backend.log_with_times(text, times)
+    }
+
+    /// How often the log contains `text` so far.
+    pub fn said(&self, text: &str) -> usize {
+        self.backend.log().matches(text).count()
     }
 
     /// What the process uses now.
