@@ -13,7 +13,7 @@ BENCH := target/release/bench
 # Its checks panic, and a release build aborts then.
 HOSTILE := target/debug/hostile
 
-.PHONY: help demo demo-qemu demo-kvm check demos released fmt clippy doc deny checkpatch test test-build hostile kvm kvm-qemu arm64 model bench bench-model build clean qemu-environment clean-cache
+.PHONY: help demo demo-qemu demo-kvm check demos released fmt clippy doc deny checkpatch test test-build hostile kvm kvm-qemu arm64 model bench bench-model build manual clean qemu-environment clean-cache
 
 help:
 	@echo 'make demo              save eight vCPUs with one backend and restore them with another, step by step'
@@ -28,6 +28,7 @@ help:
 	@echo 'make model             the model check; MODEL_ARGS=--large for a longer one'
 	@echo 'make bench             measure requests, restores and timers against their floors; BENCH_ARGS=--quick, --help'
 	@echo 'make bench-model       measure the same operations within one process; BENCH_ARGS=GET_VM for some of them'
+	@echo 'make manual            renew the manual pages and completions in contrib, after a change of the options'
 	@echo 'make qemu-environment  make what the tests with a real guest and those for AArch64 need, once'
 	@echo 'make clean-cache       remove that'
 	@echo 'make build             the backend and its tools, as released, in target/release'
@@ -39,6 +40,9 @@ build:
 released:
 	$(CARGO) build --release --locked --workspace --bin vhost-user-timer --bin mock-frontend --bin model-check
 	$(CARGO) build --release --locked --package vhost-user-timer-capi --lib
+
+manual:
+	$(CARGO) run --quiet --locked --package vhost-user-timer-manual
 
 demo: released
 	$(MOCK) demo --backend $(BACKEND) $(DEMO_ARGS)

@@ -11,6 +11,12 @@ use vhost_user_timer_protocol::{MAX_REQUEST_QUEUES, MAX_VCPUS};
 use crate::device::{SourceChoice, UtcKind};
 use vhost_user_timer_model::vm::MAX_FREQUENCY;
 
+/// What each exit code means. The manual page has this list as well.
+const EXIT_STATUS: &str = "Exit status:
+  0  The process has ended as it should, also by a signal
+  1  Something failed; a message is on stderr
+  2  The command line is wrong; a message is on stderr";
+
 /// Keeps a VM's time: owns its counter offset, serves its vCPUs' timer registers over vhost-user,
 /// and lets no vCPU run before every vCPU's timer is restored.
 ///
@@ -18,6 +24,7 @@ use vhost_user_timer_model::vm::MAX_FREQUENCY;
 /// end it.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vhost-user-timer", version, max_term_width = 100)]
+#[command(after_help = EXIT_STATUS)]
 #[command(group(ArgGroup::new("socket").required(true).multiple(true)
     .args(["socket_path", "fd", "rtc_socket_path", "rtc_fd"])))]
 pub struct Args {

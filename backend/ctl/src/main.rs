@@ -9,35 +9,14 @@ mod target;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use serde::Serialize;
+use vhost_user_timer_ctl::args::{Args, Command, Target};
 use vhost_user_timer_protocol::Phase;
 
 use error::Error;
 use show::{Dump, Summary};
-use target::Target;
-
-/// Shows the VM of a running vhost-user-timer backend
-///
-/// A backend serves one frontend at a time, so this works only while no VMM is connected.
-#[derive(Debug, Parser)]
-#[command(name = "vhost-user-timer-ctl", version, max_term_width = 100)]
-struct Args {
-    #[command(subcommand)]
-    command: Command,
-
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Show the VM's state: phase, epoch, vCPUs, frequency, offsets
-    Info(Target),
-    /// Show the VM's state and the timers of every vCPU, all read at one instant
-    Dump(Target),
-}
+use target::connect;
 
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
@@ -73,7 +52,7 @@ fn end(result: Result<(), Error>) -> ExitCode {
 }
 
 fn info(target: &Target) -> Result<Summary, Error> {
-    let frontend = target.connect()?;
+    let frontend = connect(target)?;
     let info = frontend.queues()[0]
         .info(target.timeout())
         .map_err(Error::failed_to("read the VM's state"))?;
@@ -81,7 +60,7 @@ fn info(target: &Target) -> Result<Summary, Error> {
 }
 
 fn dump(target: &Target) -> Result<Dump, Error> {
-    let frontend = target.connect()?;
+    let frontend = connect(target)?;
     let queue = &frontend.queues()[0];
     let info = queue
         .info(target.timeout())
