@@ -98,6 +98,10 @@ pub struct Args {
           value_parser = clap::value_parser!(u32).range(..=10_000))]
     pub poll_max_us: u32,
 
+    /// Name the VM in each line of the log: up to 255 bytes, without control characters
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    pub name: Option<String>,
+
     /// Log this much on stderr: off, error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: LevelFilter,
@@ -114,6 +118,21 @@ fn ticks(text: &str) -> Result<u64, ParseIntError> {
     match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16),
         None => text.parse(),
+    }
+}
+
+/// Most bytes of a VM's name: as systemd allows in a unit's.
+const LONGEST_NAME: usize = 255;
+
+/// A VM's name, which is printed as it is.
+fn name(text: &str) -> Result<String, String> {
+    match text.len() {
+        0 => Err("a name has one character or more".to_owned()),
+        1..=LONGEST_NAME if text.contains(char::is_control) => {
+            Err("a name has no control characters, such as a newline".to_owned())
+        }
+        1..=LONGEST_NAME => Ok(text.to_owned()),
+        bytes => Err(format!("{bytes} bytes; a name has up to {LONGEST_NAME}")),
     }
 }
 
@@ -180,6 +199,24 @@ mod tests {
         assert_eq!(most, Some(u64::MAX));
         for bad in ["", "0x", "-1", "0x1ffffffffffffffff", "f"] {
             assert!(offset(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_short_and_has_no_control_characters() {
+        let name = |name: &str| parse(&["--fd=3", "--name", name]);
+        for good in ["vm1", "a b", "qemu-1-\u{fc}", &"x".repeat(LONGEST_NAME)] {
+            assert_eq!(name(good).unwrap().name.as_deref(), Some(good));
+        }
+        for bad in [
+            "",
+            "a\nb",
+            "\x1b[31m",
+            "\u{85}",
+            &"x".repeat(LONGEST_NAME + 1),
+        ] {
+            let kind = name(bad).unwrap_err();
+            assert_eq!(kind, clap::error::ErrorKind::ValueValidation, "{bad:?}");
         }
     }
 

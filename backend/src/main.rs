@@ -25,7 +25,11 @@ fn main() -> ExitCode {
         // --help and --version.
         Err(text) if !text.use_stderr() => return after_printing(text.print()),
         Err(wrong) => {
-            let _ = wrong.print();
+            if logging::is_journal() {
+                logging::say(&wrong.to_string());
+            } else {
+                let _ = wrong.print();
+            }
             return ExitCode::from(2);
         }
     };
@@ -51,12 +55,12 @@ fn after_printing(printed: io::Result<()>) -> ExitCode {
 }
 
 fn fail(why: &str) -> ExitCode {
-    logging::say(&format!("vhost-user-timer: {why}"));
+    logging::say(why);
     ExitCode::FAILURE
 }
 
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
-    logging::start(args.log_level)
+    logging::start(args.log_level, args.name.as_deref())
         .map_err(|error| format!("starting the log's thread failed: {error}"))?;
     let device = Arc::new(TimerDevice::new(&TimerConfig {
         max_vcpus: args.max_vcpus,

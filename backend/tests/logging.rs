@@ -26,7 +26,7 @@ fn started() -> bool {
     let Ok(level) = std::env::var(LEVEL) else {
         return false;
     };
-    logging::start(level.parse::<LevelFilter>().unwrap()).unwrap();
+    logging::start(level.parse::<LevelFilter>().unwrap(), None).unwrap();
     true
 }
 
@@ -138,7 +138,10 @@ fn lines_that_an_unread_stderr_has_no_room_for_are_counted_and_told_when_it_is_r
     assert_eq!(lines + dropped.expect("a count"), logged);
     child.stdin.take().unwrap().write_all(b"\n").unwrap();
     let last = log.next().expect("a line");
-    assert!(last.ends_with("INFO ] the last line"), "{last}");
+    assert!(
+        last.ends_with("INFO  vhost-user-timer] the last line"),
+        "{last}"
+    );
     let status = exit_within(&mut child, DEADLINE);
     assert_eq!(status.expect("it ends in time").code(), Some(DONE));
 }

@@ -6,6 +6,7 @@ mod examples;
 mod gate;
 mod last_metre;
 mod launch;
+mod log_lines;
 mod polling;
 mod restore_object;
 mod spawned;

@@ -4,13 +4,13 @@
 //! without end does not hide anything else, nor what another peer does. Places and peers are
 //! few, which bounds the lines altogether.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use log::{Level, Record};
 
+use crate::logging::peer::Peer;
 use crate::sys::lock;
 
 /// Lines that one place may log at once for one peer.
@@ -25,27 +25,19 @@ pub(super) const REPORT_AFTER: Duration = Duration::from_secs(10);
 /// Most characters of a line that stands for all that were left out.
 const LONGEST_SAMPLE: usize = 200;
 
-thread_local! {
-    static PEER: Cell<Option<&'static str>> = const { Cell::new(None) };
-}
-
-/// Has this thread's lines count for a peer, the frontend of the device of this name.
-pub(super) fn set_peer(device: &'static str) {
-    PEER.set(Some(device));
-}
-
-/// A place in the code, with a peer for which it logs.
+/// A place in the code, with the device for whose frontends it logs: one at a time, so those are
+/// one peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
-    peer: Option<&'static str>,
+    device: Option<&'static str>,
     file: &'static str,
     line: u32,
 }
 
 impl Place {
-    pub(super) fn of(record: &Record<'_>) -> Self {
+    pub(super) fn of(record: &Record<'_>, peer: Option<Peer>) -> Self {
         Place {
-            peer: PEER.get(),
+            device: peer.map(Peer::device),
             file: record.file_static().unwrap_or_default(),
             line: record.line().unwrap_or_default(),
         }
@@ -63,6 +55,8 @@ struct Bucket {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LeftOut {
     pub(super) level: Level,
+    /// Of the first one.
+    pub(super) peer: Option<Peer>,
     lines: u64,
     since: Instant,
     sample: String,
@@ -92,6 +86,7 @@ impl Limiter {
         place: Place,
         now: Instant,
         level: Level,
+        peer: Option<Peer>,
         text: impl FnOnce() -> String,
     ) -> Verdict {
         let mut buckets = lock(&self.0);
@@ -111,6 +106,7 @@ impl Limiter {
         }
         bucket.left_out = Some(LeftOut {
             level,
+            peer,
             lines: 1,
             since: now,
             sample: text().chars().take(LONGEST_SAMPLE).collect(),
@@ -163,14 +159,16 @@ mod tests {
 
     fn place(line: u32) -> Place {
         Place {
-            peer: Some("timer"),
+            device: Some("timer"),
             file: "file",
             line,
         }
     }
 
     fn judge(limiter: &Limiter, place: Place, now: Instant) -> Verdict {
-        limiter.judge(place, now, Level::Error, || "What happened".to_owned())
+        limiter.judge(place, now, Level::Error, None, || {
+            "What happened".to_owned()
+        })
     }
 
     #[test]
@@ -202,8 +200,8 @@ mod tests {
         let (limiter, now) = (Limiter::new(), Instant::now());
         while judge(&limiter, place(1), now) == Verdict::Write {}
         assert_eq!(judge(&limiter, place(2), now), Verdict::Write);
-        for peer in [None, Some("clock")] {
-            let other = Place { peer, ..place(1) };
+        for device in [None, Some("clock")] {
+            let other = Place { device, ..place(1) };
             assert_eq!(judge(&limiter, other, now), Verdict::Write);
         }
     }
@@ -225,7 +223,7 @@ mod tests {
             ["1 more line like this one in 1 s, left out: What happened"]
         );
         let long = || "x".repeat(1000);
-        let verdict = limiter.judge(place(1), start, Level::Info, long);
+        let verdict = limiter.judge(place(1), start, Level::Info, None, long);
         assert_eq!(verdict, Verdict::LeaveOutFirst);
         for _ in 1..4711 {
             assert_eq!(judge(&limiter, place(1), start), Verdict::LeaveOut);
@@ -241,21 +239,20 @@ mod tests {
     }
 
     #[test]
-    fn a_threads_lines_count_for_its_peer() {
+    fn connections_to_one_device_share_its_limit() {
         let record = Record::builder()
             .file_static(Some("a"))
             .line(Some(7))
             .build();
-        let of = |peer| Place {
-            peer,
+        let of = |device| Place {
+            device,
             file: "a",
             line: 7,
         };
-        let other = std::thread::spawn(|| {
-            set_peer("clock");
-            Place::of(&Record::builder().build()).peer
-        });
-        assert_eq!(other.join().unwrap(), Some("clock"));
-        assert_eq!(Place::of(&record), of(None));
+        for connection in [1, 2] {
+            let peer = Some(Peer::new("clock", connection));
+            assert_eq!(Place::of(&record, peer), of(Some("clock")));
+        }
+        assert_eq!(Place::of(&record, None), of(None));
     }
 }

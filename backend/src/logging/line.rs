@@ -1,94 +1,183 @@
-//! A line of the log as text: `[2026-11-26T21:13:53Z WARN ] What happened`.
+//! A line of the log as text.
+//!
+//! On a plain stderr: `[2026-11-26T21:13:53Z WARN  vhost-user-timer vm1 timer#2] What happened`,
+//! with the VM's name where there is one, and the connection on lines of a connection. Where stderr
+//! is the journal's, which has the time and the program: `<4>vm1 timer#2: What happened`.
 
 use std::fmt::Write as _;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use log::Level;
 
-/// A line with its end. A text of several lines stays one entry: its later lines are indented.
-pub(super) fn format(at: SystemTime, level: Level, text: &str) -> String {
-    let since_epoch = at.duration_since(SystemTime::UNIX_EPOCH);
-    let mut line = String::with_capacity(text.len() + 32);
-    line.push('[');
-    push_utc(&mut line, since_epoch.unwrap_or_default());
-    // Writing to a string does not fail.
-    let _ = write!(line, " {level:<5}] ");
-    for (index, part) in text.split('\n').enumerate() {
-        if index > 0 {
-            line.push_str("\n    ");
+use crate::logging::peer::Peer;
+use crate::logging::{journal, utc};
+
+const PROGRAM: &str = env!("CARGO_PKG_NAME");
+
+/// What every line of this process has in common.
+#[derive(Clone, Debug)]
+pub(super) struct Form {
+    /// Lines are the journal's.
+    pub(super) journal: bool,
+    /// The VM's name.
+    pub(super) name: Option<String>,
+}
+
+impl Form {
+    /// The form for what standard error is.
+    pub(super) fn new(name: Option<&str>) -> Self {
+        Form {
+            journal: journal::is_stderr(),
+            name: name.map(str::to_owned),
         }
-        line.push_str(part);
     }
-    line.push('\n');
-    line
-}
 
-/// RFC 3339, in UTC, to the second.
-fn push_utc(line: &mut String, since_epoch: Duration) {
-    const DAY: u64 = 24 * 60 * 60;
-    let (days, second) = (since_epoch.as_secs() / DAY, since_epoch.as_secs() % DAY);
-    let (year, month, day) = date(days);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    let _ = write!(
-        line,
-        "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z"
-    );
-}
+    /// An entry with its end. A text of several lines stays one entry: its later lines are
+    /// indented.
+    pub(super) fn entry(
+        &self,
+        at: SystemTime,
+        level: Level,
+        peer: Option<Peer>,
+        text: &str,
+    ) -> String {
+        let mut entry = String::with_capacity(text.len() + 64);
+        if self.journal {
+            self.push_journal(&mut entry, level, peer, text);
+            return entry;
+        }
+        entry.push('[');
+        utc::push(&mut entry, at);
+        // Writing to a string does not fail.
+        let _ = write!(entry, " {level:<5} {PROGRAM}");
+        self.push_whose(&mut entry, " ", peer);
+        entry.push_str("] ");
+        for (index, line) in text.split('\n').enumerate() {
+            if index > 0 {
+                entry.push_str("\n    ");
+            }
+            entry.push_str(line);
+        }
+        entry.push('\n');
+        entry
+    }
 
-/// Year, month and day of the Gregorian calendar, from days since 1970-01-01.
-///
-/// Years begin in March here, so that a leap day is the last day of its year. An era is the 400
-/// years, 146,097 days, after which the calendar repeats itself.
-fn date(days: u64) -> (u64, u64, u64) {
-    // Days from 0000-03-01 to 1970-01-01.
-    const EPOCH: u64 = 719_468;
-    let (era, day) = ((days + EPOCH) / 146_097, (days + EPOCH) % 146_097);
-    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    // From March on, months have 31, 30, 31, 30, 31 days, again and again: 153 days for five.
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (month, next_year) = if month < 10 {
-        (month + 3, 0)
-    } else {
-        (month - 9, 1)
-    };
-    (era * 400 + year + next_year, month, day)
+    /// What the program says as a program, such as why it did not start: with its name alone on a
+    /// plain stderr, as an error in the journal.
+    pub(super) fn words(&self, peer: Option<Peer>, text: &str) -> String {
+        let mut words = String::with_capacity(text.len() + 64);
+        if self.journal {
+            self.push_journal(&mut words, Level::Error, peer, text);
+            return words;
+        }
+        words.push_str(PROGRAM);
+        self.push_whose(&mut words, " ", peer);
+        words.push_str(": ");
+        words.push_str(text);
+        words.push('\n');
+        words
+    }
+
+    /// Each line of the journal is an entry of its own there, so each has the priority
+    /// (sd-daemon(3)), and later ones are indented.
+    fn push_journal(&self, entry: &mut String, level: Level, peer: Option<Peer>, text: &str) {
+        let priority = match level {
+            Level::Error => 3,
+            Level::Warn => 4,
+            Level::Info => 6,
+            Level::Debug | Level::Trace => 7,
+        };
+        let lines = text.split('\n').enumerate();
+        for (index, line) in lines.filter(|(index, line)| *index == 0 || !line.is_empty()) {
+            let _ = write!(entry, "<{priority}>");
+            if index > 0 {
+                entry.push_str("    ");
+            } else if self.push_whose(entry, "", peer) {
+                entry.push_str(": ");
+            }
+            entry.push_str(line);
+            entry.push('\n');
+        }
+    }
+
+    /// The VM and the connection, each after `before`, or a space where it is not the first.
+    /// Whether there is any.
+    fn push_whose(&self, line: &mut String, before: &str, peer: Option<Peer>) -> bool {
+        let mut before = before;
+        if let Some(name) = &self.name {
+            line.push_str(before);
+            line.push_str(name);
+            before = " ";
+        }
+        if let Some(peer) = peer {
+            let _ = write!(line, "{before}{peer}");
+        }
+        self.name.is_some() || peer.is_some()
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
-    #[test]
-    fn a_line_has_its_time_in_utc_its_level_and_its_text() {
-        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_727_633_999);
-        let line = format(at, Level::Warn, "What happened");
-        assert_eq!(line, "[2026-11-26T21:13:53Z WARN ] What happened\n");
-        let line = format(at, Level::Error, "one\ntwo");
-        assert_eq!(line, "[2026-11-26T21:13:53Z ERROR] one\n    two\n");
-        let before = SystemTime::UNIX_EPOCH - Duration::from_secs(1);
-        let line = format(before, Level::Info, "");
-        assert_eq!(line, "[1970-01-01T00:00:00Z INFO ] \n");
+    const PEER: Option<Peer> = Some(Peer::new("timer", 2));
+
+    fn form(journal: bool, name: Option<&str>) -> Form {
+        let name = name.map(str::to_owned);
+        Form { journal, name }
+    }
+
+    fn entry(form: &Form, level: Level, peer: Option<Peer>, text: &str) -> String {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_727_633);
+        form.entry(at, level, peer, text)
     }
 
     #[test]
-    fn every_day_of_six_centuries_follows_the_one_before() {
-        let leap = |year| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-        let (mut year, mut month, mut day) = (1970, 1, 1);
-        for days in 0..600 * 365 {
-            assert_eq!(date(days), (year, month, day), "day {days}");
-            let last = match month {
-                2 if leap(year) => 29,
-                2 => 28,
-                4 | 6 | 9 | 11 => 30,
-                _ => 31,
-            };
-            (year, month, day) = match (month, day) {
-                (12, 31) => (year + 1, 1, 1),
-                (_, day) if day == last => (year, month + 1, 1),
-                _ => (year, month, day + 1),
-            };
+    fn a_line_has_its_time_level_program_vm_connection_and_text() {
+        let lines = [
+            (None, None, "vhost-user-timer"),
+            (Some("vm1"), None, "vhost-user-timer vm1"),
+            (None, PEER, "vhost-user-timer timer#2"),
+            (Some("vm1"), PEER, "vhost-user-timer vm1 timer#2"),
+        ];
+        for (name, peer, whose) in lines {
+            let form = form(false, name);
+            let line = entry(&form, Level::Warn, peer, "What happened");
+            let wanted = format!("[2026-11-26T21:13:53Z WARN  {whose}] What happened\n");
+            assert_eq!(line, wanted);
+            assert_eq!(form.words(peer, "Why"), format!("{whose}: Why\n"));
         }
+        let line = entry(&form(false, None), Level::Error, None, "one\ntwo");
+        let wanted = "[2026-11-26T21:13:53Z ERROR vhost-user-timer] one\n    two\n";
+        assert_eq!(line, wanted);
+    }
+
+    #[test]
+    fn a_line_of_the_journal_has_its_priority_vm_connection_and_text() {
+        let levels = [
+            (Level::Error, 3),
+            (Level::Warn, 4),
+            (Level::Info, 6),
+            (Level::Debug, 7),
+            (Level::Trace, 7),
+        ];
+        for (level, priority) in levels {
+            let line = entry(&form(true, Some("vm1")), level, PEER, "What happened");
+            assert_eq!(line, format!("<{priority}>vm1 timer#2: What happened\n"));
+        }
+        let bare = |name, peer| entry(&form(true, name), Level::Info, peer, "What");
+        assert_eq!(bare(None, None), "<6>What\n");
+        assert_eq!(bare(Some("vm1"), None), "<6>vm1: What\n");
+        assert_eq!(bare(None, PEER), "<6>timer#2: What\n");
+    }
+
+    #[test]
+    fn each_line_of_an_entry_has_the_priority_in_the_journal() {
+        let form = form(true, Some("vm1"));
+        let line = entry(&form, Level::Warn, None, "one\n\ntwo\n");
+        assert_eq!(line, "<4>vm1: one\n<4>    two\n");
+        assert_eq!(form.words(None, "one\ntwo"), "<3>vm1: one\n<3>    two\n");
     }
 }

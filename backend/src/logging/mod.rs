@@ -6,14 +6,17 @@
 //!
 //! What a peer does cannot flood the log: each place in the code has a limit for each peer, and
 //! lines beyond it are counted and reported every 10 s. A thread that serves a peer says so by
-//! [`peer_thread`]. Lines of other threads are limited the same way, as those of no peer.
+//! [`Peer::owns_thread`]. Lines of other threads are limited the same way, as those of no peer.
 //!
 //! The end of the process waits for lines that are not written yet: 100 ms for the reader of
 //! standard error, 1 s for the writing thread where standard error takes lines.
 
+mod journal;
 mod limit;
 mod line;
+mod peer;
 mod queue;
+mod utc;
 mod writer;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -26,6 +29,8 @@ use log::{LevelFilter, Log, Metadata, Record};
 use rustix::event::Timespec;
 
 use limit::{Limiter, Place, REPORT_AFTER, Verdict};
+use line::Form;
+pub use peer::Peer;
 use queue::Queue;
 use writer::{Stderr, Writer, is_writable};
 
@@ -44,12 +49,15 @@ const STACK: usize = 128 * 1024;
 static LOGGER: Logger = Logger {
     limiter: Limiter::new(),
     queue: Queue::new(),
+    form: OnceLock::new(),
     started: OnceLock::new(),
 };
 
 struct Logger {
     limiter: Limiter,
     queue: Queue,
+    /// How lines are written, once that is known.
+    form: OnceLock<Form>,
     /// There is a writing thread.
     started: OnceLock<()>,
 }
@@ -63,12 +71,13 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let (level, now) = (record.level(), Instant::now());
+        let (level, peer, now) = (record.level(), Peer::of_thread(), Instant::now());
         let text = || record.args().to_string();
-        match self.limiter.judge(Place::of(record), now, level, text) {
+        let place = Place::of(record, peer);
+        match self.limiter.judge(place, now, level, peer, text) {
             Verdict::Write => {
-                let line = line::format(SystemTime::now(), level, &text());
-                self.queue.push(line);
+                let entry = self.form().entry(SystemTime::now(), level, peer, &text());
+                self.queue.push(entry);
             }
             Verdict::LeaveOut => {}
             Verdict::LeaveOutFirst => self.queue.report_at(now + REPORT_AFTER),
@@ -78,18 +87,26 @@ impl Log for Logger {
     fn flush(&self) {}
 }
 
-/// Starts the log: lines of this level and more severe ones are written. With [`LevelFilter::Off`]
-/// there is no thread. A panic is reported by the log as well from now on.
+impl Logger {
+    fn form(&self) -> &Form {
+        self.form.get_or_init(|| Form::new(None))
+    }
+}
+
+/// Starts the log: lines of this level and more severe ones are written, each with the VM's name
+/// where it has one. Where stderr is the journal's, lines have the journal's form. With
+/// [`LevelFilter::Off`] there is no thread. A panic is reported by the log as well from now on.
 ///
 /// # Errors
 ///
 /// Where the system refuses the thread. Called a second time, this changes nothing.
-pub fn start(level: LevelFilter) -> io::Result<()> {
+pub fn start(level: LevelFilter, name: Option<&str>) -> io::Result<()> {
+    let form = LOGGER.form.get_or_init(|| Form::new(name));
     if level != LevelFilter::Off && LOGGER.started.get().is_none() {
         std::thread::Builder::new()
             .name(THREAD.to_owned())
             .stack_size(STACK)
-            .spawn(|| Writer::new(Stderr).run(&LOGGER.queue, &LOGGER.limiter))?;
+            .spawn(|| Writer::new(Stderr, form).run(&LOGGER.queue, &LOGGER.limiter))?;
         let _ = LOGGER.started.set(());
         if log::set_logger(&LOGGER).is_ok() {
             log::set_max_level(level);
@@ -99,21 +116,20 @@ pub fn start(level: LevelFilter) -> io::Result<()> {
     Ok(())
 }
 
-/// Has the lines of this thread count as caused by the frontend of the device of this name. To be
-/// called where a thread that serves a peer begins.
-pub fn peer_thread(device: &'static str) {
-    limit::set_peer(device);
+/// Whether standard error is a stream to the journal.
+pub fn is_journal() -> bool {
+    LOGGER.form().journal
 }
 
-/// Writes a line to standard error as it is, whatever the log's level: the program's own last
-/// words. Waits for the reader of standard error for 100 ms at most.
+/// Writes to standard error, after the program's name, whatever the log's level: the program's own
+/// last words. Waits for the reader of standard error for 100 ms at most.
 pub fn say(text: &str) {
-    let line = format!("{text}\n");
+    let words = LOGGER.form().words(Peer::of_thread(), text);
     if LOGGER.started.get().is_some() {
-        LOGGER.queue.push(line);
+        LOGGER.queue.push(words);
         finish();
     } else {
-        write_directly(&line);
+        write_directly(&words);
     }
 }
 
@@ -132,11 +148,12 @@ pub fn finish() {
 fn panicked(panic: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("<unnamed>");
-    let mut line = format!("vhost-user-timer: thread '{name}': {panic}\n");
+    let mut text = format!("thread '{name}': {panic}");
     let backtrace = Backtrace::capture();
     if backtrace.status() == BacktraceStatus::Captured {
-        line += &format!("{backtrace}\n");
+        text += &format!("\n{backtrace}");
     }
+    let line = LOGGER.form().words(Peer::of_thread(), &text);
     let is_writer = thread.name() == Some(THREAD);
     if LOGGER.started.get().is_some() && !is_writer && LOGGER.queue.try_push(line.clone()) {
         finish();

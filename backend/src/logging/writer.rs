@@ -8,7 +8,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::logging::limit::Limiter;
-use crate::logging::line;
+use crate::logging::line::Form;
+use crate::logging::peer::Peer;
 use crate::logging::queue::{Queue, Work};
 
 /// Standard error, unbuffered. Its description belongs to others as well, so it may be
@@ -41,8 +42,9 @@ pub(super) fn is_writable(limit: Option<&Timespec>) -> bool {
 }
 
 /// What the writing thread keeps.
-pub(super) struct Writer<W> {
+pub(super) struct Writer<'a, W> {
     to: W,
+    form: &'a Form,
     /// Lines that could not be written since the last one that was, and why.
     failed: u64,
     why: Option<io::Error>,
@@ -50,10 +52,11 @@ pub(super) struct Writer<W> {
     torn: bool,
 }
 
-impl<W: Write> Writer<W> {
-    pub(super) fn new(to: W) -> Self {
+impl<'a, W: Write> Writer<'a, W> {
+    pub(super) fn new(to: W, form: &'a Form) -> Self {
         Writer {
             to,
+            form,
             failed: 0,
             why: None,
             torn: false,
@@ -71,19 +74,19 @@ impl<W: Write> Writer<W> {
         match work {
             Work::Write(line) => self.write(&line),
             Work::SayDropped(lines) => {
-                self.say(Level::Warn, &dropped(lines, &"stderr was not read"));
+                self.say(Level::Warn, None, &dropped(lines, &"stderr was not read"));
             }
             Work::Report => {
                 let now = Instant::now();
                 for left_out in limiter.take_left_out() {
-                    self.say(left_out.level, &left_out.text(now));
+                    self.say(left_out.level, left_out.peer, &left_out.text(now));
                 }
             }
         }
     }
 
-    fn say(&mut self, level: Level, text: &str) {
-        self.write(&line::format(SystemTime::now(), level, text));
+    fn say(&mut self, level: Level, peer: Option<Peer>, text: &str) {
+        self.write(&self.form.entry(SystemTime::now(), level, peer, text));
     }
 
     /// Writes a line, after the number of lines that could not be written before it.
@@ -93,7 +96,7 @@ impl<W: Write> Writer<W> {
                 self.failed,
                 &format_args!("writing to stderr failed: {why}"),
             );
-            let text = line::format(SystemTime::now(), Level::Warn, &text);
+            let text = self.form.entry(SystemTime::now(), Level::Warn, None, &text);
             if self.try_write(&text).is_err() {
                 self.failed += 1;
                 return;
@@ -138,6 +141,11 @@ fn dropped(lines: u64, why: &dyn std::fmt::Display) -> String {
 mod tests {
     use super::*;
 
+    const PLAIN: Form = Form {
+        journal: false,
+        name: None,
+    };
+
     /// A file that has room for some bytes only.
     #[derive(Default)]
     struct Limited {
@@ -162,23 +170,23 @@ mod tests {
     }
 
     /// What was written, without times.
-    fn lines(writer: &Writer<Limited>) -> Vec<&str> {
+    fn lines<'a>(writer: &'a Writer<'_, Limited>) -> Vec<&'a str> {
         let text = std::str::from_utf8(&writer.to.bytes).unwrap();
         text.lines()
-            .map(|line| match line.split_once("Z ") {
-                Some((time, rest)) if time.starts_with('[') => rest,
+            .map(|line| match line.split_once("vhost-user-timer] ") {
+                Some((head, rest)) if head.starts_with('[') => rest,
                 _ => line,
             })
             .collect()
     }
 
-    fn write(writer: &mut Writer<Limited>, line: &str) {
+    fn write(writer: &mut Writer<'_, Limited>, line: &str) {
         writer.work(Work::Write(line.to_owned()), &Limiter::new());
     }
 
     #[test]
     fn lines_that_cannot_be_written_are_counted_and_told_when_there_is_room_again() {
-        let mut writer = Writer::new(Limited::default());
+        let mut writer = Writer::new(Limited::default(), &PLAIN);
         writer.to.room = 6;
         for line in ["one\n", "two\n", "three\n", "four\n"] {
             write(&mut writer, line);
@@ -186,7 +194,7 @@ mod tests {
         assert_eq!(lines(&writer), ["one", "tw"]);
         writer.to.room = 1000;
         write(&mut writer, "five\n");
-        let told = "WARN ] 3 lines were dropped: writing to stderr failed: File too large \
+        let told = "3 lines were dropped: writing to stderr failed: File too large \
                     (os error 27)";
         assert_eq!(lines(&writer), ["one", "tw", told, "five"]);
         write(&mut writer, "six\n");
@@ -195,7 +203,7 @@ mod tests {
 
     #[test]
     fn a_count_that_cannot_be_told_is_kept() {
-        let mut writer = Writer::new(Limited::default());
+        let mut writer = Writer::new(Limited::default(), &PLAIN);
         write(&mut writer, "one\n");
         // Room for a part of the count.
         writer.to.room = 10;
@@ -203,23 +211,20 @@ mod tests {
         writer.to.room = 1000;
         write(&mut writer, "three\n");
         let lines = lines(&writer);
-        assert!(
-            lines[1].starts_with("WARN ] 2 lines were dropped"),
-            "{lines:?}"
-        );
+        assert!(lines[1].starts_with("2 lines were dropped"), "{lines:?}");
         assert_eq!(lines[2..], ["three"]);
     }
 
     #[test]
     fn lines_without_room_in_the_queue_are_told_by_their_number() {
-        let mut writer = Writer::new(Limited::default());
+        let mut writer = Writer::new(Limited::default(), &PLAIN);
         writer.to.room = 1000;
         for lines in [1, 2] {
             writer.work(Work::SayDropped(lines), &Limiter::new());
         }
         let told = [
-            "WARN ] 1 line was dropped: stderr was not read",
-            "WARN ] 2 lines were dropped: stderr was not read",
+            "1 line was dropped: stderr was not read",
+            "2 lines were dropped: stderr was not read",
         ];
         assert_eq!(lines(&writer), told);
     }

@@ -17,7 +17,7 @@ use crate::vhost_user::{Connection, Device};
 /// How long a listener rests that cannot accept.
 const REST: Duration = Duration::from_millis(100);
 
-type Serve = Box<dyn Fn(UnixStream, &Arc<EventFd>, Duration) -> io::Result<Connection>>;
+type Serve = Box<dyn Fn(UnixStream, u64, &Arc<EventFd>, Duration) -> io::Result<Connection>>;
 
 /// See the module.
 pub struct Endpoint {
@@ -27,6 +27,8 @@ pub struct Endpoint {
     poll_max: Duration,
     reserve: Reserve,
     connection: Option<Connection>,
+    /// How many connections there were.
+    connections: u64,
     /// Written when the connection has ended.
     ended: Option<Arc<EventFd>>,
     /// When the listener is tried again.
@@ -48,12 +50,13 @@ impl Endpoint {
         Endpoint {
             name: D::NAME,
             socket,
-            serve: Box::new(move |frontend, ended, poll_max| {
-                Connection::serve(&device, frontend, ended, poll_max)
+            serve: Box::new(move |frontend, number, ended, poll_max| {
+                Connection::serve(&device, frontend, number, ended, poll_max)
             }),
             poll_max: Duration::ZERO,
             reserve: Reserve::new(),
             connection: None,
+            connections: 0,
             ended: None,
             resting_until: None,
         }
@@ -182,7 +185,8 @@ impl Endpoint {
     /// Serves a frontend. Where there is no thread for that, its connection has ended.
     fn connect(&mut self, frontend: UnixStream) {
         let Some(ended) = &self.ended else { return };
-        match (self.serve)(frontend, ended, self.poll_max) {
+        self.connections += 1;
+        match (self.serve)(frontend, self.connections, ended, self.poll_max) {
             Ok(connection) => self.connection = Some(connection),
             Err(error) => {
                 log::error!(

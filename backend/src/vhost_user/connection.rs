@@ -23,7 +23,7 @@ use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::logging;
+use crate::logging::Peer;
 use crate::sys::with_causes;
 use crate::vhost_user::Device;
 use crate::vhost_user::door::{AFTERMATH, Door, End, Limits, inner_connection, region_limit};
@@ -54,8 +54,9 @@ impl From<DaemonError> for ConnectError {
 pub(crate) struct Connection(JoinHandle<()>);
 
 impl Connection {
-    /// Serves a frontend. `ended` is written when the connection has ended, for whatever reason.
-    /// The connection's worker polls its rings for `poll_max` at most before it sleeps.
+    /// Serves a frontend, the `number`th at its socket. `ended` is written when the connection has
+    /// ended, for whatever reason. The connection's worker polls its rings for `poll_max` at most
+    /// before it sleeps.
     ///
     /// # Errors
     ///
@@ -63,14 +64,16 @@ impl Connection {
     pub(crate) fn serve<D: Device>(
         device: &Arc<D>,
         frontend: UnixStream,
+        number: u64,
         ended: &Arc<EventFd>,
         poll_max: Duration,
     ) -> io::Result<Self> {
         let (device, ended) = (Arc::clone(device), Arc::clone(ended));
         let thread = std::thread::Builder::new().name("connection".to_owned());
         let thread = thread.spawn(move || {
-            logging::peer_thread(D::NAME);
-            if let Err(error) = serve(&device, &frontend, poll_max) {
+            let peer = Peer::new(D::NAME, number);
+            peer.owns_thread();
+            if let Err(error) = serve(&device, &frontend, peer, poll_max) {
                 log::error!(
                     "A frontend of the {} device was turned away: {}; raise the limits of open \
                      files and threads, or lower what else uses them",
@@ -98,11 +101,12 @@ impl Connection {
 fn serve<D: Device>(
     device: &Arc<D>,
     frontend: &UnixStream,
+    peer: Peer,
     poll_max: Duration,
 ) -> Result<(), ConnectError> {
     let prepare = ConnectError::Prepare;
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-    let session = Session::new(Arc::clone(device), poll_max);
+    let session = Session::new(Arc::clone(device), peer, poll_max);
     let session = session.map(Arc::new).map_err(prepare)?;
     let (inner, mut listener) = inner_connection().map_err(prepare)?;
     let name = "vhost-user".to_owned();

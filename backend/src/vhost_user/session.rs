@@ -27,7 +27,7 @@ use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
-use crate::logging;
+use crate::logging::Peer;
 use crate::sys::{Turnstile, lock};
 use crate::vhost_user::door::{Bell, Guarded, Refusal};
 use crate::vhost_user::interrupt::Threads;
@@ -54,6 +54,7 @@ const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::
 
 /// See the module.
 pub(super) struct Session<D: Device> {
+    peer: Peer,
     pub(super) device: Arc<D>,
     /// What the frontend shares, once it is watched. The crate has its own, in which memory appears
     /// before this session hears of it.
@@ -80,12 +81,14 @@ struct Rings<F> {
 }
 
 impl<D: Device> Session<D> {
-    /// A session. Before it sleeps, the worker polls its rings for `poll_max` at most.
-    pub(super) fn new(device: Arc<D>, poll_max: Duration) -> io::Result<Self> {
+    /// This frontend's session. Before it sleeps, the worker polls its rings for `poll_max` at
+    /// most.
+    pub(super) fn new(device: Arc<D>, peer: Peer, poll_max: Duration) -> io::Result<Self> {
         let worker = Worker::new(device.queues(), poll_max)?;
         let trap = Trap::new(worker.end.bell().try_clone()?)?;
         let chain = ChainBuffer::new(D::MAX_QUEUE_SIZE, D::CHAIN_LIMITS);
         Ok(Session {
+            peer,
             worker,
             device,
             memory: GuestMemoryAtomic::new(GuestMemoryMmap::new()),
@@ -94,7 +97,7 @@ impl<D: Device> Session<D> {
                 scratch: RingScratch::new(D::MAX_QUEUE_SIZE),
                 in_flight: D::InFlight::default(),
             }),
-            transfers: Transfers::new()?,
+            transfers: Transfers::new(peer)?,
             threads: Threads::new()?,
             turnstile: Arc::default(),
             hold_canceled: AtomicBool::new(false),
@@ -125,7 +128,7 @@ impl<D: Device> Session<D> {
     /// Counts the calling thread among the connection's, once: its log lines are the peer's, and it
     /// is interrupted at the end.
     pub(super) fn enter(&self) {
-        logging::peer_thread(D::NAME);
+        self.peer.owns_thread();
         self.threads.register();
     }
 

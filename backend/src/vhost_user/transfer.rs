@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use vhost::vhost_user::message::VhostTransferStateDirection;
 use vhost_user_timer_protocol::MAX_STREAM;
 
+use crate::logging::Peer;
 use crate::sys::{lock, read_now, set_nonblocking, with_causes, write_now};
 use crate::vhost_user::StateError;
 use crate::vhost_user::interrupt::Threads;
@@ -46,14 +47,16 @@ enum TransferError {
 
 /// The transfers of one connection, one at a time.
 pub(super) struct Transfers {
+    peer: Peer,
     current: Mutex<Option<Transfer>>,
     stop: Arc<Cancel>,
     threads: Threads,
 }
 
 impl Transfers {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(peer: Peer) -> io::Result<Self> {
         Ok(Transfers {
+            peer,
             current: Mutex::new(None),
             stop: Arc::new(Cancel::new()?),
             threads: Threads::new()?,
@@ -174,11 +177,12 @@ impl Transfer {
     ) -> io::Result<Self> {
         let cancel = Arc::new(Cancel::new()?);
         let canceled = [Arc::clone(&cancel), Arc::clone(&all.stop)];
-        let threads = all.threads.clone();
+        let (peer, threads) = (all.peer, all.threads.clone());
         let (sender, outcome) = sync_channel(1);
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
+                peer.owns_thread();
                 // Before it looks whether it is to end.
                 threads.register();
                 // Nobody receives where the transfer was dropped.
