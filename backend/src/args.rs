@@ -136,14 +136,6 @@ fn name(text: &str) -> Result<String, String> {
     }
 }
 
-/// What `--print-capabilities` prints (QEMU, docs/interop/vhost-user.rst, "Backend program
-/// conventions"). That document has no type for a timer; this program uses its own, and a feature
-/// for each option or part of the protocol that a launcher could miss in an earlier version.
-pub const CAPABILITIES: &str = r#"{
-  "type": "timer",
-  "features": ["counter-source-auto", "confirm", "one-offset", "done"]
-}"#;
-
 #[cfg(test)]
 mod tests {
     use super::*;

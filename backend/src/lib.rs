@@ -3,7 +3,7 @@
 //!
 //! From the outside in:
 //!
-//! - [`args`] is the command line.
+//! - [`args`] is the command line; [`capabilities`] is what a launcher can ask of it.
 //! - [`logging`] is the log, which no thread waits for.
 //! - [`server`] accepts frontends, one at a time at each socket, until a signal ends the process.
 //! - `vhost_user` is the protocol, once for all devices; `virtio` serves rings.
@@ -13,6 +13,7 @@
 //! What the VM's time and the guest's clocks are is decided by the model, a crate of its own.
 
 pub mod args;
+pub mod capabilities;
 pub mod device;
 #[doc(hidden)]
 pub mod failpoint;

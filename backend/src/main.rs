@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use vhost_user_timer::args::{Args, CAPABILITIES};
+use vhost_user_timer::args::Args;
+use vhost_user_timer::capabilities::capabilities;
 use vhost_user_timer::device::{ClockConfig, ClockDevice, TimerConfig, TimerDevice};
 use vhost_user_timer::server::{self, Endpoint, ServerError, Signals, Socket, SocketError};
 use vhost_user_timer::{logging, with_causes};
@@ -17,7 +18,7 @@ fn main() -> ExitCode {
     server::unblock_all();
     // Ignores whatever else the command line says.
     if std::env::args_os().any(|arg| arg == "--print-capabilities") {
-        let printed = writeln!(io::stdout(), "{CAPABILITIES}");
+        let printed = writeln!(io::stdout(), "{}", capabilities());
         return after_printing(printed);
     }
     let args = match Args::try_parse() {

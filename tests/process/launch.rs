@@ -50,29 +50,6 @@ fn fails(args: &[&str], stdin: Stdio, why: &str) {
 }
 
 #[test]
-fn print_capabilities_is_json_on_stdout_and_other_options_are_ignored() {
-    for args in [
-        &["--print-capabilities"][..],
-        &["--print-capabilities", "--socket-path=/nowhere/at/all"],
-        &["--no-such-option", "--print-capabilities", "--max-vcpus=0"],
-        &[
-            "--fd=77",
-            "--socket-path=x",
-            "--print-capabilities",
-            "stray",
-        ],
-    ] {
-        let output = run(args);
-        assert_eq!(output.status.code(), Some(0), "{args:?}");
-        assert_eq!(text(&output.stderr), "");
-        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert!(json["type"].is_string());
-        let features = ["counter-source-auto", "confirm", "one-offset", "done"];
-        assert_eq!(json["features"], serde_json::json!(features));
-    }
-}
-
-#[test]
 fn version_and_help_are_told_on_stdout() {
     let version = run(&["--version"]);
     assert_eq!(version.status.code(), Some(0));

@@ -1,7 +1,8 @@
-//! The process and the library together: launching, spawning, the gate, restores, the examples, the
-//! time page.
+//! The process and the library together: launching, capabilities, spawning, the gate, restores, the
+//! examples, the time page.
 
 mod armed_log;
+mod capabilities;
 mod examples;
 mod gate;
 mod last_metre;
