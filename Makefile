@@ -1,19 +1,28 @@
 # `make help` lists the targets. CI runs `make check`.
 
 CARGO ?= cargo
+PREFIX ?= /usr/local
 export CARGO_TERM_COLOR ?= auto
 export RUSTDOCFLAGS := -D warnings
 
-BACKEND := target/release/vhost-user-timer
-MOCK := target/release/mock-frontend
-MODEL := target/release/model-check
-QEMU_DEMO := target/release/demo-qemu
-KVM_DEMO := target/release/demo-kvm
-BENCH := target/release/bench
-# Its checks panic, and a release build aborts then.
-HOSTILE := target/debug/hostile
+# Relative to this folder for whatever cargo starts, too.
+ifdef CARGO_TARGET_DIR
+override CARGO_TARGET_DIR := $(shell realpath -m -- '$(CARGO_TARGET_DIR)')
+export CARGO_TARGET_DIR
+endif
 
-.PHONY: help demo demo-qemu demo-kvm check demos released fmt clippy doc deny checkpatch test test-build hostile kvm kvm-qemu arm64 model bench bench-model build manual clean qemu-environment clean-cache
+# Where cargo builds; asked for once, by the first recipe that needs it.
+TARGET = $(eval TARGET := $$(shell CARGO='$(CARGO)' .ci/target-dir))$(TARGET)
+BACKEND = $(TARGET)/release/vhost-user-timer
+MOCK = $(TARGET)/release/mock-frontend
+MODEL = $(TARGET)/release/model-check
+QEMU_DEMO = $(TARGET)/release/demo-qemu
+KVM_DEMO = $(TARGET)/release/demo-kvm
+BENCH = $(TARGET)/release/bench
+# Its checks panic, and a release build aborts then.
+HOSTILE = $(TARGET)/debug/hostile
+
+.PHONY: help demo demo-qemu demo-kvm check demos released fmt clippy doc deny checkpatch test test-build hostile kvm kvm-qemu arm64 model bench bench-model build install uninstall manual clean qemu-environment clean-cache
 
 help:
 	@echo 'make demo              save eight vCPUs with one backend and restore them with another, step by step'
@@ -28,13 +37,22 @@ help:
 	@echo 'make model             the model check; MODEL_ARGS=--large for a longer one'
 	@echo 'make bench             measure requests, restores and timers against their floors; BENCH_ARGS=--quick, --help'
 	@echo 'make bench-model       measure the same operations within one process; BENCH_ARGS=GET_VM for some of them'
+	@echo 'make install           install what was built, with manual pages, completions and units: PREFIX=/usr/local, DESTDIR='
+	@echo 'make uninstall         remove it'
 	@echo 'make manual            renew the manual pages and completions in contrib, after a change of the options'
 	@echo 'make qemu-environment  make what the tests with a real guest and those for AArch64 need, once'
 	@echo 'make clean-cache       remove that'
-	@echo 'make build             the backend and its tools, as released, in target/release'
+	@echo 'make build             the backend and its tools, as released; the first step of an installation'
 
 build:
 	$(CARGO) build --release --locked --workspace
+
+# Never builds: who installs need not have cargo.
+install:
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' contrib/install
+
+uninstall:
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' contrib/install --uninstall
 
 # Only what tests and demos start or load: link-time optimization is slow, program by program.
 released:
@@ -45,22 +63,22 @@ manual:
 	$(CARGO) run --quiet --locked --package vhost-user-timer-manual
 
 demo: released
-	$(MOCK) demo --backend $(BACKEND) $(DEMO_ARGS)
+	'$(MOCK)' demo --backend '$(BACKEND)' $(DEMO_ARGS)
 
 demo-qemu: build qemu-environment
-	$(QEMU_DEMO)
+	'$(QEMU_DEMO)'
 
 demo-kvm: qemu-environment
 	$(CARGO) build --release --locked --package vhost-user-timer-tools --bin demo-kvm
-	$(KVM_DEMO) "$$(tests/kvm/programs)"
+	'$(KVM_DEMO)' "$$(tests/kvm/programs)"
 
 # A part a target, timed; the list is in the script.
 check:
 	@MAKE='$(MAKE)' .ci/check
 
 demos: released
-	$(MOCK) demo --backend $(BACKEND) --via device-state --kill
-	$(MOCK) demo --backend $(BACKEND)
+	'$(MOCK)' demo --backend '$(BACKEND)' --via device-state --kill
+	'$(MOCK)' demo --backend '$(BACKEND)'
 
 # Where it cannot be made (77), the tests that need it are skipped, and `make check` ends with the
 # reason. In CI that is an error.
@@ -94,7 +112,7 @@ test-build:
 # The seed is the date's, and printed; a failure prints the command that repeats it.
 hostile: released
 	$(CARGO) build --locked --package vhost-user-timer-tools --bin hostile
-	$(HOSTILE) $(HOSTILE_ARGS)
+	'$(HOSTILE)' $(HOSTILE_ARGS)
 
 # A target of its own (`test = false` in tests/Cargo.toml), since it takes minutes. An AArch64 host
 # with /dev/kvm is itself the machine for most of it, and needs the programs.
@@ -115,14 +133,14 @@ arm64: qemu-environment
 
 # Every interleaving, within limits; about a minute.
 model: released
-	$(MODEL) $(MODEL_ARGS)
+	'$(MODEL)' $(MODEL_ARGS)
 
-# Ratios within one run; a quiet machine gives better ones. Writes target/bench/report.json and
-# .html.
+# Ratios within one run; a quiet machine gives better ones. Writes bench/report.json and .html where
+# cargo builds.
 bench: build
-	$(BENCH) $(BENCH_ARGS)
+	'$(BENCH)' $(BENCH_ARGS)
 
-# Reports whether each operation has become slower since the last run, from target/criterion.
+# Reports whether each operation has become slower since the last run.
 bench-model:
 	$(CARGO) bench --locked -p vhost-user-timer-tools --bench model -- $(BENCH_ARGS)
 

@@ -19,7 +19,8 @@ fn files(extensions: &[&str]) -> Vec<PathBuf> {
                 .and_then(|name| name.to_str())
                 .expect("UTF-8");
             if path.is_dir() {
-                if name != "target" && name != ".git" {
+                // Not where cargo builds, which it marks.
+                if name != ".git" && !path.join("CACHEDIR.TAG").exists() {
                     walk(&path, extensions, found);
                 }
             } else if extensions.iter().any(|extension| name.ends_with(extension)) {

@@ -46,7 +46,8 @@ fn libraries() -> &'static Path {
                 "--message-format=json",
             ])
             .args(["--package", "vhost-user-timer-capi"])
-            .current_dir(here()));
+            // A relative CARGO_TARGET_DIR was relative to the workspace.
+            .current_dir(here().ancestors().nth(2).expect("the workspace")));
         let messages = String::from_utf8(built.stdout).expect("UTF-8");
         let messages = messages
             .lines()

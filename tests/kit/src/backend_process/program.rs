@@ -1,7 +1,8 @@
 //! Which program is the backend.
 
+use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The environment variable that names the backend program.
 pub const BACKEND_VARIABLE: &str = "VHOST_USER_TIMER";
@@ -15,13 +16,15 @@ pub(super) const PROGRAM: &str = "vhost-user-timer";
 ///
 /// # Errors
 ///
-/// `NotFound`, with what to do about it, if there is none.
+/// `NotFound`, with what to do about it, if there is none, or if another checkout that builds in
+/// the same folder has built it.
 pub fn find_program() -> io::Result<PathBuf> {
     if let Some(path) = std::env::var_os(BACKEND_VARIABLE) {
         return Ok(path.into());
     }
     let this = std::env::current_exe()?;
-    this.ancestors()
+    let program = this
+        .ancestors()
         .skip(1)
         // `target/<profile>/deps/test` has it one above; an installed program beside itself.
         .take(2)
@@ -34,5 +37,50 @@ pub fn find_program() -> io::Result<PathBuf> {
                 this.display()
             );
             io::Error::new(io::ErrorKind::NotFound, text)
-        })
+        })?;
+    let ours = std::env::var_os("CARGO_MANIFEST_DIR");
+    match ours.and_then(|ours| other_checkout(&program, Path::new(&ours))) {
+        None => Ok(program),
+        Some(other) => {
+            let text = format!(
+                "{} was built from the checkout {}: build it again from this one, or give each \
+                 checkout a CARGO_TARGET_DIR of its own",
+                program.display(),
+                other.display()
+            );
+            Err(io::Error::new(io::ErrorKind::NotFound, text))
+        }
+    }
+}
+
+/// The checkout that the program was built from, if our crate is not in it. Cargo lists the sources
+/// in a file beside the program; a copied program has none.
+fn other_checkout(program: &Path, our_crate: &Path) -> Option<PathBuf> {
+    let sources = fs::read_to_string(program.with_extension("d")).ok()?;
+    let main = sources
+        .split_whitespace()
+        .find_map(|source| source.strip_suffix("/backend/src/main.rs"))?;
+    let checkout = Path::new(main);
+    (checkout.is_absolute() && !our_crate.starts_with(checkout)).then(|| checkout.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_another_checkout_built_is_found_out() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let program = folder.path().join(PROGRAM);
+        let record = |text: &str| fs::write(folder.path().join("vhost-user-timer.d"), text);
+        let other = || other_checkout(&program, Path::new("/a/ours/tests"));
+
+        assert_eq!(other(), None, "an installed program");
+        record("/t/vhost-user-timer: /a/ours/backend/src/lib.rs /a/ours/backend/src/main.rs\n")
+            .expect("a file");
+        assert_eq!(other(), None, "our own");
+        record("/t/vhost-user-timer: /a/other/backend/src/lib.rs /a/other/backend/src/main.rs\n")
+            .expect("a file");
+        assert_eq!(other(), Some("/a/other".into()));
+    }
 }

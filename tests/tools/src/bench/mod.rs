@@ -50,9 +50,9 @@ pub struct Args {
     #[arg(long, value_name = "PID", requires = "peer_socket")]
     peer_pid: Option<u32>,
 
-    /// Folder for report.json and report.html
-    #[arg(long, value_name = "FOLDER", default_value = "target/bench")]
-    out: PathBuf,
+    /// Folder for report.json and report.html [default: bench, where cargo builds]
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
 
     /// Run as the floor's server
     #[arg(long, hide = true, value_enum)]
@@ -101,6 +101,13 @@ pub fn run(args: Args) -> ExitCode {
     }
 }
 
+/// The default of `--out`. This program is `release/bench` in the folder where cargo builds.
+fn beside_the_builds() -> io::Result<PathBuf> {
+    let this = std::env::current_exe()?;
+    let target = this.ancestors().nth(2).unwrap_or(&this);
+    Ok(target.join("bench"))
+}
+
 fn measure(args: Args) -> io::Result<()> {
     let program = args.backend.clone().map_or_else(find_program, Ok)?;
     let help = Command::new(&program).arg("--help").output()?;
@@ -119,7 +126,8 @@ fn measure(args: Args) -> io::Result<()> {
             bench.cpus.free()?;
         }
     }
-    bench.report.write(&bench.args.out)?;
-    println!("{}/report.html", bench.args.out.display());
+    let out = bench.args.out.map_or_else(beside_the_builds, Ok)?;
+    bench.report.write(&out)?;
+    println!("{}/report.html", out.display());
     Ok(())
 }
