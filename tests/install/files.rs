@@ -98,7 +98,7 @@ fn expected() -> BTreeMap<String, u32> {
         &[".service", ".socket"],
         "/usr/lib/systemd/system",
     ));
-    all.extend(of("qemu", &[".json"], "/usr/share/qemu/vhost-user"));
+    all.extend(of("qemu", &[".json"], "/usr/share/vhost-user-timer"));
     all.extend(of("apparmor", &["vhost-user-timer"], "/etc/apparmor.d"));
     all.into_iter().collect()
 }
