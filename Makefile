@@ -22,7 +22,7 @@ BENCH = $(TARGET)/release/bench
 # Its checks panic, and a release build aborts then.
 HOSTILE = $(TARGET)/debug/hostile
 
-.PHONY: help demo demo-qemu demo-kvm check demos released fmt clippy doc deny checkpatch test test-build hostile kvm kvm-qemu arm64 model bench bench-model build install uninstall manual clean qemu-environment clean-cache
+.PHONY: help demo demo-qemu demo-kvm check demos released fmt clippy doc deny checkpatch test test-build hostile kvm kvm-qemu arm64 model bench bench-model build install uninstall package release-check manual clean qemu-environment clean-cache
 
 help:
 	@echo 'make demo              save eight vCPUs with one backend and restore them with another, step by step'
@@ -39,6 +39,8 @@ help:
 	@echo 'make bench-model       measure the same operations within one process; BENCH_ARGS=GET_VM for some of them'
 	@echo 'make install           install what was built, with manual pages, completions and units: PREFIX=/usr/local, DESTDIR='
 	@echo 'make uninstall         remove it'
+	@echo 'make package           build each crate that is published from its package alone'
+	@echo 'make release-check     what must hold before a version gets its tag'
 	@echo 'make manual            renew the manual pages and completions in contrib, after a change of the options'
 	@echo 'make qemu-environment  make what the tests with a real guest and those for AArch64 need, once'
 	@echo 'make clean-cache       remove that'
@@ -53,6 +55,17 @@ install:
 
 uninstall:
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' contrib/install --uninstall
+
+# As PUBLISHED in tests/conventions/packages.rs, beside vhost-user-timer itself.
+PUBLISHED := -protocol -counter -frontend -model -ctl -capi
+
+# Needs Cargo 1.90 or newer, which finds the packages among each other.
+package:
+	$(CARGO) package --locked --package vhost-user-timer $(addprefix --package vhost-user-timer,$(PUBLISHED))
+
+release-check:
+	@.ci/release
+	@$(MAKE) --no-print-directory check package
 
 # Only what tests and demos start or load: link-time optimization is slow, program by program.
 released:

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::root;
 
 /// What `cargo metadata` says about the workspace's crates.
-struct Workspace {
+pub(crate) struct Workspace {
     packages: Vec<Value>,
 }
 
@@ -39,10 +39,14 @@ fn packages(args: &[&str]) -> Vec<Value> {
 }
 
 impl Workspace {
-    fn read() -> Self {
+    pub(crate) fn read() -> Self {
         Workspace {
             packages: packages(&["--no-deps"]),
         }
+    }
+
+    pub(crate) fn packages(&self) -> &[Value] {
+        &self.packages
     }
 
     /// Every crate of the workspace with its dependencies.
@@ -82,13 +86,13 @@ impl Workspace {
     }
 
     /// The crates that are published or installed.
-    fn released(&self) -> BTreeSet<&str> {
+    pub(crate) fn released(&self) -> BTreeSet<&str> {
         let released = self.packages.iter().filter(|p| p["publish"].is_null());
         released.map(|package| text(&package["name"])).collect()
     }
 }
 
-fn text(value: &Value) -> &str {
+pub(crate) fn text(value: &Value) -> &str {
     value.as_str().expect("a string")
 }
 

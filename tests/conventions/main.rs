@@ -2,6 +2,7 @@
 
 mod crates;
 mod files;
+mod packages;
 mod security;
 mod text;
 
