@@ -8,7 +8,9 @@ use clap::{ArgGroup, Parser};
 use log::LevelFilter;
 use vhost_user_timer_protocol::{MAX_REQUEST_QUEUES, MAX_VCPUS};
 
+use crate::accounts::Group;
 use crate::device::{SourceChoice, UtcKind};
+use crate::server::SocketMode;
 use vhost_user_timer_model::vm::MAX_FREQUENCY;
 
 /// What each exit code means. The manual page has this list as well.
@@ -48,6 +50,16 @@ pub struct Args {
     #[arg(long, value_name = "FDNUM", value_parser = clap::value_parser!(i32).range(0..),
           conflicts_with = "rtc_socket_path")]
     pub rtc_fd: Option<i32>,
+
+    /// Give sockets at a path to this group, by name or gid, so that a VMM of another user can
+    /// connect. Their mode is then 0660, unless --socket-mode says otherwise
+    #[arg(long, value_name = "GROUP", value_parser = Group::parse)]
+    pub socket_group: Option<Group>,
+
+    /// Make sockets at a path with this mode, octal. Connecting needs the write permission
+    /// [default: 0600, or 0660 with --socket-group]
+    #[arg(long, value_name = "MODE", value_parser = SocketMode::parse)]
+    pub socket_mode: Option<SocketMode>,
 
     /// Tell the guest what the host's wall clock does at a leap second [default: with a
     /// state file the kind of the clock in it, otherwise utc if the kernel knows TAI and

@@ -3,7 +3,8 @@
 //!
 //! From the outside in:
 //!
-//! - [`args`] is the command line; [`capabilities`] is what a launcher can ask of it.
+//! - [`args`] is the command line; [`capabilities`] is what a launcher can ask of it. [`accounts`]
+//!   finds the users and groups that it names, [`places`] where each device's frontends come from.
 //! - [`logging`] is the log, which no thread waits for.
 //! - [`server`] accepts frontends, one at a time at each socket, until a signal ends the process.
 //! - `vhost_user` is the protocol, once for all devices; `virtio` serves rings.
@@ -12,6 +13,7 @@
 //!
 //! What the VM's time and the guest's clocks are is decided by the model, a crate of its own.
 
+pub mod accounts;
 pub mod args;
 pub mod capabilities;
 pub mod device;
@@ -19,6 +21,7 @@ pub mod device;
 pub mod failpoint;
 mod file_system;
 pub mod logging;
+pub mod places;
 pub mod server;
 pub mod state;
 mod sys;

@@ -2,7 +2,6 @@
 
 use std::error::Error;
 use std::io::{self, Write as _};
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +10,8 @@ use clap::Parser;
 use vhost_user_timer::args::Args;
 use vhost_user_timer::capabilities::capabilities;
 use vhost_user_timer::device::{ClockConfig, ClockDevice, TimerConfig, TimerDevice};
-use vhost_user_timer::server::{self, Endpoint, ServerError, Signals, Socket, SocketError};
+use vhost_user_timer::places::Places;
+use vhost_user_timer::server::{self, Access, Endpoint, ServerError, Signals};
 use vhost_user_timer::{logging, with_causes};
 
 fn main() -> ExitCode {
@@ -34,7 +34,12 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match run(&args) {
+    let places = Places::of(&args);
+    if let Err(wrong) = places.check(&args) {
+        let _ = fail(&wrong.to_string());
+        return ExitCode::from(2);
+    }
+    match run(&args, &places) {
         Ok(()) => {
             logging::finish();
             ExitCode::SUCCESS
@@ -60,7 +65,7 @@ fn fail(why: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn run(args: &Args) -> Result<(), Box<dyn Error>> {
+fn run(args: &Args, places: &Places) -> Result<(), Box<dyn Error>> {
     logging::start(args.log_level, args.name.as_deref())
         .map_err(|error| format!("starting the log's thread failed: {error}"))?;
     let device = Arc::new(TimerDevice::new(&TimerConfig {
@@ -70,41 +75,28 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         source: args.counter_source,
         state_file: args.state_file.clone(),
     })?);
-    if args.fd.is_some() && args.fd == args.rtc_fd {
-        return Err("--fd and --rtc-fd name the same descriptor; each device needs its own".into());
-    }
     let poll_max = Duration::from_micros(args.poll_max_us.into());
+    let access = Access {
+        group: args.socket_group.clone(),
+        mode: args.socket_mode,
+    };
     // Before there is a socket, whose path a signal must not leave behind.
     let signals = Signals::catch().map_err(ServerError::Prepare)?;
     let mut endpoints = Vec::new();
-    if let Some(socket) = socket(args.socket_path.as_deref(), "--fd", args.fd)? {
+    if let Some(place) = &places.timer {
+        let socket = place.open(&access)?;
         endpoints.push(Endpoint::timer(Arc::clone(&device), socket).polling(poll_max));
     }
-    if let Some(socket) = socket(args.rtc_socket_path.as_deref(), "--rtc-fd", args.rtc_fd)? {
+    if let Some(place) = &places.clock {
+        let socket = place.open(&access)?;
         let config = ClockConfig {
             utc: args.rtc_clock,
             counter_offset: args.rtc_counter_offset,
         };
-        let clock = Arc::new(ClockDevice::new(
-            Arc::clone(&device),
-            device.store(),
-            config,
-        )?);
+        let store = device.store();
+        let clock = Arc::new(ClockDevice::new(Arc::clone(&device), store, config)?);
         endpoints.push(Endpoint::clock(clock, socket).polling(poll_max));
     }
     server::serve(endpoints, &signals)?;
     Ok(())
-}
-
-/// The socket that one device's options name, where they name one.
-fn socket(
-    path: Option<&Path>,
-    fd_option: &'static str,
-    fd: Option<i32>,
-) -> Result<Option<Socket>, SocketError> {
-    match (path, fd) {
-        (Some(path), _) => Socket::bind(path).map(Some),
-        (None, Some(fd)) => Socket::from_fd(fd_option, fd).map(Some),
-        (None, None) => Ok(None),
-    }
 }

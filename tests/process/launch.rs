@@ -1,10 +1,8 @@
 //! The program as its launcher sees it: options, sockets, signals and exit codes (QEMU,
 //! docs/interop/vhost-user.rst, "Backend program conventions").
 
-use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use rustix::process::Signal;
@@ -23,7 +21,7 @@ fn run(args: &[&str]) -> Output {
     run_with(args, Stdio::null())
 }
 
-fn run_with(args: &[&str], stdin: Stdio) -> Output {
+pub(crate) fn run_with(args: &[&str], stdin: Stdio) -> Output {
     Command::new(find_program().unwrap())
         .args(args)
         .stdin(stdin)
@@ -31,7 +29,7 @@ fn run_with(args: &[&str], stdin: Stdio) -> Output {
         .unwrap()
 }
 
-fn text(bytes: &[u8]) -> &str {
+pub(crate) fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 
@@ -41,7 +39,7 @@ fn binding() -> Rig {
 
 /// Checks that the program exits with 1. Returns its message.
 #[track_caller]
-fn fails(args: &[&str], stdin: Stdio, why: &str) {
+pub(crate) fn fails(args: &[&str], stdin: Stdio, why: &str) {
     let output = run_with(args, stdin);
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
@@ -344,84 +342,6 @@ fn a_socket_at_which_another_process_listens_is_refused_and_left_alone() {
     client.configure(1);
     fails(&[&option], Stdio::null(), "another process listens");
     assert_eq!(client.info().vcpus, 1);
-}
-
-#[test]
-fn something_that_is_no_socket_is_refused_and_not_removed() {
-    let folder = TempDir::new().unwrap();
-    let file = folder.path().join("file");
-    fs::write(&file, "precious").unwrap();
-    let link = folder.path().join("link");
-    std::os::unix::fs::symlink(&file, &link).unwrap();
-    for path in [&file, &link, &folder.path().to_owned()] {
-        let option = format!("--socket-path={}", path.display());
-        fails(&[&option], Stdio::null(), "not a socket");
-    }
-    assert_eq!(fs::read_to_string(&link).unwrap(), "precious");
-}
-
-#[test]
-fn a_socket_that_cannot_be_bound_is_1_and_says_where() {
-    let folder = TempDir::new().unwrap();
-    let missing = folder.path().join("no/such/folder/socket");
-    let long = folder.path().join("x".repeat(200));
-    for path in [&missing, &long, Path::new("")] {
-        let option = format!("--socket-path={}", path.display());
-        let output = run(&[&option]);
-        // clap takes an empty value for none.
-        let code = if path.as_os_str().is_empty() { 2 } else { 1 };
-        assert!(
-            [code, 1].contains(&output.status.code().unwrap()),
-            "{option}"
-        );
-        assert!(!output.stderr.is_empty());
-    }
-}
-
-#[test]
-fn a_descriptor_that_is_not_a_unix_stream_socket_is_1_and_says_so() {
-    fails(
-        &["--fd=77"],
-        Stdio::null(),
-        "--fd 77: not an open descriptor",
-    );
-    let not = "not a Unix stream socket";
-    fails(&["--fd=0"], Stdio::null(), not);
-    let file = File::open("/proc/self/status").unwrap();
-    fails(&["--fd=0"], file.into(), not);
-    let (datagram, _other) = std::os::unix::net::UnixDatagram::pair().unwrap();
-    fails(&["--fd=0"], OwnedFd::from(datagram).into(), not);
-    let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    fails(&["--fd=0"], OwnedFd::from(tcp).into(), not);
-}
-
-#[test]
-fn both_devices_on_one_descriptor_is_1_and_says_so() {
-    let (socket, _peer) = UnixStream::pair().unwrap();
-    fails(
-        &["--fd=0", "--rtc-fd=0"],
-        OwnedFd::from(socket).into(),
-        "--fd and --rtc-fd name the same descriptor",
-    );
-}
-
-#[test]
-fn a_counter_source_of_another_architecture_is_1_and_says_what_to_do() {
-    let other = if cfg!(target_arch = "aarch64") {
-        "tsc"
-    } else {
-        "cntvct"
-    };
-    let folder = TempDir::new().unwrap();
-    let socket = folder.path().join("socket");
-    let option = format!("--socket-path={}", socket.display());
-    let source = format!("--counter-source={other}");
-    fails(
-        &[&option, &source],
-        Stdio::null(),
-        "use --counter-source monotonic",
-    );
-    assert!(!socket.exists());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The process and the library together: launching, capabilities, spawning, the gate, restores, the
 //! examples, the time page.
 
+mod access;
 mod armed_log;
 mod capabilities;
 mod examples;
@@ -13,3 +14,4 @@ mod restore_object;
 mod spawned;
 mod stragglers;
 mod time_page_library;
+mod wrong_starts;

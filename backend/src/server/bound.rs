@@ -8,14 +8,20 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open};
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags, flock, fstat, open};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
+use rustix::process::geteuid;
+
+use crate::server::access::{Access, AccessError, path_of};
 
 /// Why there is no listening at a path.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +32,54 @@ pub enum PathError {
     /// Another process listens there, or is about to.
     #[error("another process listens on {}; name another path", .0.display())]
     InUse(PathBuf),
+    /// The path does not fit into an address.
+    #[error(
+        "{} has {} bytes, and the path of a Unix socket at most {LONGEST}; name a shorter path, or \
+         one relative to the working directory",
+        .0.display(),
+        .0.as_os_str().len()
+    )]
+    TooLong(PathBuf),
+    /// There is no folder for the socket.
+    #[error("{}: there is no folder {}; make the folder, or name another path", .0.display(), folder_of(.0).display())]
+    NoFolder(PathBuf),
+    /// This process may not make the socket.
+    #[error(
+        "{}: the user of this process (uid {user}) may not make a socket in {}; give that user the \
+         folder, or name another path",
+        path.display(),
+        folder_of(path).display()
+    )]
+    Forbidden {
+        /// Where.
+        path: PathBuf,
+        /// The process's effective user.
+        user: u32,
+        /// Why.
+        source: io::Error,
+    },
+    /// A socket is there that this process may not connect to.
+    #[error(
+        "{} is a socket that the user of this process may not connect to; remove it if no process \
+         listens there, or name another path",
+        .0.display()
+    )]
+    NotOurs(PathBuf),
+    /// Somebody has put another file in the place of the socket.
+    #[error(
+        "{}: another file took the socket's place at once; name a path in a folder that only this \
+         process's user can write",
+        .0.display()
+    )]
+    Replaced(PathBuf),
+    /// The socket does not get its group or its mode.
+    #[error("{}", path.display())]
+    Access {
+        /// Where.
+        path: PathBuf,
+        /// What failed.
+        source: AccessError,
+    },
     /// Listening failed.
     #[error("listening on {} failed", path.display())]
     Listen {
@@ -34,6 +88,36 @@ pub enum PathError {
         /// Why.
         source: io::Error,
     },
+}
+
+/// Most bytes of a socket's path: `sun_path` has room for them and a NUL (unix(7)).
+const LONGEST: usize = 107;
+
+/// The longest queue of frontends that the host allows.
+const QUEUE: i32 = i32::MAX;
+
+impl PathError {
+    /// Why the system refused to listen at this path.
+    fn from_io(path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::NotFound => PathError::NoFolder(path),
+            io::ErrorKind::PermissionDenied => PathError::Forbidden {
+                path,
+                user: geteuid().as_raw(),
+                source,
+            },
+            _ => PathError::Listen { path, source },
+        }
+    }
+}
+
+/// The folder that a path lies in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
 }
 
 /// How often, and how long apart, the lock is tried for when the socket is removed. Another process
@@ -53,16 +137,17 @@ pub(super) struct BoundPath {
 type FileId = (u64, u64);
 
 impl BoundPath {
-    /// Listens at a path. A socket there on which no process listens is replaced.
+    /// Listens at a path. A socket there on which no process listens is replaced. The new one is
+    /// its owner's alone before it has what `access` says, and takes no connections before that.
     ///
     /// # Errors
     ///
     /// [`PathError`] where the path is taken or the system refuses.
-    pub(super) fn listen(path: &Path) -> Result<(Self, UnixListener), PathError> {
-        let failed = |source| PathError::Listen {
-            path: path.to_owned(),
-            source,
-        };
+    pub(super) fn listen(path: &Path, access: &Access) -> Result<(Self, UnixListener), PathError> {
+        let failed = |source| PathError::from_io(path, source);
+        if path.as_os_str().len() > LONGEST {
+            return Err(PathError::TooLong(path.to_owned()));
+        }
         is_stale(path)?;
         let Some(_lock) = Lock::take(path).map_err(failed)? else {
             return Err(PathError::InUse(path.to_owned()));
@@ -70,10 +155,18 @@ impl BoundPath {
         if is_stale(path)? {
             fs::remove_file(path).map_err(failed)?;
         }
-        let listener = UnixListener::bind(path).map_err(failed)?;
-        let id = file_id(path).map_err(failed)?;
-        let path = path.to_owned();
-        Ok((BoundPath { path, id }, listener))
+        let socket = bind_private(path).map_err(failed)?;
+        let (file, id) = own_file(path)?;
+        match listen_with(&socket, &file, access, path) {
+            Ok(()) => {
+                let path = path.to_owned();
+                Ok((BoundPath { path, id }, UnixListener::from(socket)))
+            }
+            Err(error) => {
+                let _ = fs::remove_file(path);
+                Err(error)
+            }
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -121,6 +214,45 @@ impl Drop for BoundPath {
     }
 }
 
+/// A socket that is bound at a path, with a file that is its owner's alone.
+fn bind_private(path: &Path) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    Access::before_binding(&socket)?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
+}
+
+/// Listens on a bound socket whose file gets this group and mode first.
+fn listen_with(
+    socket: &OwnedFd,
+    file: &OwnedFd,
+    access: &Access,
+    path: &Path,
+) -> Result<(), PathError> {
+    access.open_up(file).map_err(|source| PathError::Access {
+        path: path.to_owned(),
+        source,
+    })?;
+    listen(socket, QUEUE).map_err(|source| PathError::from_io(path, source.into()))
+}
+
+/// The file of the socket that was bound at a path just now. The owner of the folder can put
+/// another one there, which must not get this one's group and mode.
+fn own_file(path: &Path) -> Result<(OwnedFd, FileId), PathError> {
+    let replaced = || PathError::Replaced(path.to_owned());
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = open(path, flags, Mode::empty()).map_err(|_| replaced())?;
+    let found = fstat(&file).map_err(|_| replaced())?;
+    let is_socket = FileType::from_raw_mode(found.st_mode) == FileType::Socket;
+    // Our own socket does not listen yet.
+    let listened_at = is_listened_at(&path_of(&file));
+    if !is_socket || found.st_uid != geteuid().as_raw() || !matches!(listened_at, Ok(false)) {
+        return Err(replaced());
+    }
+    Ok((file, (found.st_dev, found.st_ino)))
+}
+
 fn file_id(path: &Path) -> io::Result<FileId> {
     let found = fs::symlink_metadata(path)?;
     Ok((found.dev(), found.ino()))
@@ -128,10 +260,7 @@ fn file_id(path: &Path) -> io::Result<FileId> {
 
 /// Whether there is a socket at the path, at which no process listens.
 fn is_stale(path: &Path) -> Result<bool, PathError> {
-    let failed = |source| PathError::Listen {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| PathError::from_io(path, source);
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => Err(PathError::NotASocket(path.to_owned())),
         Ok(_) => match is_listened_at(path) {
@@ -139,6 +268,9 @@ fn is_stale(path: &Path) -> Result<bool, PathError> {
             Ok(false) => Ok(true),
             // It was removed just now.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Err(PathError::NotOurs(path.to_owned()))
+            }
             Err(error) => Err(failed(error)),
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -214,7 +346,7 @@ mod tests {
             let bound: Vec<_> = std::thread::scope(|scope| {
                 let starter = || {
                     start.wait();
-                    BoundPath::listen(&path)
+                    BoundPath::listen(&path, &Access::default())
                 };
                 let starters = [(); 3].map(|()| scope.spawn(starter));
                 let results = starters.map(|starter| starter.join().unwrap());
@@ -239,14 +371,63 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_is_its_owners_alone_from_the_first_instant() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let _socket = bind_private(&path).unwrap();
+        let mode = fs::symlink_metadata(&path).unwrap().mode();
+        // Not 0755, as bind(2) makes it of the usual umask.
+        assert_eq!(mode & 0o7777, 0o600);
+        // Nor does it take connections before its group and mode are set.
+        assert!(!is_listened_at(&path).unwrap());
+    }
+
+    #[test]
+    fn a_file_that_took_the_sockets_place_does_not_get_its_mode() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let refused = || matches!(own_file(&path), Err(PathError::Replaced(_)));
+        assert!(refused(), "nothing is there");
+        fs::write(&path, "precious").unwrap();
+        assert!(refused(), "no socket is there");
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/log", &path).unwrap();
+        assert!(refused(), "a link is there");
+        fs::remove_file(&path).unwrap();
+        let other = UnixListener::bind(&path).unwrap();
+        assert!(refused(), "another process's socket is there");
+        drop(other);
+        fs::remove_file(&path).unwrap();
+        let _socket = bind_private(&path).unwrap();
+        assert!(own_file(&path).is_ok());
+    }
+
+    #[test]
+    fn a_path_of_107_bytes_is_listened_at_and_a_longer_one_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let prefix = folder.path().as_os_str().len() + 1;
+        let path = folder.path().join("x".repeat(LONGEST - prefix));
+        let (bound, _listener) = BoundPath::listen(&path, &Access::default()).unwrap();
+        assert_eq!(bound.path().as_os_str().len(), 107);
+        let path = folder.path().join("x".repeat(LONGEST + 1 - prefix));
+        let refused = BoundPath::listen(&path, &Access::default()).unwrap_err();
+        let text = refused.to_string();
+        assert!(
+            text.contains("has 108 bytes") && text.contains("at most 107"),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn a_path_that_is_being_bound_or_removed_is_in_use() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         let lock = Lock::take(&path).unwrap().unwrap();
-        let refused = BoundPath::listen(&path).unwrap_err();
+        assert_eq!(fs::metadata(&lock.path).unwrap().mode() & 0o077, 0);
+        let refused = BoundPath::listen(&path, &Access::default()).unwrap_err();
         assert!(matches!(refused, PathError::InUse(_)), "{refused}");
         drop(lock);
-        BoundPath::listen(&path).unwrap();
+        BoundPath::listen(&path, &Access::default()).unwrap();
     }
 
     #[test]
@@ -255,7 +436,7 @@ mod tests {
         let path = folder.path().join("socket");
         let lock = folder.path().join("socket.lock");
         File::create(&lock).unwrap();
-        BoundPath::listen(&path).unwrap();
+        BoundPath::listen(&path, &Access::default()).unwrap();
         assert!(!lock.exists());
     }
 }

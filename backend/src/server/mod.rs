@@ -3,6 +3,7 @@
 //! The loop waits, with `epoll`, for frontends, for the ends of their connections, and for the
 //! signals that end the process.
 
+mod access;
 mod arrivals;
 mod bound;
 mod endpoint;
@@ -13,7 +14,9 @@ mod socket;
 use std::io;
 use std::os::fd::AsRawFd;
 
+pub use access::{Access, AccessError, ModeError, SocketMode};
 pub use bound::PathError;
+pub(crate) use bound::folder_of;
 pub use endpoint::Endpoint;
 use poll::{Poll, Token};
 use rustix::process::{Resource, getrlimit, setrlimit};

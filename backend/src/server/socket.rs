@@ -6,9 +6,10 @@ use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::net::{AddressFamily, SocketType, getpeername, sockopt};
 
+use crate::server::access::Access;
 use crate::server::bound::{BoundPath, PathError};
 
 /// Why there is no socket to serve on.
@@ -30,6 +31,17 @@ pub enum SocketError {
     /// The descriptor is something else.
     #[error("{option} {fd}: not a Unix stream socket; pass a listening or a connected one")]
     NotAUnixStream {
+        /// The option that names the descriptor.
+        option: &'static str,
+        /// The descriptor.
+        fd: RawFd,
+    },
+    /// No frontend can come from it.
+    #[error(
+        "{option} {fd}: this socket neither listens nor is connected; call listen(2) on it first, \
+         or pass one end of a socket pair"
+    )]
+    Unconnected {
         /// The option that names the descriptor.
         option: &'static str,
         /// The descriptor.
@@ -72,19 +84,14 @@ enum Origin {
 }
 
 impl Socket {
-    /// Listens at a path. A socket there on which no process listens is replaced.
+    /// Listens at a path, with this group and mode. A socket there on which no process listens is
+    /// replaced.
     ///
     /// # Errors
     ///
     /// [`SocketError`] where the path is taken or the system refuses.
-    pub fn bind(path: &Path) -> Result<Self, SocketError> {
-        let (bound, listener) = BoundPath::listen(path)?;
-        listener
-            .set_nonblocking(true)
-            .map_err(|source| PathError::Listen {
-                path: path.to_owned(),
-                source,
-            })?;
+    pub fn bind(path: &Path, access: &Access) -> Result<Self, SocketError> {
+        let (bound, listener) = BoundPath::listen(path, access)?;
         Ok(Socket {
             arrivals: Arrivals::Listener(listener),
             origin: Origin::Path(bound),
@@ -125,6 +132,12 @@ impl Socket {
                 origin: Origin::Listening(fd),
             })
         } else {
+            match getpeername(&owned) {
+                // Also where the peer has closed its end by now.
+                Ok(_) => {}
+                Err(Errno::NOTCONN) => return Err(SocketError::Unconnected { option, fd }),
+                Err(error) => return Err(adopt(error.into())),
+            }
             Ok(Socket {
                 arrivals: Arrivals::Connected(Some(owned.into())),
                 origin: Origin::Connected(fd),

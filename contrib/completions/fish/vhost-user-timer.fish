@@ -2,6 +2,8 @@ complete -c vhost-user-timer -l socket-path -d 'Listen on a Unix socket at this 
 complete -c vhost-user-timer -l fd -d 'Serve on this inherited descriptor, a Unix stream socket. A listening socket is served like a path; a connected one has one frontend, and the process ends with the last frontend of its connected sockets' -r
 complete -c vhost-user-timer -l rtc-socket-path -d 'Give the guest a clock: listen at this path for a VMM\'s virtio-rtc device. Works beside the timer device or alone' -r -F
 complete -c vhost-user-timer -l rtc-fd -d 'Give the guest a clock: serve on this inherited descriptor, as --fd does' -r
+complete -c vhost-user-timer -l socket-group -d 'Give sockets at a path to this group, by name or gid, so that a VMM of another user can connect. Their mode is then 0660, unless --socket-mode says otherwise' -r
+complete -c vhost-user-timer -l socket-mode -d 'Make sockets at a path with this mode, octal. Connecting needs the write permission [default: 0600, or 0660 with --socket-group]' -r
 complete -c vhost-user-timer -l rtc-clock -d 'Tell the guest what the host\'s wall clock does at a leap second [default: with a state file the kind of the clock in it, otherwise utc if the kernel knows TAI and maybe-smeared if not]. Linux guests make an RTC only of a smeared clock' -r -f -a "utc\t'Steps, as UTC does'
 smeared\t'Runs slower or faster for a while, and never steps'
 maybe-smeared\t'Steps or smears: not known'"

@@ -1,0 +1,276 @@
+//! Where each device's frontends come from, as the launcher says, before anything is opened.
+
+use std::ffi::OsStr;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+
+use crate::args::Args;
+use crate::server::{Access, Socket, SocketError, folder_of};
+
+/// Where one device's frontends come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A socket that this process makes at a path.
+    Path(PathBuf),
+    /// A descriptor that the launcher passes.
+    Descriptor {
+        /// What names it: an option.
+        named_by: &'static str,
+        /// Its number.
+        fd: RawFd,
+    },
+}
+
+impl Place {
+    fn of(path: Option<&PathBuf>, named_by: &'static str, fd: Option<RawFd>) -> Option<Self> {
+        match (path, fd) {
+            (Some(path), _) => Some(Place::Path(path.clone())),
+            (None, Some(fd)) => Some(Place::Descriptor { named_by, fd }),
+            (None, None) => None,
+        }
+    }
+
+    /// Listens at the path, with this group and mode, or adopts the descriptor.
+    ///
+    /// # Errors
+    ///
+    /// [`SocketError`] where there is no such socket, or the system refuses.
+    pub fn open(&self, access: &Access) -> Result<Socket, SocketError> {
+        match self {
+            Place::Path(path) => Socket::bind(path, access),
+            Place::Descriptor { named_by, fd } => Socket::from_fd(named_by, *fd),
+        }
+    }
+}
+
+/// The places of both devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// The timer device's.
+    pub timer: Option<Place>,
+    /// The clock device's.
+    pub clock: Option<Place>,
+}
+
+/// Why the places do not fit together, or other options do not fit them.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlacesError {
+    /// Both devices have one descriptor.
+    #[error("{timer} and {clock} name the same descriptor; each device needs its own")]
+    OneDescriptor {
+        /// What names it for the timer device.
+        timer: &'static str,
+        /// What names it for the clock device.
+        clock: &'static str,
+    },
+    /// Both devices have one socket, by two descriptors.
+    #[error(
+        "{timer} {timer_fd} and {clock} {clock_fd} are the same socket; each device needs its own"
+    )]
+    OneSocket {
+        /// What names the timer device's descriptor.
+        timer: &'static str,
+        /// Its number.
+        timer_fd: RawFd,
+        /// What names the clock device's descriptor.
+        clock: &'static str,
+        /// Its number.
+        clock_fd: RawFd,
+    },
+    /// Both devices have one path.
+    #[error(
+        "--socket-path {} and --rtc-socket-path {} are the same path; each device needs its own",
+        timer.display(),
+        clock.display()
+    )]
+    OnePath {
+        /// The timer device's.
+        timer: PathBuf,
+        /// The clock device's.
+        clock: PathBuf,
+    },
+    /// An option of the clock device, which there is not.
+    #[error(
+        "{0} is for the guest's clock, which has no socket; add --rtc-socket-path or --rtc-fd, or \
+         leave the option out"
+    )]
+    NoClock(&'static str),
+    /// An option of sockets that this process makes, of which there is none.
+    #[error(
+        "{0} is for sockets that this process makes, and the launcher makes all of them; add \
+         --socket-path or --rtc-socket-path, or have the launcher set it"
+    )]
+    NoPath(&'static str),
+}
+
+impl Places {
+    /// The places that the options name.
+    pub fn of(args: &Args) -> Self {
+        Places {
+            timer: Place::of(args.socket_path.as_ref(), "--fd", args.fd),
+            clock: Place::of(args.rtc_socket_path.as_ref(), "--rtc-fd", args.rtc_fd),
+        }
+    }
+
+    /// Checks that each device has a socket of its own, and that each option of sockets and of the
+    /// clock has something to be for.
+    ///
+    /// # Errors
+    ///
+    /// [`PlacesError`] for the first one that has not.
+    pub fn check(&self, args: &Args) -> Result<(), PlacesError> {
+        match (&self.timer, &self.clock) {
+            (Some(Place::Path(timer)), Some(Place::Path(clock))) if are_one(timer, clock) => {
+                return Err(PlacesError::OnePath {
+                    timer: timer.clone(),
+                    clock: clock.clone(),
+                });
+            }
+            (
+                Some(Place::Descriptor {
+                    named_by: timer,
+                    fd: timer_fd,
+                }),
+                Some(Place::Descriptor {
+                    named_by: clock,
+                    fd: clock_fd,
+                }),
+            ) => are_two((timer, *timer_fd), (clock, *clock_fd))?,
+            _ => {}
+        }
+        if self.clock.is_none() {
+            refuse(
+                "--rtc-clock",
+                args.rtc_clock.is_some(),
+                PlacesError::NoClock,
+            )?;
+            let offset = args.rtc_counter_offset.is_some();
+            refuse("--rtc-counter-offset", offset, PlacesError::NoClock)?;
+        }
+        let mut places = [&self.timer, &self.clock].into_iter().flatten();
+        if !places.any(|place| matches!(place, Place::Path(_))) {
+            let group = args.socket_group.is_some();
+            refuse("--socket-group", group, PlacesError::NoPath)?;
+            refuse(
+                "--socket-mode",
+                args.socket_mode.is_some(),
+                PlacesError::NoPath,
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn refuse(
+    option: &'static str,
+    given: bool,
+    why: fn(&'static str) -> PlacesError,
+) -> Result<(), PlacesError> {
+    if given { Err(why(option)) } else { Ok(()) }
+}
+
+/// Whether two paths are one: the same name in the same folder, however that is written.
+fn are_one(a: &Path, b: &Path) -> bool {
+    fn resolved(path: &Path) -> Option<(PathBuf, &OsStr)> {
+        Some((folder_of(path).canonicalize().ok()?, path.file_name()?))
+    }
+    a == b || resolved(a).is_some_and(|a| resolved(b) == Some(a))
+}
+
+/// Refuses one descriptor for both devices, and two of one socket.
+fn are_two(
+    (timer, timer_fd): (&'static str, RawFd),
+    (clock, clock_fd): (&'static str, RawFd),
+) -> Result<(), PlacesError> {
+    // `socket:[…]` of its inode.
+    let socket = |fd| std::fs::read_link(format!("/proc/self/fd/{fd}")).ok();
+    if timer_fd == clock_fd {
+        return Err(PlacesError::OneDescriptor { timer, clock });
+    }
+    if socket(timer_fd).is_some_and(|file| socket(clock_fd) == Some(file)) {
+        return Err(PlacesError::OneSocket {
+            timer,
+            timer_fd,
+            clock,
+            clock_fd,
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixStream;
+
+    use clap::Parser;
+
+    use super::*;
+
+    fn check(args: &[&str]) -> Result<(), PlacesError> {
+        let args = Args::parse_from([&["vhost-user-timer"], args].concat());
+        Places::of(&args).check(&args)
+    }
+
+    #[test]
+    fn one_path_is_one_however_it_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        std::fs::create_dir(folder.join("real")).unwrap();
+        symlink("real", folder.join("link")).unwrap();
+        let of = |timer: &str, clock: &str| {
+            let timer = format!("--socket-path={}", folder.join(timer).display());
+            let clock = format!("--rtc-socket-path={}", folder.join(clock).display());
+            check(&[&timer, &clock])
+        };
+        for (timer, clock) in [
+            ("real/s", "real/s"),
+            ("real/s", "./real/s"),
+            ("real/s", "real/../real/s"),
+            ("real/s", "link/s"),
+            ("no/folder/s", "no/folder/s"),
+        ] {
+            let refused = of(timer, clock).unwrap_err();
+            assert!(
+                matches!(refused, PlacesError::OnePath { .. }),
+                "{timer} {clock}"
+            );
+        }
+        assert!(are_one(Path::new("s"), Path::new("./s")));
+        assert_eq!(of("real/s", "real/t"), Ok(()));
+        assert_eq!(of("real/s", "s"), Ok(()));
+    }
+
+    #[test]
+    fn two_descriptors_of_one_socket_are_one() {
+        let (socket, peer) = UnixStream::pair().unwrap();
+        let copy = socket.try_clone().unwrap();
+        let of = |timer: &UnixStream, clock: &UnixStream| {
+            let timer = format!("--fd={}", timer.as_raw_fd());
+            check(&[&timer, &format!("--rtc-fd={}", clock.as_raw_fd())])
+        };
+        let refused = of(&socket, &socket).unwrap_err();
+        assert!(matches!(refused, PlacesError::OneDescriptor { .. }));
+        let refused = of(&socket, &copy).unwrap_err();
+        assert!(matches!(refused, PlacesError::OneSocket { .. }));
+        assert_eq!(of(&socket, &peer), Ok(()));
+    }
+
+    #[test]
+    fn an_option_without_the_socket_that_it_is_for_is_refused() {
+        for option in ["--rtc-clock=utc", "--rtc-counter-offset=1"] {
+            let name = option.split_once('=').unwrap().0;
+            let refused = check(&["--fd=3", option]).unwrap_err();
+            assert_eq!(refused, PlacesError::NoClock(name));
+            assert_eq!(check(&["--rtc-fd=3", option]), Ok(()));
+        }
+        for option in ["--socket-group=0", "--socket-mode=660"] {
+            let name = option.split_once('=').unwrap().0;
+            let refused = check(&["--fd=3", "--rtc-fd=4", option]).unwrap_err();
+            assert_eq!(refused, PlacesError::NoPath(name));
+            assert_eq!(check(&["--fd=3", "--rtc-socket-path=/x", option]), Ok(()));
+            assert_eq!(check(&["--socket-path=/x", option]), Ok(()));
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Which users reach a socket, and which of them are served.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use rustix::process::{Gid, Uid, getegid, geteuid};
+use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
+use vhost_user_timer_kit::backend_process::{Devices, Launch, find_program};
+use vhost_user_timer_kit::contract::Client;
+use vhost_user_timer_kit::raw_driver::Rig;
+
+/// Another user, and a group that is not that user's own: of most hosts nobody, and none.
+const OTHER_USER: u32 = 65534;
+const GROUP: u32 = 54_321;
+
+/// A backend that makes its sockets itself, in a folder that everyone can search, with this umask.
+fn making(devices: Devices, umask: &str, args: &[&str]) -> Rig {
+    let script = format!("umask {umask}; exec \"$@\"");
+    let launch = Launch::new(&find_program().unwrap(), devices);
+    let rig = Rig::watch(launch.script(&script).args(args).start().unwrap());
+    fs::set_permissions(rig.backend.directory(), Permissions::from_mode(0o711)).unwrap();
+    rig
+}
+
+/// A socket's mode and group.
+fn access(path: &Path) -> (u32, u32) {
+    let found = fs::symlink_metadata(path).unwrap();
+    (found.mode() & 0o7777, found.gid())
+}
+
+/// Does this as another user with these supplementary groups: on a thread of its own, since
+/// Linux keeps a user for each thread. None, which is reported, where this process is not root.
+fn as_other_user<T: Send>(groups: &[u32], act: impl FnOnce() -> T + Send) -> Option<T> {
+    if !geteuid().is_root() {
+        eprintln!("skipped: only root can act as another user");
+        return None;
+    }
+    let groups: Vec<_> = groups.iter().copied().map(Gid::from_raw).collect();
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            set_thread_groups(&groups).unwrap();
+            set_thread_gid(Gid::from_raw(OTHER_USER)).unwrap();
+            set_thread_uid(Uid::from_raw(OTHER_USER)).unwrap();
+            act()
+        });
+        Some(other.join().unwrap())
+    })
+}
+
+#[test]
+fn without_options_sockets_are_their_owners_alone_whatever_the_umask() {
+    for umask in ["000", "022", "077"] {
+        let rig = making(Devices::TimerAndClock, umask, &[]);
+        let own = (0o600, getegid().as_raw());
+        assert_eq!(access(rig.backend.socket_path()), own, "{umask}");
+        assert_eq!(access(&rig.backend.clock_path()), own, "{umask}");
+    }
+}
+
+#[test]
+fn sockets_get_the_group_and_mode_that_are_named_whatever_the_umask() {
+    let own = getegid().as_raw().to_string();
+    for umask in ["000", "077"] {
+        for (args, mode) in [
+            (&["--socket-group", &own][..], 0o660),
+            (&["--socket-group", &own, "--socket-mode=0600"], 0o600),
+            (&["--socket-mode=666"], 0o666),
+        ] {
+            let rig = making(Devices::TimerAndClock, umask, args);
+            let wanted = (mode, getegid().as_raw());
+            assert_eq!(access(rig.backend.socket_path()), wanted, "{args:?}");
+            assert_eq!(access(&rig.backend.clock_path()), wanted, "{args:?}");
+        }
+    }
+}
+
+#[test]
+fn a_vmm_of_another_user_reaches_the_socket_by_its_group_and_not_without() {
+    let connect = |rig: &Rig, groups: &[u32]| {
+        let path = rig.backend.socket_path();
+        as_other_user(groups, || UnixStream::connect(path))
+    };
+    let denied = |connected: io::Result<UnixStream>| {
+        assert_eq!(
+            connected.unwrap_err().kind(),
+            io::ErrorKind::PermissionDenied
+        );
+    };
+    let rig = making(Devices::Timer, "022", &[]);
+    let Some(connected) = connect(&rig, &[GROUP]) else {
+        return;
+    };
+    denied(connected);
+    let group = GROUP.to_string();
+    let rig = making(Devices::Timer, "022", &["--socket-group", &group]);
+    assert_eq!(access(rig.backend.socket_path()), (0o660, GROUP));
+    denied(connect(&rig, &[]).unwrap());
+    let frontend = connect(&rig, &[GROUP]).unwrap().unwrap();
+    Client::over(frontend).configure(1);
+}
+
+#[test]
+fn a_group_that_this_process_may_not_give_is_an_error_and_leaves_no_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
+    let program = find_program().unwrap();
+    // A directory on the way to the program may be root's alone.
+    let copy = folder.path().join("program");
+    fs::copy(program, &copy).unwrap();
+    let output = as_other_user(&[], || {
+        let mut command = std::process::Command::new(&copy);
+        command.arg("--socket-path").arg(&socket);
+        command.args(["--socket-group=0", "--counter-source=monotonic"]);
+        command.output().unwrap()
+    });
+    let Some(output) = output else { return };
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        format!(
+            "vhost-user-timer: {}: giving it the group 0 failed; the user of this process must be \
+             a member of that group, or root: Operation not permitted (os error 1)\n",
+            socket.display()
+        )
+    );
+    assert!(!socket.exists());
+}

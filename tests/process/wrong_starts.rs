@@ -1,0 +1,236 @@
+//! What a launcher gets wrong before there is a backend: each is an error that says what was tried,
+//! on what, and what to do.
+
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rustix::net::{AddressFamily, SocketType, socket};
+use tempfile::TempDir;
+use vhost_user_timer_kit::backend_process::find_program;
+
+use crate::launch::{fails, run_with, text};
+
+/// Checks that the program takes this for a wrong command line, and says exactly why.
+#[track_caller]
+fn is_wrong(args: &[&str], stdin: Stdio, why: &str) {
+    let output = run_with(args, stdin);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+    assert_eq!(said, format!("vhost-user-timer: {why}\n"));
+    assert_eq!(text(&output.stdout), "");
+}
+
+fn option(name: &str, path: &Path) -> String {
+    format!("{name}={}", path.display())
+}
+
+/// Checks that the program cannot start, and says exactly why.
+#[track_caller]
+fn cannot(args: &[&str], stdin: Stdio, why: &str) {
+    fails(args, stdin, &format!("vhost-user-timer: {why}\n"));
+}
+
+#[test]
+fn a_folder_that_does_not_exist_is_named() {
+    let folder = TempDir::new().unwrap();
+    let missing = folder.path().join("vm1");
+    let socket = missing.join("socket");
+    let why = format!(
+        "{}: there is no folder {}; make the folder, or name another path",
+        socket.display(),
+        missing.display()
+    );
+    for name in ["--socket-path", "--rtc-socket-path"] {
+        cannot(&[&option(name, &socket)], Stdio::null(), &why);
+    }
+}
+
+#[test]
+fn a_path_that_is_too_long_is_refused_with_its_length_and_the_limit() {
+    let path = Path::new("/tmp").join("x".repeat(200));
+    let why = format!(
+        "{} has 205 bytes, and the path of a Unix socket at most 107; name a shorter path, or one \
+         relative to the working directory",
+        path.display()
+    );
+    cannot(&[&option("--socket-path", &path)], Stdio::null(), &why);
+}
+
+#[test]
+fn a_path_without_a_value_is_2() {
+    let output = run_with(&["--socket-path="], Stdio::null());
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("--socket-path <PATH>"));
+}
+
+#[test]
+fn one_path_for_both_devices_is_2_and_leaves_no_socket() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("socket");
+    let same = folder.path().join("./socket");
+    let args = [
+        option("--socket-path", &path),
+        option("--rtc-socket-path", &same),
+    ];
+    let why = format!(
+        "--socket-path {} and --rtc-socket-path {} are the same path; each device needs its own",
+        path.display(),
+        same.display()
+    );
+    is_wrong(&[&args[0], &args[1]], Stdio::null(), &why);
+    assert!(!path.exists());
+}
+
+#[test]
+fn an_option_of_the_clock_without_its_socket_is_2() {
+    for option in ["--rtc-clock=utc", "--rtc-counter-offset=0"] {
+        let name = option.split_once('=').unwrap().0;
+        let why = format!(
+            "{name} is for the guest's clock, which has no socket; add --rtc-socket-path or \
+             --rtc-fd, or leave the option out"
+        );
+        is_wrong(&["--fd=0", option], Stdio::null(), &why);
+    }
+}
+
+#[test]
+fn an_option_of_sockets_at_a_path_without_one_is_2() {
+    for option in ["--socket-group=0", "--socket-mode=660"] {
+        let name = option.split_once('=').unwrap().0;
+        let why = format!(
+            "{name} is for sockets that this process makes, and the launcher makes all of them; \
+             add --socket-path or --rtc-socket-path, or have the launcher set it"
+        );
+        is_wrong(&["--fd=0", option], Stdio::null(), &why);
+    }
+}
+
+#[test]
+fn a_group_or_mode_that_cannot_be_is_2_and_says_what_can() {
+    for (option, why) in [
+        (
+            "--socket-group=no-such-group",
+            "invalid value 'no-such-group' for '--socket-group <GROUP>': this host has no group of \
+             this name; name another one (getent group), or pass a gid",
+        ),
+        (
+            "--socket-group=4294967295",
+            "invalid value '4294967295' for '--socket-group <GROUP>': a uid or gid is a number \
+             from 0 to 4294967294",
+        ),
+        (
+            "--socket-mode=rw",
+            "invalid value 'rw' for '--socket-mode <MODE>': a mode is three octal digits, such as \
+             660, with or without a 0 before them",
+        ),
+        (
+            "--socket-mode=0640",
+            "invalid value '0640' for '--socket-mode <MODE>': connecting needs the write \
+             permission, without which the others are of no use; use 600, 660 or 666",
+        ),
+    ] {
+        let output = run_with(&["--socket-path=/nowhere/x", option], Stdio::null());
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(why), "{said}");
+    }
+}
+
+#[test]
+fn a_socket_that_neither_listens_nor_is_connected_is_refused() {
+    let unconnected = || socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    let folder = TempDir::new().unwrap();
+    let bound = unconnected();
+    let address = rustix::net::SocketAddrUnix::new(folder.path().join("socket")).unwrap();
+    rustix::net::bind(&bound, &address).unwrap();
+    for option in ["--fd", "--rtc-fd"] {
+        let why = format!(
+            "{option} 0: this socket neither listens nor is connected; call listen(2) on it \
+             first, or pass one end of a socket pair"
+        );
+        let args = [option, "0"];
+        cannot(&args, unconnected().into(), &why);
+        cannot(&args, bound.try_clone().unwrap().into(), &why);
+    }
+}
+
+#[test]
+fn a_descriptor_that_is_not_a_unix_stream_socket_is_1_and_says_so() {
+    fails(
+        &["--fd=77"],
+        Stdio::null(),
+        "--fd 77: not an open descriptor",
+    );
+    let not = "not a Unix stream socket";
+    fails(&["--fd=0"], Stdio::null(), not);
+    let file = File::open("/proc/self/status").unwrap();
+    fails(&["--fd=0"], file.into(), not);
+    let (datagram, _other) = UnixDatagram::pair().unwrap();
+    fails(&["--fd=0"], OwnedFd::from(datagram).into(), not);
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    fails(&["--fd=0"], OwnedFd::from(tcp).into(), not);
+}
+
+#[test]
+fn both_devices_on_one_descriptor_is_2() {
+    let (socket, _peer) = UnixStream::pair().unwrap();
+    is_wrong(
+        &["--fd=0", "--rtc-fd=0"],
+        OwnedFd::from(socket).into(),
+        "--fd and --rtc-fd name the same descriptor; each device needs its own",
+    );
+}
+
+#[test]
+fn both_devices_on_two_descriptors_of_one_socket_is_2() {
+    let folder = TempDir::new().unwrap();
+    let listener = UnixListener::bind(folder.path().join("socket")).unwrap();
+    let copy = OwnedFd::from(listener.try_clone().unwrap());
+    let output = Command::new(find_program().unwrap())
+        .args(["--fd=0", "--rtc-fd=1"])
+        .stdin(OwnedFd::from(listener))
+        .stdout(copy)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(
+        text(&output.stderr),
+        "vhost-user-timer: --fd 0 and --rtc-fd 1 are the same socket; each device needs its own\n"
+    );
+}
+
+#[test]
+fn a_counter_source_of_another_architecture_is_1_and_says_what_to_do() {
+    let other = if cfg!(target_arch = "aarch64") {
+        "tsc"
+    } else {
+        "cntvct"
+    };
+    let folder = TempDir::new().unwrap();
+    let socket = folder.path().join("socket");
+    let option = option("--socket-path", &socket);
+    let source = format!("--counter-source={other}");
+    fails(
+        &[&option, &source],
+        Stdio::null(),
+        "use --counter-source monotonic",
+    );
+    assert!(!socket.exists());
+}
+
+#[test]
+fn something_that_is_no_socket_is_refused_and_not_removed() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "precious").unwrap();
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    for path in [&file, &link, &folder.path().to_owned()] {
+        let option = option("--socket-path", path);
+        fails(&[&option], Stdio::null(), "not a socket");
+    }
+    assert_eq!(fs::read_to_string(&link).unwrap(), "precious");
+}
