@@ -132,7 +132,7 @@ fn number(path: &str, before: &str) -> String {
 }
 
 #[test]
-fn the_changelog_begins_with_the_version_that_is_built() {
+fn the_changelogs_begin_with_the_version_that_is_built() {
     let workspace = Workspace::read();
     let version = text(&workspace.packages()[0]["version"]);
     assert!(
@@ -155,6 +155,9 @@ fn the_changelog_begins_with_the_version_that_is_built() {
         .map(|c| if c.is_ascii_digit() { '0' } else { c })
         .collect();
     assert_eq!(form, "0000-00-00", "{date}");
+    let debian = read("contrib/debian/changelog");
+    let newest = format!("vhost-user-timer ({version}-1) ");
+    assert!(debian.starts_with(&newest), "{debian}");
 }
 
 #[test]

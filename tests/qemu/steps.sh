@@ -336,6 +336,13 @@ add_libraries() {
     done
 }
 
+# What the Debian package is installed in: nothing but apt, and what a host of VMs has.
+make_bare() { debian --variant=apt -- "$1"; }
+make_host() {
+    debian --variant=apt \
+        --include=apparmor,man-db,systemd,libvirt-clients,libvirt-daemon-driver-qemu,virtiofsd -- "$1"
+}
+
 # What builds QEMU, for this machine and for arm64.
 make_builder() {
     debian --variant=apt --architectures=amd64,arm64 \
