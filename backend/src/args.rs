@@ -8,7 +8,7 @@ use clap::{ArgGroup, Parser};
 use log::LevelFilter;
 use vhost_user_timer_protocol::{MAX_REQUEST_QUEUES, MAX_VCPUS};
 
-use crate::accounts::Group;
+use crate::accounts::{Group, User};
 use crate::device::{SourceChoice, UtcKind};
 use crate::server::SocketMode;
 use vhost_user_timer_model::vm::MAX_FREQUENCY;
@@ -60,6 +60,23 @@ pub struct Args {
     /// [default: 0600, or 0660 with --socket-group]
     #[arg(long, value_name = "MODE", value_parser = SocketMode::parse)]
     pub socket_mode: Option<SocketMode>,
+
+    /// Serve frontends of this user only, by name or uid; repeat the option for more users. Others
+    /// are disconnected at once, and the log says so. Also on inherited sockets: the user of a
+    /// connected one is the user that made the socket pair. Without the option every user that can
+    /// reach the socket is served
+    #[arg(long, value_name = "USER", value_parser = User::parse)]
+    pub allow_uid: Vec<User>,
+
+    /// End when the last frontend of all sockets has disconnected, as with a connected --fd. A
+    /// process that connects and sends nothing is not counted as one
+    #[arg(long)]
+    pub terminate: bool,
+
+    /// Write the process id to this file once all sockets are ready, and remove the file in the
+    /// end. A file there that a process has left behind is replaced
+    #[arg(long, value_name = "PATH")]
+    pub pid_file: Option<PathBuf>,
 
     /// Tell the guest what the host's wall clock does at a leap second [default: with a
     /// state file the kind of the clock in it, otherwise utc if the kernel knows TAI and

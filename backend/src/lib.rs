@@ -4,7 +4,8 @@
 //! From the outside in:
 //!
 //! - [`args`] is the command line; [`capabilities`] is what a launcher can ask of it. [`accounts`]
-//!   finds the users and groups that it names, [`places`] where each device's frontends come from.
+//!   finds the users and groups that it names, [`places`] where each device's frontends come from,
+//!   and [`pid_file`] says which process this is.
 //! - [`logging`] is the log, which no thread waits for.
 //! - [`server`] accepts frontends, one at a time at each socket, until a signal ends the process.
 //! - `vhost_user` is the protocol, once for all devices; `virtio` serves rings.
@@ -21,6 +22,7 @@ pub mod device;
 pub mod failpoint;
 mod file_system;
 pub mod logging;
+pub mod pid_file;
 pub mod places;
 pub mod server;
 pub mod state;

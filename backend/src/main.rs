@@ -10,6 +10,7 @@ use clap::Parser;
 use vhost_user_timer::args::Args;
 use vhost_user_timer::capabilities::capabilities;
 use vhost_user_timer::device::{ClockConfig, ClockDevice, TimerConfig, TimerDevice};
+use vhost_user_timer::pid_file::PidFile;
 use vhost_user_timer::places::Places;
 use vhost_user_timer::server::{self, Access, Endpoint, ServerError, Signals};
 use vhost_user_timer::{logging, with_causes};
@@ -79,6 +80,7 @@ fn run(args: &Args, places: &Places) -> Result<(), Box<dyn Error>> {
     let access = Access {
         group: args.socket_group.clone(),
         mode: args.socket_mode,
+        users: args.allow_uid.clone(),
     };
     // Before there is a socket, whose path a signal must not leave behind.
     let signals = Signals::catch().map_err(ServerError::Prepare)?;
@@ -97,6 +99,7 @@ fn run(args: &Args, places: &Places) -> Result<(), Box<dyn Error>> {
         let clock = Arc::new(ClockDevice::new(Arc::clone(&device), store, config)?);
         endpoints.push(Endpoint::clock(clock, socket).polling(poll_max));
     }
-    server::serve(endpoints, &signals)?;
+    let _pid_file = args.pid_file.as_deref().map(PidFile::write).transpose()?;
+    server::serve(endpoints, &signals, args.terminate)?;
     Ok(())
 }

@@ -30,7 +30,8 @@ impl Place {
         }
     }
 
-    /// Listens at the path, with this group and mode, or adopts the descriptor.
+    /// Listens at the path, with this group and mode, or adopts the descriptor. Frontends of the
+    /// named users are served.
     ///
     /// # Errors
     ///
@@ -38,7 +39,7 @@ impl Place {
     pub fn open(&self, access: &Access) -> Result<Socket, SocketError> {
         match self {
             Place::Path(path) => Socket::bind(path, access),
-            Place::Descriptor { named_by, fd } => Socket::from_fd(named_by, *fd),
+            Place::Descriptor { named_by, fd } => Socket::from_fd(named_by, *fd, access),
         }
     }
 }

@@ -1,8 +1,11 @@
 //! What several modules ask of the operating system.
 
 use std::error::Error;
+use std::fs::{self, Metadata};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -116,6 +119,25 @@ pub(crate) fn write_now(fd: impl AsFd, bytes: &[u8]) -> Result<usize, Errno> {
 fn is_ready(fd: &impl AsFd, ready: PollFlags) -> Result<bool, Errno> {
     let mut fds = [PollFd::new(fd, ready)];
     Ok(poll(&mut fds, Some(&Timespec::default()))? != 0)
+}
+
+/// Which file a path or a descriptor means, whatever its name: its device, and its inode there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileId(u64, u64);
+
+impl FileId {
+    pub(crate) fn of(found: &Metadata) -> Self {
+        FileId(found.dev(), found.ino())
+    }
+}
+
+/// The file that has a path. No link is followed.
+///
+/// # Errors
+///
+/// Those of lstat(2).
+pub(crate) fn file_id(path: &Path) -> io::Result<FileId> {
+    Ok(FileId::of(&fs::symlink_metadata(path)?))
 }
 
 /// Makes reads and writes of this descriptor return at once.

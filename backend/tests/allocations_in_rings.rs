@@ -17,7 +17,7 @@ use counting::{NOTHING, cost_to_others};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
 use vhost_user_timer::device::{ClockConfig, ClockDevice, SourceChoice, TimerConfig, TimerDevice};
-use vhost_user_timer::server::{Endpoint, Signals, Socket, serve};
+use vhost_user_timer::server::{Access, Endpoint, Signals, Socket, serve};
 use vhost_user_timer_kit::clock_driver::{ClockDriver, MONOTONIC, UTC, host};
 use vhost_user_timer_kit::contract::{
     ARM64, CNT, CTL, CVAL, Client, PCVAL, TIMER_ASSERTED, op, request, status,
@@ -52,12 +52,14 @@ impl Backend {
         let (timer_end, timer_backend) = UnixStream::pair().unwrap();
         let (clock_end, clock_backend) = UnixStream::pair().unwrap();
         let server = std::thread::spawn(move || {
-            let socket = |end: UnixStream| Socket::from_fd("--fd", end.into_raw_fd()).unwrap();
+            let socket = |end: UnixStream| {
+                Socket::from_fd("--fd", end.into_raw_fd(), &Access::default()).unwrap()
+            };
             let endpoints = vec![
                 Endpoint::timer(timer, socket(timer_backend)).polling(poll_max),
                 Endpoint::clock(Arc::new(clock), socket(clock_backend)).polling(poll_max),
             ];
-            serve(endpoints, &Signals::catch().unwrap()).unwrap();
+            serve(endpoints, &Signals::catch().unwrap(), false).unwrap();
         });
         let setup = Setup {
             queues: 3,

@@ -1,7 +1,8 @@
 //! Which users reach a socket, and which of them are served.
 
 use std::fs::{self, Permissions};
-use std::io;
+use std::io::{self, Read as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -10,7 +11,9 @@ use rustix::process::{Gid, Uid, getegid, geteuid};
 use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 use vhost_user_timer_kit::backend_process::{Devices, Launch, find_program};
 use vhost_user_timer_kit::contract::Client;
-use vhost_user_timer_kit::raw_driver::Rig;
+use vhost_user_timer_kit::raw_driver::{PATIENCE, Rig};
+
+use crate::launch::fails;
 
 /// Another user, and a group that is not that user's own: of most hosts nobody, and none.
 const OTHER_USER: u32 = 65534;
@@ -128,4 +131,113 @@ fn a_group_that_this_process_may_not_give_is_an_error_and_leaves_no_socket() {
         )
     );
     assert!(!socket.exists());
+}
+
+/// Checks that the backend has disconnected a frontend without a word.
+#[track_caller]
+fn is_turned_away(mut frontend: UnixStream) {
+    frontend.set_read_timeout(Some(PATIENCE)).unwrap();
+    match frontend.read(&mut [0]) {
+        Ok(0) => {}
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A uid that is not this process's.
+fn another() -> String {
+    (geteuid().as_raw() + 1).to_string()
+}
+
+#[test]
+fn a_frontend_of_a_user_that_is_not_allowed_is_turned_away_and_the_log_says_who() {
+    let another = another();
+    for devices in [Devices::Timer, Devices::Clock] {
+        let rig = making(devices, "022", &["--allow-uid", &another]);
+        let (stream, device) = match devices {
+            Devices::Clock => (rig.clock_stream(), "clock"),
+            _ => (rig.stream(), "timer"),
+        };
+        is_turned_away(stream);
+        rig.backend.log_with(&format!(
+            "A frontend of the {device} device was turned away: process {} is of uid {}, and \
+             --allow-uid allows {another}\n",
+            std::process::id(),
+            geteuid().as_raw()
+        ));
+    }
+}
+
+#[test]
+fn each_allowed_user_is_served_by_name_or_number() {
+    let own = geteuid().as_raw().to_string();
+    let rig = making(
+        Devices::Timer,
+        "022",
+        &["--allow-uid=root", "--allow-uid", &own],
+    );
+    Client::connect(&rig).configure(1);
+    drop(rig);
+    let other = OTHER_USER.to_string();
+    let args = [
+        "--socket-mode=666",
+        "--allow-uid=root",
+        "--allow-uid",
+        &other,
+    ];
+    let rig = making(Devices::Timer, "022", &args);
+    let path = rig.backend.socket_path();
+    if let Some(frontend) = as_other_user(&[], || UnixStream::connect(path).unwrap()) {
+        Client::over(frontend).configure(1);
+    }
+}
+
+#[test]
+fn strangers_without_end_keep_nobody_out_and_do_not_flood_the_log() {
+    let mut rig = making(
+        Devices::Timer,
+        "022",
+        &["--socket-mode=666", "--allow-uid=0"],
+    );
+    let path = rig.backend.socket_path().to_owned();
+    let connected = as_other_user(&[], || {
+        for _ in 0..500 {
+            is_turned_away(UnixStream::connect(&path).unwrap());
+        }
+    });
+    if connected.is_none() {
+        return;
+    }
+    Client::connect(&rig).configure(1);
+    rig.backend.log_with_times("was turned away: process", 100);
+    assert_eq!(rig.backend.terminate().code(), Some(0));
+    let log = rig.log_with("Ending on a signal");
+    // 100 at once, and one more every 5 s.
+    assert!(
+        log.matches("was turned away: process").count() < 110,
+        "{log}"
+    );
+}
+
+#[test]
+fn a_user_that_is_not_allowed_is_turned_away_on_a_socket_that_the_launcher_made() {
+    let rig = Rig::launch(&["--allow-uid", &another()]);
+    is_turned_away(rig.stream());
+    let rig = Rig::launch(&["--allow-uid", &geteuid().as_raw().to_string()]);
+    Client::connect(&rig).configure(1);
+}
+
+#[test]
+fn a_socket_pair_of_a_user_that_is_not_allowed_is_an_error() {
+    let (socket, peer) = UnixStream::pair().unwrap();
+    let another = another();
+    let why = format!(
+        "vhost-user-timer: --fd 0: connected by a user that is not served: process {} is of uid \
+         {}, and --allow-uid allows {another}\n",
+        std::process::id(),
+        geteuid().as_raw()
+    );
+    let args = ["--fd=0", "--allow-uid", &another];
+    fails(&args, OwnedFd::from(socket).into(), &why);
+    is_turned_away(peer);
 }

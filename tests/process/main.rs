@@ -8,6 +8,7 @@ mod examples;
 mod gate;
 mod last_metre;
 mod launch;
+mod life;
 mod log_lines;
 mod polling;
 mod restore_object;

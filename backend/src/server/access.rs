@@ -1,15 +1,18 @@
 //! Who can open a socket at a path: its group and its mode.
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use rustix::fs::{AtFlags, Gid, chownat};
 
-use crate::accounts::Group;
+use crate::accounts::{Group, User};
 
 /// What a socket's owner needs. Without a group nobody else gets more.
 const OWNER: u32 = 0o600;
@@ -67,13 +70,27 @@ impl fmt::Display for SocketMode {
     }
 }
 
-/// The group and the mode that sockets at a path get.
+/// The group and the mode that sockets at a path get, and whose frontends are served.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
     /// Otherwise that of the process.
     pub group: Option<Group>,
     /// Otherwise 0600, or 0660 with a group.
     pub mode: Option<SocketMode>,
+    /// The users whose frontends are served, also on sockets that the launcher made. Otherwise all.
+    pub users: Vec<User>,
+}
+
+/// Why a frontend is turned away.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("process {pid} is of uid {uid}, and --allow-uid allows {allowed}")]
+pub struct Stranger {
+    /// The process that connected, or made the socket pair; 0 where it is of a foreign namespace.
+    pid: i32,
+    /// Its user.
+    uid: u32,
+    /// The users that are served.
+    allowed: String,
 }
 
 /// Why a socket does not get its group or mode.
@@ -108,6 +125,24 @@ impl Access {
         }))
     }
 
+    /// Checks that a frontend's user is one whose frontends are served: the effective user at
+    /// connect(2), or of the process that made a socket pair (SO_PEERCRED, unix(7)).
+    pub(super) fn admit(&self, frontend: &UnixStream) -> io::Result<Result<(), Stranger>> {
+        if self.users.is_empty() {
+            return Ok(Ok(()));
+        }
+        let peer = getsockopt(frontend, PeerCredentials)?;
+        if self.users.iter().any(|user| user.uid() == peer.uid()) {
+            return Ok(Ok(()));
+        }
+        let allowed: Vec<_> = self.users.iter().map(User::to_string).collect();
+        Ok(Err(Stranger {
+            pid: peer.pid(),
+            uid: peer.uid(),
+            allowed: allowed.join(", "),
+        }))
+    }
+
     /// Has the socket be its owner's alone once it is bound: its file gets the socket's own mode,
     /// less the umask (Linux, net/unix/af_unix.c, `unix_bind_bsd`).
     pub(super) fn before_binding(socket: impl AsFd) -> io::Result<()> {
@@ -116,7 +151,7 @@ impl Access {
 
     /// Gives the file of a bound socket its group, and then its mode. The file is a descriptor of
     /// its own (O_PATH), since somebody may have replaced the path by another file.
-    pub(super) fn open_up(&self, file: &OwnedFd) -> Result<(), AccessError> {
+    pub(super) fn open_up(&self, file: &File) -> Result<(), AccessError> {
         if let Some(group) = &self.group {
             let gid = Some(Gid::from_raw(group.gid()));
             chownat(file, c"", None, gid, AtFlags::EMPTY_PATH).map_err(|source| {
@@ -131,7 +166,7 @@ impl Access {
 }
 
 /// A path that names the file of a descriptor, whatever became of the file's own path.
-pub(super) fn path_of(file: &OwnedFd) -> PathBuf {
+pub(super) fn path_of(file: &File) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
@@ -171,7 +206,10 @@ mod tests {
     fn without_options_a_socket_is_its_owners_and_with_a_group_the_groups_too() {
         assert_eq!(Access::default().mode().to_string(), "0600");
         let group = Group::parse("0").ok();
-        let access = Access { group, mode: None };
+        let access = Access {
+            group,
+            ..Access::default()
+        };
         assert_eq!(access.mode().to_string(), "0660");
         let mode = SocketMode::parse("666").ok();
         let access = Access { mode, ..access };

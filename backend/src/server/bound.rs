@@ -14,7 +14,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{FileType, FlockOperation, Mode, OFlags, flock, fstat, open};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
@@ -22,6 +22,7 @@ use rustix::net::{
 use rustix::process::geteuid;
 
 use crate::server::access::{Access, AccessError, path_of};
+use crate::sys::{FileId, file_id};
 
 /// Why there is no listening at a path.
 #[derive(Debug, thiserror::Error)]
@@ -133,9 +134,6 @@ pub(super) struct BoundPath {
     id: FileId,
 }
 
-/// What a file is, whatever its name.
-type FileId = (u64, u64);
-
 impl BoundPath {
     /// Listens at a path. A socket there on which no process listens is replaced. The new one is
     /// its owner's alone before it has what `access` says, and takes no connections before that.
@@ -226,7 +224,7 @@ fn bind_private(path: &Path) -> io::Result<OwnedFd> {
 /// Listens on a bound socket whose file gets this group and mode first.
 fn listen_with(
     socket: &OwnedFd,
-    file: &OwnedFd,
+    file: &File,
     access: &Access,
     path: &Path,
 ) -> Result<(), PathError> {
@@ -239,23 +237,19 @@ fn listen_with(
 
 /// The file of the socket that was bound at a path just now. The owner of the folder can put
 /// another one there, which must not get this one's group and mode.
-fn own_file(path: &Path) -> Result<(OwnedFd, FileId), PathError> {
+fn own_file(path: &Path) -> Result<(File, FileId), PathError> {
     let replaced = || PathError::Replaced(path.to_owned());
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = open(path, flags, Mode::empty()).map_err(|_| replaced())?;
-    let found = fstat(&file).map_err(|_| replaced())?;
-    let is_socket = FileType::from_raw_mode(found.st_mode) == FileType::Socket;
+    let file = File::from(file);
+    let found = file.metadata().map_err(|_| replaced())?;
     // Our own socket does not listen yet.
     let listened_at = is_listened_at(&path_of(&file));
-    if !is_socket || found.st_uid != geteuid().as_raw() || !matches!(listened_at, Ok(false)) {
+    let ours = found.file_type().is_socket() && found.uid() == geteuid().as_raw();
+    if !ours || !matches!(listened_at, Ok(false)) {
         return Err(replaced());
     }
-    Ok((file, (found.st_dev, found.st_ino)))
-}
-
-fn file_id(path: &Path) -> io::Result<FileId> {
-    let found = fs::symlink_metadata(path)?;
-    Ok((found.dev(), found.ino()))
+    Ok((file, FileId::of(&found)))
 }
 
 /// Whether there is a socket at the path, at which no process listens.
@@ -311,13 +305,11 @@ impl Lock {
                 Err(Errno::WOULDBLOCK) => return Ok(None),
                 Err(error) => return Err(error.into()),
             }
-            let locked = fstat(&file)?;
+            let file = File::from(file);
+            let locked = FileId::of(&file.metadata()?);
             // The process that had it before has removed it.
             match file_id(&path) {
-                Ok(id) if id == (locked.st_dev, locked.st_ino) => {
-                    let _file = File::from(file);
-                    return Ok(Some(Lock { path, _file }));
-                }
+                Ok(id) if id == locked => return Ok(Some(Lock { path, _file: file })),
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }

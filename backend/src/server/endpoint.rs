@@ -113,7 +113,13 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Handles an event. True where the endpoint has served its last frontend.
+    /// Whether a frontend is served here.
+    pub(super) fn has_frontend(&self) -> bool {
+        self.connection.is_some()
+    }
+
+    /// Handles an event. True where a frontend has left that was one: it has sent a message, or was
+    /// the only one that can be. A process that only tries whether somebody listens is none.
     pub(super) fn handle(
         &mut self,
         event: EndpointEvent,
@@ -126,13 +132,12 @@ impl Endpoint {
                 if let Some(ended) = &self.ended {
                     let _ = ended.read();
                 }
-                if let Some(connection) = self.connection.take() {
-                    connection.join();
-                }
+                let spoke = self.connection.take().is_some_and(Connection::join);
                 if self.is_for_one_frontend() {
                     return Ok(true);
                 }
                 self.listen(poll, index).map_err(ServerError::Wait)?;
+                return Ok(spoke);
             }
         }
         Ok(false)
@@ -172,6 +177,7 @@ impl Endpoint {
                     .map_err(ServerError::Wait)?;
                 self.resting_until = Some(Instant::now() + REST);
             }
+            Arrival::Frontend(frontend) if !self.admits(&frontend) => {}
             Arrival::Frontend(frontend) => {
                 // The next one waits in the listening socket's queue until this one is gone.
                 poll.remove(listener.as_raw_fd())
@@ -180,6 +186,20 @@ impl Endpoint {
             }
         }
         Ok(())
+    }
+
+    /// Whether a frontend is served. One that is not is disconnected by the caller.
+    fn admits(&self, frontend: &UnixStream) -> bool {
+        let why = match self.socket.admit(frontend) {
+            Ok(Ok(())) => return true,
+            Ok(Err(stranger)) => stranger.to_string(),
+            Err(error) => format!("asking for its user failed: {error}"),
+        };
+        log::warn!(
+            "A frontend of the {} device was turned away: {why}",
+            self.name
+        );
+        false
     }
 
     /// Serves a frontend. Where there is no thread for that, its connection has ended.

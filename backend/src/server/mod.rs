@@ -14,7 +14,7 @@ mod socket;
 use std::io;
 use std::os::fd::AsRawFd;
 
-pub use access::{Access, AccessError, ModeError, SocketMode};
+pub use access::{Access, AccessError, ModeError, SocketMode, Stranger};
 pub use bound::PathError;
 pub(crate) use bound::folder_of;
 pub use endpoint::Endpoint;
@@ -34,14 +34,19 @@ pub enum ServerError {
     Wait(#[source] io::Error),
 }
 
-/// Serves at the endpoints until one of the signals arrives; or, where sockets were inherited
-/// connected, until the last of those has lost its frontend.
+/// Serves at the endpoints until one of the signals arrives, or until the last frontend has left:
+/// where sockets were inherited connected, the last of theirs; with `terminate`, the last one of
+/// all sockets.
 ///
 /// # Errors
 ///
 /// [`ServerError`] where the system refuses what serving needs. What a frontend does is never
 /// an error here: its connection ends, and the next one is served.
-pub fn serve(mut endpoints: Vec<Endpoint>, signals: &Signals) -> Result<(), ServerError> {
+pub fn serve(
+    mut endpoints: Vec<Endpoint>,
+    signals: &Signals,
+    terminate: bool,
+) -> Result<(), ServerError> {
     let prepare = ServerError::Prepare;
     raise_open_files();
     let poll = Poll::new().map_err(prepare)?;
@@ -50,10 +55,6 @@ pub fn serve(mut endpoints: Vec<Endpoint>, signals: &Signals) -> Result<(), Serv
     for (index, endpoint) in endpoints.iter_mut().enumerate() {
         endpoint.register(&poll, index).map_err(prepare)?;
     }
-    let mut connected = endpoints
-        .iter()
-        .filter(|endpoint| endpoint.is_for_one_frontend())
-        .count();
     loop {
         let retry = endpoints.iter().filter_map(Endpoint::resting_until).min();
         let token = poll.wait(retry).map_err(ServerError::Wait)?;
@@ -70,12 +71,10 @@ pub fn serve(mut endpoints: Vec<Endpoint>, signals: &Signals) -> Result<(), Serv
                 let Some(endpoint) = endpoints.get_mut(index) else {
                     continue;
                 };
-                if endpoint.handle(event, &poll, index)? {
-                    connected -= 1;
-                    if connected == 0 {
-                        log::info!("Ending, since the socket was for one frontend");
-                        break;
-                    }
+                let left = endpoint.handle(event, &poll, index)?;
+                if left && is_over(&endpoints, terminate) {
+                    log::info!("Ending, since {}", why_over(terminate));
+                    break;
                 }
             }
         }
@@ -83,6 +82,20 @@ pub fn serve(mut endpoints: Vec<Endpoint>, signals: &Signals) -> Result<(), Serv
     // After a signal a frontend may still be connected. Its end is not waited for: the frontend
     // could delay the worker, and the end of the process ends both.
     Ok(())
+}
+
+/// Whether no frontend is left for whose sake the process lives. Asked when one has left.
+fn is_over(endpoints: &[Endpoint], terminate: bool) -> bool {
+    let counts = |endpoint: &&Endpoint| terminate || endpoint.is_for_one_frontend();
+    let mut counting = endpoints.iter().filter(counts).peekable();
+    counting.peek().is_some() && counting.all(|endpoint| !endpoint.has_frontend())
+}
+
+fn why_over(terminate: bool) -> &'static str {
+    match terminate {
+        true => "the last frontend disconnected (--terminate)",
+        false => "the frontend of each connected socket disconnected",
+    }
 }
 
 /// Each memory region costs a descriptor, and the soft limit is often 1024 for no reason but

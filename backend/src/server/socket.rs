@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, SocketType, getpeername, sockopt};
 
-use crate::server::access::Access;
+use crate::server::access::{Access, Stranger};
 use crate::server::bound::{BoundPath, PathError};
 
 /// Why there is no socket to serve on.
@@ -47,6 +47,16 @@ pub enum SocketError {
         /// The descriptor.
         fd: RawFd,
     },
+    /// The socket pair was made by a user whose frontends are not served.
+    #[error("{option} {fd}: connected by a user that is not served")]
+    Stranger {
+        /// The option that names the descriptor.
+        option: &'static str,
+        /// The descriptor.
+        fd: RawFd,
+        /// That user.
+        source: Stranger,
+    },
     /// The system refuses what serving on the descriptor needs.
     #[error("{option} {fd}: preparing to serve on this socket failed")]
     Adopt {
@@ -63,6 +73,7 @@ pub enum SocketError {
 pub struct Socket {
     arrivals: Arrivals,
     origin: Origin,
+    access: Access,
 }
 
 /// How frontends arrive.
@@ -95,6 +106,7 @@ impl Socket {
         Ok(Socket {
             arrivals: Arrivals::Listener(listener),
             origin: Origin::Path(bound),
+            access: access.clone(),
         })
     }
 
@@ -108,7 +120,7 @@ impl Socket {
         unsafe_code,
         reason = "a descriptor that the launcher passed is only a number"
     )]
-    pub fn from_fd(option: &'static str, fd: RawFd) -> Result<Self, SocketError> {
+    pub fn from_fd(option: &'static str, fd: RawFd, access: &Access) -> Result<Self, SocketError> {
         let link = format!("/proc/self/fd/{fd}");
         if fd < 0 || std::fs::symlink_metadata(link).is_err() {
             return Err(SocketError::NotOpen { option, fd });
@@ -130,6 +142,7 @@ impl Socket {
             Ok(Socket {
                 arrivals: Arrivals::Listener(listener),
                 origin: Origin::Listening(fd),
+                access: access.clone(),
             })
         } else {
             match getpeername(&owned) {
@@ -138,9 +151,13 @@ impl Socket {
                 Err(Errno::NOTCONN) => return Err(SocketError::Unconnected { option, fd }),
                 Err(error) => return Err(adopt(error.into())),
             }
+            let frontend = UnixStream::from(owned);
+            let admitted = access.admit(&frontend).map_err(adopt)?;
+            admitted.map_err(|source| SocketError::Stranger { option, fd, source })?;
             Ok(Socket {
-                arrivals: Arrivals::Connected(Some(owned.into())),
+                arrivals: Arrivals::Connected(Some(frontend)),
                 origin: Origin::Connected(fd),
+                access: access.clone(),
             })
         }
     }
@@ -159,6 +176,11 @@ impl Socket {
             Arrivals::Listener(_) => None,
             Arrivals::Connected(frontend) => frontend.take(),
         }
+    }
+
+    /// Whether this frontend is served here.
+    pub(super) fn admit(&self, frontend: &UnixStream) -> io::Result<Result<(), Stranger>> {
+        self.access.admit(frontend)
     }
 
     /// Whether the first frontend is the last.

@@ -51,7 +51,7 @@ impl From<DaemonError> for ConnectError {
 }
 
 /// A frontend that is connected.
-pub(crate) struct Connection(JoinHandle<()>);
+pub(crate) struct Connection(JoinHandle<bool>);
 
 impl Connection {
     /// Serves a frontend, the `number`th at its socket. `ended` is written when the connection has
@@ -73,37 +73,42 @@ impl Connection {
         let thread = thread.spawn(move || {
             let peer = Peer::new(D::NAME, number);
             peer.owns_thread();
-            if let Err(error) = serve(&device, &frontend, peer, poll_max) {
+            let served = serve(&device, &frontend, peer, poll_max);
+            let spoke = served.unwrap_or_else(|error| {
                 log::error!(
                     "A frontend of the {} device was turned away: {}; raise the limits of open \
                      files and threads, or lower what else uses them",
                     D::NAME,
                     with_causes(&error)
                 );
-            }
+                false
+            });
             drop(frontend);
             // Fails only where the counter is full, and then it is readable as well.
             let _ = ended.write(1);
+            spoke
         })?;
         Ok(Connection(thread))
     }
 
-    /// Waits for the thread of a connection that has ended.
-    pub(crate) fn join(self) {
-        if self.0.join().is_err() {
+    /// Waits for the thread of a connection that has ended. Returns whether the frontend has sent
+    /// a message.
+    pub(crate) fn join(self) -> bool {
+        self.0.join().unwrap_or_else(|_| {
             log::error!("The connection's thread panicked");
-        }
+            false
+        })
     }
 }
 
-/// Serves a frontend until its end. What was made when something fails is dropped, and ends by
-/// that.
+/// Serves a frontend until its end, and returns whether it has sent a message. What was made when
+/// something fails is dropped, and ends by that.
 fn serve<D: Device>(
     device: &Arc<D>,
     frontend: &UnixStream,
     peer: Peer,
     poll_max: Duration,
-) -> Result<(), ConnectError> {
+) -> Result<bool, ConnectError> {
     let prepare = ConnectError::Prepare;
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let session = Session::new(Arc::clone(device), peer, poll_max);
@@ -122,7 +127,8 @@ fn serve<D: Device>(
         regions: most_regions(),
         queue_size: D::MAX_QUEUE_SIZE,
     };
-    let end = Door::new(frontend, &inner, &*session, limits).stand();
+    let mut door = Door::new(frontend, &inner, &*session, limits);
+    let end = door.stand();
     if end == End::Frontend {
         // Whatever the frontend sent is carried out, as it would be if it had waited for that.
         let _ = inner.shutdown(Shutdown::Write);
@@ -153,7 +159,7 @@ fn serve<D: Device>(
     session.threads.end();
     drop(daemon);
     session.device.disconnected();
-    Ok(())
+    Ok(door.has_heard())
 }
 
 fn disconnected<D: Device>() {

@@ -4,6 +4,8 @@ complete -c vhost-user-timer -l rtc-socket-path -d 'Give the guest a clock: list
 complete -c vhost-user-timer -l rtc-fd -d 'Give the guest a clock: serve on this inherited descriptor, as --fd does' -r
 complete -c vhost-user-timer -l socket-group -d 'Give sockets at a path to this group, by name or gid, so that a VMM of another user can connect. Their mode is then 0660, unless --socket-mode says otherwise' -r
 complete -c vhost-user-timer -l socket-mode -d 'Make sockets at a path with this mode, octal. Connecting needs the write permission [default: 0600, or 0660 with --socket-group]' -r
+complete -c vhost-user-timer -l allow-uid -d 'Serve frontends of this user only, by name or uid; repeat the option for more users. Others are disconnected at once, and the log says so. Also on inherited sockets: the user of a connected one is the user that made the socket pair. Without the option every user that can reach the socket is served' -r
+complete -c vhost-user-timer -l pid-file -d 'Write the process id to this file once all sockets are ready, and remove the file in the end. A file there that a process has left behind is replaced' -r -F
 complete -c vhost-user-timer -l rtc-clock -d 'Tell the guest what the host\'s wall clock does at a leap second [default: with a state file the kind of the clock in it, otherwise utc if the kernel knows TAI and maybe-smeared if not]. Linux guests make an RTC only of a smeared clock' -r -f -a "utc\t'Steps, as UTC does'
 smeared\t'Runs slower or faster for a while, and never steps'
 maybe-smeared\t'Steps or smears: not known'"
@@ -20,6 +22,7 @@ complete -c vhost-user-timer -l state-file -d 'Keep the VM in this file, so that
 complete -c vhost-user-timer -l poll-max-us -d 'Busy-poll for up to this many microseconds after a request before sleeping. Adapts to recent traffic; backs off when other tasks want the CPU; 0 turns it off' -r
 complete -c vhost-user-timer -l name -d 'Name the VM in each line of the log: up to 255 bytes, without control characters' -r
 complete -c vhost-user-timer -l log-level -d 'Log this much on stderr: off, error, warn, info, debug or trace' -r
+complete -c vhost-user-timer -l terminate -d 'End when the last frontend of all sockets has disconnected, as with a connected --fd. A process that connects and sends nothing is not counted as one'
 complete -c vhost-user-timer -l print-capabilities -d 'Print what this program can do as JSON, and exit. All other options are ignored'
 complete -c vhost-user-timer -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vhost-user-timer -s V -l version -d 'Print version'

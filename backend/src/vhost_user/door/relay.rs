@@ -90,6 +90,8 @@ pub(in crate::vhost_user) struct Door<'a> {
     owed: Option<FrontendReq>,
     /// When the message that is being received began.
     begun: Option<Instant>,
+    /// The frontend has sent a message.
+    heard: bool,
     /// The frontend sends nothing any more.
     finished: bool,
     /// Since when the frontend is gone.
@@ -115,19 +117,25 @@ impl<'a> Door<'a> {
             to_outer: Outgoing::new(),
             owed: None,
             begun: None,
+            heard: false,
             finished: false,
             gone: None,
         }
     }
 
     /// Passes messages on until the connection ends.
-    pub(in crate::vhost_user) fn stand(mut self) -> End {
+    pub(in crate::vhost_user) fn stand(&mut self) -> End {
         loop {
             match self.pass_on().and_then(|()| self.wait()) {
                 Ok(()) => {}
                 Err(end) => return end,
             }
         }
+    }
+
+    /// Whether the frontend has sent a message.
+    pub(in crate::vhost_user) fn has_heard(&self) -> bool {
+        self.heard
     }
 
     /// Does everything that can be done without waiting.
@@ -194,6 +202,7 @@ impl<'a> Door<'a> {
             }
             Ok(Received::Message(message)) => {
                 self.begun = None;
+                self.heard = true;
                 self.admit(message).map(|()| true)
             }
             Ok(Received::TooManyDescriptors(message, refusal)) => {
