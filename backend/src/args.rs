@@ -4,7 +4,8 @@ use std::num::ParseIntError;
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{ArgGroup, Parser};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use log::LevelFilter;
 use vhost_user_timer_protocol::{MAX_REQUEST_QUEUES, MAX_VCPUS};
 
@@ -24,11 +25,12 @@ const EXIT_STATUS: &str = "Exit status:
 ///
 /// One process serves one VM, and each device one frontend at a time. SIGTERM, SIGINT and SIGHUP
 /// end it.
+///
+/// A service manager can pass the sockets instead (LISTEN_FDS, sd_listen_fds(3)): one is the timer
+/// device's, and of two, named timer and clock, each is the device's of its name.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vhost-user-timer", version, max_term_width = 100)]
 #[command(after_help = EXIT_STATUS)]
-#[command(group(ArgGroup::new("socket").required(true).multiple(true)
-    .args(["socket_path", "fd", "rtc_socket_path", "rtc_fd"])))]
 pub struct Args {
     /// Listen on a Unix socket at this path. A socket there on which no process listens is replaced
     #[arg(long, value_name = "PATH")]
@@ -136,6 +138,17 @@ pub struct Args {
     pub log_level: LevelFilter,
 }
 
+impl Args {
+    /// The error of a command line without a socket, where none was passed either.
+    pub fn no_socket() -> clap::Error {
+        Self::command().error(
+            ErrorKind::MissingRequiredArgument,
+            "no socket to serve on: name one with --socket-path, --fd, --rtc-socket-path or \
+             --rtc-fd, or have a service manager pass one (LISTEN_FDS, sd_listen_fds(3))",
+        )
+    }
+}
+
 /// The counter sources by name.
 fn source_parser() -> impl TypedValueParser<Value = SourceChoice> {
     PossibleValuesParser::new(SourceChoice::names())
@@ -169,21 +182,22 @@ fn name(text: &str) -> Result<String, String> {
 mod tests {
     use super::*;
 
-    fn parse(args: &[&str]) -> Result<Args, clap::error::ErrorKind> {
+    fn parse(args: &[&str]) -> Result<Args, ErrorKind> {
         Args::try_parse_from([&["vhost-user-timer"], args].concat()).map_err(|e| e.kind())
     }
 
     #[test]
     fn the_command_line_is_sound() {
-        <Args as clap::CommandFactory>::command().debug_assert();
+        <Args as CommandFactory>::command().debug_assert();
     }
 
     #[test]
-    fn each_device_has_one_socket_at_most_and_one_device_is_enough() {
-        use clap::error::ErrorKind::*;
+    fn each_device_has_one_socket_at_most() {
+        use ErrorKind::*;
         assert!(parse(&["--socket-path=/run/x"]).is_ok());
         assert_eq!(parse(&["--fd", "3"]).unwrap().fd, Some(3));
-        assert_eq!(parse(&[]).unwrap_err(), MissingRequiredArgument);
+        assert!(parse(&[]).is_ok(), "a service manager may pass them");
+        assert_eq!(Args::no_socket().kind(), MissingRequiredArgument);
         assert_eq!(
             parse(&["--fd=3", "--socket-path=/x"]).unwrap_err(),
             ArgumentConflict
@@ -237,7 +251,7 @@ mod tests {
             &"x".repeat(LONGEST_NAME + 1),
         ] {
             let kind = name(bad).unwrap_err();
-            assert_eq!(kind, clap::error::ErrorKind::ValueValidation, "{bad:?}");
+            assert_eq!(kind, ErrorKind::ValueValidation, "{bad:?}");
         }
     }
 
@@ -259,9 +273,9 @@ mod tests {
             assert!(
                 matches!(
                     kind,
-                    clap::error::ErrorKind::ValueValidation
-                        | clap::error::ErrorKind::InvalidValue
-                        | clap::error::ErrorKind::ArgumentConflict
+                    ErrorKind::ValueValidation
+                        | ErrorKind::InvalidValue
+                        | ErrorKind::ArgumentConflict
                 ),
                 "{bad}: {kind}"
             );

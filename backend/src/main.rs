@@ -12,7 +12,9 @@ use vhost_user_timer::capabilities::capabilities;
 use vhost_user_timer::device::{ClockConfig, ClockDevice, TimerConfig, TimerDevice};
 use vhost_user_timer::pid_file::PidFile;
 use vhost_user_timer::places::Places;
-use vhost_user_timer::server::{self, Access, Endpoint, ServerError, Signals};
+use vhost_user_timer::server::{
+    self, Access, Endpoint, Manager, Passed, ServerError, Signals, Supervision,
+};
 use vhost_user_timer::{logging, with_causes};
 
 fn main() -> ExitCode {
@@ -35,9 +37,23 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let places = Places::of(&args);
-    if let Err(wrong) = places.check(&args) {
-        let _ = fail(&wrong.to_string());
+    let passed = match Passed::from_environment() {
+        Ok(passed) => passed,
+        Err(error) => return fail(&error.to_string()),
+    };
+    let places = Places::of(&args, passed).and_then(|places| {
+        places.check(&args)?;
+        Ok(places)
+    });
+    let places = match places {
+        Ok(places) => places,
+        Err(wrong) => {
+            let _ = fail(&wrong.to_string());
+            return ExitCode::from(2);
+        }
+    };
+    if places.are_none() {
+        let _ = Args::no_socket().print();
         return ExitCode::from(2);
     }
     match run(&args, &places) {
@@ -100,6 +116,7 @@ fn run(args: &Args, places: &Places) -> Result<(), Box<dyn Error>> {
         endpoints.push(Endpoint::clock(clock, socket).polling(poll_max));
     }
     let _pid_file = args.pid_file.as_deref().map(PidFile::write).transpose()?;
-    server::serve(endpoints, &signals, args.terminate)?;
+    let supervision = Manager::from_environment().map(|manager| Supervision::new(manager, device));
+    server::serve(endpoints, &signals, args.terminate, supervision)?;
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use crate::args::Args;
-use crate::server::{Access, Socket, SocketError, folder_of};
+use crate::server::{Access, LISTEN_FDS, Passed, Socket, SocketError, folder_of};
 
 /// Where one device's frontends come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub enum Place {
     Path(PathBuf),
     /// A descriptor that the launcher passes.
     Descriptor {
-        /// What names it: an option.
+        /// What names it: an option, or a service manager's variable.
         named_by: &'static str,
         /// Its number.
         fd: RawFd,
@@ -27,6 +27,20 @@ impl Place {
             (Some(path), _) => Some(Place::Path(path.clone())),
             (None, Some(fd)) => Some(Place::Descriptor { named_by, fd }),
             (None, None) => None,
+        }
+    }
+
+    /// The place that an option names, or else the descriptor that a service manager passed.
+    fn or_passed(
+        named: Option<Self>,
+        device: &'static str,
+        passed: Option<RawFd>,
+    ) -> Result<Option<Self>, PlacesError> {
+        let named_by = LISTEN_FDS;
+        let passed = passed.map(|fd| Place::Descriptor { named_by, fd });
+        match (named, passed) {
+            (Some(_), Some(_)) => Err(PlacesError::Twice(device)),
+            (named, passed) => Ok(named.or(passed)),
         }
     }
 
@@ -56,6 +70,12 @@ pub struct Places {
 /// Why the places do not fit together, or other options do not fit them.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlacesError {
+    /// A device has two sockets.
+    #[error(
+        "the {0} device's socket is named by an option, and a service manager passes one as well \
+         (LISTEN_FDS); leave one of them out"
+    )]
+    Twice(&'static str),
     /// Both devices have one descriptor.
     #[error("{timer} and {clock} name the same descriptor; each device needs its own")]
     OneDescriptor {
@@ -105,12 +125,23 @@ pub enum PlacesError {
 }
 
 impl Places {
-    /// The places that the options name.
-    pub fn of(args: &Args) -> Self {
-        Places {
-            timer: Place::of(args.socket_path.as_ref(), "--fd", args.fd),
-            clock: Place::of(args.rtc_socket_path.as_ref(), "--rtc-fd", args.rtc_fd),
-        }
+    /// The places that the options name, and those that a service manager passed.
+    ///
+    /// # Errors
+    ///
+    /// [`PlacesError::Twice`] where both name one device's.
+    pub fn of(args: &Args, passed: Passed) -> Result<Self, PlacesError> {
+        let timer = Place::of(args.socket_path.as_ref(), "--fd", args.fd);
+        let clock = Place::of(args.rtc_socket_path.as_ref(), "--rtc-fd", args.rtc_fd);
+        Ok(Places {
+            timer: Place::or_passed(timer, "timer", passed.timer)?,
+            clock: Place::or_passed(clock, "clock", passed.clock)?,
+        })
+    }
+
+    /// Whether there is no socket at all.
+    pub fn are_none(&self) -> bool {
+        self.timer.is_none() && self.clock.is_none()
     }
 
     /// Checks that each device has a socket of its own, and that each option of sockets and of the
@@ -211,7 +242,7 @@ mod tests {
 
     fn check(args: &[&str]) -> Result<(), PlacesError> {
         let args = Args::parse_from([&["vhost-user-timer"], args].concat());
-        Places::of(&args).check(&args)
+        Places::of(&args, Passed::default())?.check(&args)
     }
 
     #[test]
@@ -256,6 +287,39 @@ mod tests {
         let refused = of(&socket, &copy).unwrap_err();
         assert!(matches!(refused, PlacesError::OneSocket { .. }));
         assert_eq!(of(&socket, &peer), Ok(()));
+    }
+
+    #[test]
+    fn a_passed_socket_stands_for_its_device_unless_an_option_does() {
+        let of = |args: &[&str], timer, clock| {
+            let args = Args::parse_from([&["vhost-user-timer"], args].concat());
+            let places = Places::of(&args, Passed { timer, clock })?;
+            places.check(&args)?;
+            Ok(places)
+        };
+        let places = of(&["--rtc-socket-path=/x"], Some(3), None).unwrap();
+        let passed = Place::Descriptor {
+            named_by: LISTEN_FDS,
+            fd: 3,
+        };
+        assert_eq!(places.timer, Some(passed));
+        assert!(of(&["--rtc-clock=utc"], None, Some(3)).is_ok());
+        for (args, timer, clock, why) in [
+            (["--fd=5"], Some(3), None, PlacesError::Twice("timer")),
+            (["--rtc-fd=5"], None, Some(3), PlacesError::Twice("clock")),
+            (
+                ["--rtc-fd=3"],
+                Some(3),
+                None,
+                PlacesError::OneDescriptor {
+                    timer: LISTEN_FDS,
+                    clock: "--rtc-fd",
+                },
+            ),
+        ] {
+            assert_eq!(of(&args, timer, clock), Err(why));
+        }
+        assert!(of(&[], None, None).unwrap().are_none());
     }
 
     #[test]

@@ -14,5 +14,6 @@ mod polling;
 mod restore_object;
 mod spawned;
 mod stragglers;
+mod supervised;
 mod time_page_library;
 mod wrong_starts;

@@ -17,7 +17,7 @@ use crate::state::file::StateFileError;
 pub use clock::{ClockConfig, ClockDevice, GuestTime, GuestTimeGuard, UtcKind};
 #[cfg(test)]
 pub(crate) use timer::persist;
-pub use timer::{SourceChoice, TimerConfig, TimerDevice};
+pub use timer::{SourceChoice, TimerConfig, TimerDevice, VmStatus};
 
 /// Why a device cannot be made.
 #[derive(Debug, thiserror::Error)]

@@ -91,6 +91,11 @@ impl Endpoint {
         }
     }
 
+    /// The device's name, where a frontend is connected.
+    pub(super) fn connected(&self) -> Option<&'static str> {
+        self.connection.as_ref().map(|_| self.name)
+    }
+
     /// Whether the first frontend is the last.
     pub(super) fn is_for_one_frontend(&self) -> bool {
         self.socket.is_for_one_frontend()

@@ -4,24 +4,31 @@
 //! signals that end the process.
 
 mod access;
+mod activation;
 mod arrivals;
 mod bound;
 mod endpoint;
+mod manager;
 mod poll;
 mod signals;
 mod socket;
+mod supervision;
 
 use std::io;
 use std::os::fd::AsRawFd;
 
 pub use access::{Access, AccessError, ModeError, SocketMode, Stranger};
+pub(crate) use activation::LISTEN_FDS;
+pub use activation::{ActivationError, Passed};
 pub use bound::PathError;
 pub(crate) use bound::folder_of;
 pub use endpoint::Endpoint;
+pub use manager::Manager;
 use poll::{Poll, Token};
 use rustix::process::{Resource, getrlimit, setrlimit};
 pub use signals::{Signals, unblock_all};
 pub use socket::{Socket, SocketError};
+pub use supervision::Supervision;
 
 /// Why serving failed.
 #[derive(Debug, thiserror::Error)]
@@ -46,23 +53,34 @@ pub fn serve(
     mut endpoints: Vec<Endpoint>,
     signals: &Signals,
     terminate: bool,
+    mut supervision: Option<Supervision>,
 ) -> Result<(), ServerError> {
     let prepare = ServerError::Prepare;
     raise_open_files();
     let poll = Poll::new().map_err(prepare)?;
     poll.add(signals.as_raw_fd(), Token::Signal)
         .map_err(prepare)?;
+    if let Some(supervision) = &supervision {
+        supervision.register(&poll).map_err(prepare)?;
+    }
     for (index, endpoint) in endpoints.iter_mut().enumerate() {
         endpoint.register(&poll, index).map_err(prepare)?;
     }
     loop {
-        let retry = endpoints.iter().filter_map(Endpoint::resting_until).min();
-        let token = poll.wait(retry).map_err(ServerError::Wait)?;
+        if let Some(supervision) = &mut supervision {
+            supervision.report(&endpoints);
+        }
+        let retry = endpoints.iter().filter_map(Endpoint::resting_until);
+        let due = supervision.as_ref().and_then(Supervision::due);
+        let token = poll
+            .wait(retry.chain(due).min())
+            .map_err(ServerError::Wait)?;
         for (index, endpoint) in endpoints.iter_mut().enumerate() {
             endpoint.wake_up(&poll, index)?;
         }
         match token {
-            None => {}
+            // What is due, and what the VM has become, is handled with every turn of the loop.
+            None | Some(Token::VmChanged) => {}
             Some(Token::Signal) => {
                 log::info!("Ending on a signal");
                 break;
@@ -78,6 +96,9 @@ pub fn serve(
                 }
             }
         }
+    }
+    if let Some(supervision) = &supervision {
+        supervision.stopping();
     }
     // After a signal a frontend may still be connected. Its end is not waited for: the frontend
     // could delay the worker, and the end of the process ends both.

@@ -11,6 +11,8 @@ use epoll::{ControlOptions, Event, Events};
 pub(super) enum Token {
     /// A signal that ends the process.
     Signal,
+    /// The VM's status has changed.
+    VmChanged,
     /// Something at the endpoint of this index.
     Endpoint(EndpointEvent, usize),
 }
@@ -30,6 +32,7 @@ impl Token {
     fn data(self) -> u64 {
         match self {
             Token::Signal => 0,
+            Token::VmChanged => 1,
             Token::Endpoint(event, endpoint) => u64::from(event as u8) << 32 | endpoint as u64,
         }
     }
@@ -37,7 +40,11 @@ impl Token {
     fn of(data: u64) -> Option<Self> {
         let endpoint = (data & u64::from(u32::MAX)) as usize;
         match data >> 32 {
-            0 => Some(Token::Signal),
+            0 => match endpoint {
+                0 => Some(Token::Signal),
+                1 => Some(Token::VmChanged),
+                _ => None,
+            },
             event => EVENTS
                 .into_iter()
                 .find(|known| u64::from(*known as u8) == event)
@@ -102,10 +109,14 @@ mod tests {
     #[test]
     fn a_token_is_its_data_and_a_signal_comes_first() {
         let endpoints = EVENTS.map(|event| Token::Endpoint(event, 1));
-        for token in [Token::Signal].into_iter().chain(endpoints) {
+        for token in [Token::Signal, Token::VmChanged]
+            .into_iter()
+            .chain(endpoints)
+        {
             assert_eq!(Token::of(token.data()), Some(token));
             assert!(Token::Signal.data() <= token.data());
         }
+        assert_eq!(Token::of(2), None);
         assert_eq!(Token::of(3 << 32), None);
     }
 }

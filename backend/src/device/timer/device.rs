@@ -26,7 +26,7 @@ impl TimerDevice {
         }
         state.follow_time();
         if state.log_notices() {
-            self.phase_changed.notify_all();
+            self.changed(state);
         }
     }
 }
@@ -98,7 +98,7 @@ impl Device for TimerDevice {
         state.page.stop();
         state.follow_time();
         turn.in_flight.clear();
-        self.phase_changed.notify_all();
+        self.changed(&mut state);
         log::info!("VM {from} -> {} by RESET_DEVICE", Phase::New);
     }
 

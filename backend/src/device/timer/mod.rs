@@ -12,9 +12,11 @@ mod page;
 pub(crate) mod persist;
 mod requests;
 mod state;
+mod supervised;
+mod watch;
 
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 
 use vhost_user_timer_model::vm::{Profile, Vm};
 
@@ -25,6 +27,8 @@ use crate::sys::{Turnstile, lock};
 use alarm::Alarm;
 pub use config::{SourceChoice, TimerConfig};
 use state::TimerState;
+pub use watch::VmStatus;
+use watch::Watch;
 
 /// The VM, its clock and its alarm: what outlives every connection.
 #[derive(Debug)]
@@ -37,6 +41,8 @@ pub struct TimerDevice {
     phase_changed: Condvar,
     /// Lets the clock device's threads go before the worker, which takes the VM again and again.
     turnstile: Turnstile,
+    /// Set where something supervises this process.
+    watch: OnceLock<Watch>,
 }
 
 impl TimerDevice {
@@ -68,6 +74,7 @@ impl TimerDevice {
             store,
             phase_changed: Condvar::new(),
             turnstile: Turnstile::default(),
+            watch: OnceLock::new(),
         })
     }
 
