@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches, Parser};
 use log::LevelFilter;
 use vhost_user_timer_protocol::{MAX_REQUEST_QUEUES, MAX_VCPUS};
 
 use crate::accounts::{Group, User};
 use crate::device::{SourceChoice, UtcKind};
+use crate::given::given;
 use crate::server::SocketMode;
 use vhost_user_timer_model::vm::MAX_FREQUENCY;
 
@@ -133,8 +134,10 @@ pub struct Args {
     #[arg(long, value_name = "NAME", value_parser = name)]
     pub name: Option<String>,
 
-    /// Log this much on stderr: off, error, warn, info, debug or trace
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    /// Log this much on stderr. debug adds each operation that changes the VM and why a request is
+    /// refused, trace each request; both slow requests down
+    #[arg(long, value_name = "LEVEL", default_value = "info", ignore_case = true,
+          value_parser = level_parser())]
     pub log_level: LevelFilter,
 }
 
@@ -153,6 +156,27 @@ impl Args {
 fn source_parser() -> impl TypedValueParser<Value = SourceChoice> {
     PossibleValuesParser::new(SourceChoice::names())
         .try_map(|name| SourceChoice::from_name(&name).ok_or("unknown source"))
+}
+
+/// The log's levels by name.
+fn level_parser() -> impl TypedValueParser<Value = LevelFilter> {
+    PossibleValuesParser::new(["off", "error", "warn", "info", "debug", "trace"])
+        .try_map(|name| name.parse::<LevelFilter>())
+}
+
+impl Args {
+    /// This process's command line, and the options in it that differ from their defaults, as text.
+    ///
+    /// # Errors
+    ///
+    /// Where the command line is wrong, and where it asks for help or the version.
+    pub fn read() -> Result<(Self, String), clap::Error> {
+        let command = Self::command();
+        let matches = command.clone().try_get_matches()?;
+        let args = Self::from_arg_matches(&matches);
+        let args = args.map_err(|error| error.format(&mut command.clone()))?;
+        Ok((args, given(&command, &matches)))
+    }
 }
 
 /// A number of ticks, decimal or, after 0x, hexadecimal.
@@ -188,7 +212,7 @@ mod tests {
 
     #[test]
     fn the_command_line_is_sound() {
-        <Args as CommandFactory>::command().debug_assert();
+        Args::command().debug_assert();
     }
 
     #[test]
@@ -253,6 +277,18 @@ mod tests {
             let kind = name(bad).unwrap_err();
             assert_eq!(kind, ErrorKind::ValueValidation, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_level_that_there_is_not_is_answered_with_those_there_are() {
+        let wrong = Args::try_parse_from(["vhost-user-timer", "--fd=3", "--log-level=loud"]);
+        let text = wrong.unwrap_err().to_string();
+        assert!(
+            text.contains("off, error, warn, info, debug, trace"),
+            "{text}"
+        );
+        let shouted = parse(&["--fd=3", "--log-level=DEBUG"]).unwrap();
+        assert_eq!(shouted.log_level, LevelFilter::Debug);
     }
 
     #[test]

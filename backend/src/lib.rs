@@ -21,6 +21,7 @@ pub mod device;
 #[doc(hidden)]
 pub mod failpoint;
 mod file_system;
+mod given;
 pub mod logging;
 pub mod pid_file;
 pub mod places;

@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
 use vhost_user_timer::args::Args;
 use vhost_user_timer::capabilities::capabilities;
 use vhost_user_timer::device::{ClockConfig, ClockDevice, TimerConfig, TimerDevice};
@@ -24,18 +23,11 @@ fn main() -> ExitCode {
         let printed = writeln!(io::stdout(), "{}", capabilities());
         return after_printing(printed);
     }
-    let args = match Args::try_parse() {
+    let (args, given) = match Args::read() {
         Ok(args) => args,
         // --help and --version.
         Err(text) if !text.use_stderr() => return after_printing(text.print()),
-        Err(wrong) => {
-            if logging::is_journal() {
-                logging::say(&wrong.to_string());
-            } else {
-                let _ = wrong.print();
-            }
-            return ExitCode::from(2);
-        }
+        Err(wrong) => return wrong_usage(&wrong),
     };
     let passed = match Passed::from_environment() {
         Ok(passed) => passed,
@@ -53,10 +45,9 @@ fn main() -> ExitCode {
         }
     };
     if places.are_none() {
-        let _ = Args::no_socket().print();
-        return ExitCode::from(2);
+        return wrong_usage(&Args::no_socket());
     }
-    match run(&args, &places) {
+    match run(&args, &given, &places) {
         Ok(()) => {
             logging::finish();
             ExitCode::SUCCESS
@@ -77,14 +68,25 @@ fn after_printing(printed: io::Result<()>) -> ExitCode {
     }
 }
 
+/// The end of a start with a wrong command line.
+fn wrong_usage(wrong: &clap::Error) -> ExitCode {
+    if logging::is_journal() {
+        logging::say(&wrong.to_string());
+    } else {
+        let _ = wrong.print();
+    }
+    ExitCode::from(2)
+}
+
 fn fail(why: &str) -> ExitCode {
     logging::say(why);
     ExitCode::FAILURE
 }
 
-fn run(args: &Args, places: &Places) -> Result<(), Box<dyn Error>> {
+fn run(args: &Args, given: &str, places: &Places) -> Result<(), Box<dyn Error>> {
     logging::start(args.log_level, args.name.as_deref())
         .map_err(|error| format!("starting the log's thread failed: {error}"))?;
+    logging::wait_for_first();
     let device = Arc::new(TimerDevice::new(&TimerConfig {
         max_vcpus: args.max_vcpus,
         request_queues: args.request_queues,
@@ -116,7 +118,27 @@ fn run(args: &Args, places: &Places) -> Result<(), Box<dyn Error>> {
         endpoints.push(Endpoint::clock(clock, socket).polling(poll_max));
     }
     let _pid_file = args.pid_file.as_deref().map(PidFile::write).transpose()?;
+    logging::first(&first_line(args, given, &device, &endpoints));
     let supervision = Manager::from_environment().map(|manager| Supervision::new(manager, device));
     server::serve(endpoints, &signals, args.terminate, supervision)?;
     Ok(())
+}
+
+/// What this process is, for those who read its log.
+fn first_line(args: &Args, given: &str, device: &TimerDevice, endpoints: &[Endpoint]) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    let serves: Vec<_> = endpoints.iter().map(ToString::to_string).collect();
+    let (serves, counter) = (serves.join(", "), device.host_counter());
+    let (source, given) = (
+        args.counter_source,
+        if given.is_empty() { "none" } else { given },
+    );
+    let file = match &args.state_file {
+        Some(path) => format!("state file {}", path.display()),
+        None => "no state file".to_owned(),
+    };
+    format!(
+        "Version {version} serves the {serves}; host counter {counter} (--counter-source \
+         {source}); {file}; options: {given}"
+    )
 }

@@ -9,6 +9,7 @@ mod gate;
 mod last_metre;
 mod launch;
 mod life;
+mod log_levels;
 mod log_lines;
 mod polling;
 mod restore_object;

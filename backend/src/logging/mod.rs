@@ -7,6 +7,8 @@
 //! What a peer does cannot flood the log: each place in the code has a limit for each peer, and
 //! lines beyond it are counted and reported every 10 s. A thread that serves a peer says so by
 //! [`Peer::owns_thread`]. Lines of other threads are limited the same way, as those of no peer.
+//! Lines at debug and trace, one for each request, have no such limit: they are asked for by the
+//! launcher. They take half of the queue at most, so that they cost no other line its place.
 //!
 //! The end of the process waits for lines that are not written yet: 100 ms for the reader of
 //! standard error, 1 s for the writing thread where standard error takes lines.
@@ -25,7 +27,7 @@ use std::panic::PanicHookInfo;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime};
 
-use log::{LevelFilter, Log, Metadata, Record};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 use rustix::event::Timespec;
 
 use limit::{Limiter, Place, REPORT_AFTER, Verdict};
@@ -73,11 +75,15 @@ impl Log for Logger {
         }
         let (level, peer, now) = (record.level(), Peer::of_thread(), Instant::now());
         let text = || record.args().to_string();
+        let entry = || self.form().entry(SystemTime::now(), level, peer, &text());
+        if level > Level::Info {
+            self.queue.push_detail(entry());
+            return;
+        }
         let place = Place::of(record, peer);
         match self.limiter.judge(place, now, level, peer, text) {
             Verdict::Write => {
-                let entry = self.form().entry(SystemTime::now(), level, peer, &text());
-                self.queue.push(entry);
+                self.queue.push(entry());
             }
             Verdict::LeaveOut => {}
             Verdict::LeaveOutFirst => self.queue.report_at(now + REPORT_AFTER),
@@ -116,6 +122,23 @@ pub fn start(level: LevelFilter, name: Option<&str>) -> io::Result<()> {
     Ok(())
 }
 
+/// Has lines wait for the log's first line ([`first`]). Where the process ends before it, they are
+/// written then.
+pub fn wait_for_first() {
+    LOGGER.queue.hold();
+}
+
+/// Writes the log's first line, and after it those that wait for it.
+pub fn first(text: &str) {
+    let line = || {
+        LOGGER
+            .form()
+            .entry(SystemTime::now(), Level::Info, None, text)
+    };
+    let is_wanted = Level::Info <= log::max_level();
+    LOGGER.queue.release(is_wanted.then(line));
+}
+
 /// Whether standard error is a stream to the journal.
 pub fn is_journal() -> bool {
     LOGGER.form().journal
@@ -126,6 +149,7 @@ pub fn is_journal() -> bool {
 pub fn say(text: &str) {
     let words = LOGGER.form().words(Peer::of_thread(), text);
     if LOGGER.started.get().is_some() {
+        LOGGER.queue.release(None);
         LOGGER.queue.push(words);
         finish();
     } else {

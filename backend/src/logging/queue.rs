@@ -21,9 +21,13 @@ pub(super) struct Queue {
 
 struct State {
     lines: VecDeque<String>,
+    /// Lines that wait for the first one, where there is to be one before them.
+    held: Option<Vec<String>>,
     bytes: usize,
     /// Lines for which there was no room, since the last line that is in the queue.
     dropped: u64,
+    /// Detailed lines for which there was no room, since the writer had last written all.
+    dropped_details: u64,
     /// When the lines that were left out are to be reported.
     report: Option<Instant>,
     /// Reports are due at once.
@@ -48,8 +52,10 @@ impl Queue {
         Queue {
             state: Mutex::new(State {
                 lines: VecDeque::new(),
+                held: None,
                 bytes: 0,
                 dropped: 0,
+                dropped_details: 0,
                 report: None,
                 ending: false,
                 writing: false,
@@ -59,9 +65,31 @@ impl Queue {
         }
     }
 
+    /// Holds lines back from now on, until [`release`](Self::release).
+    pub(super) fn hold(&self) {
+        lock(&self.state).held.get_or_insert_default();
+    }
+
+    /// Adds the first line, if there is one, and then those that were held back.
+    pub(super) fn release(&self, first: Option<String>) {
+        let mut state = lock(&self.state);
+        let held = state.held.take().unwrap_or_default();
+        first
+            .into_iter()
+            .chain(held)
+            .for_each(|line| state.push(line));
+        self.changed.notify_one();
+    }
+
     /// Adds a line, or counts it as dropped where there is no room.
     pub(super) fn push(&self, line: String) {
         lock(&self.state).push(line);
+        self.changed.notify_one();
+    }
+
+    /// Adds a line of which there can be any number, where less than half of the room is taken.
+    pub(super) fn push_detail(&self, line: String) {
+        lock(&self.state).push_detail(line);
         self.changed.notify_one();
     }
 
@@ -71,6 +99,7 @@ impl Queue {
         let Ok(mut state) = self.state.try_lock() else {
             return false;
         };
+        state.give_held();
         state.push(line);
         self.changed.notify_one();
         true
@@ -110,6 +139,7 @@ impl Queue {
     /// Waits, for `limit` at most, until everything is written and reported. False if it is not.
     pub(super) fn drain(&self, limit: Duration) -> bool {
         let mut state = lock(&self.state);
+        state.give_held();
         state.ending = true;
         self.changed.notify_one();
         let busy = |state: &mut State| !state.is_done();
@@ -119,7 +149,20 @@ impl Queue {
 }
 
 impl State {
+    /// Adds the lines that were held back: there will be none before them.
+    fn give_held(&mut self) {
+        let held = self.held.take();
+        held.into_iter().flatten().for_each(|line| self.push(line));
+    }
+
     fn push(&mut self, line: String) {
+        if let Some(held) = &mut self.held {
+            // The start logs little.
+            if held.len() < MOST_LINES {
+                held.push(line);
+            }
+            return;
+        }
         // Lines keep their order: after one that was dropped there is no room for any until the
         // writer has written all before it.
         let is_full = self.lines.len() >= MOST_LINES || self.bytes + line.len() > MOST_BYTES;
@@ -131,20 +174,36 @@ impl State {
         }
     }
 
+    fn push_detail(&mut self, line: String) {
+        let half_full =
+            self.lines.len() >= MOST_LINES / 2 || self.bytes + line.len() > MOST_BYTES / 2;
+        // As above, until the writer has written all before it.
+        if self.dropped > 0 || self.dropped_details > 0 || half_full {
+            self.dropped_details += 1;
+        } else {
+            self.push(line);
+        }
+    }
+
     fn take(&mut self, now: Instant) -> Option<Work> {
         if let Some(line) = self.lines.pop_front() {
             self.bytes -= line.len();
             return Some(Work::Write(line));
         }
-        if self.dropped > 0 {
-            return Some(Work::SayDropped(std::mem::take(&mut self.dropped)));
+        let dropped = std::mem::take(&mut self.dropped) + std::mem::take(&mut self.dropped_details);
+        if dropped > 0 {
+            return Some(Work::SayDropped(dropped));
         }
         self.report.take_if(|at| self.ending || *at <= now)?;
         Some(Work::Report)
     }
 
     fn is_done(&self) -> bool {
-        self.lines.is_empty() && self.dropped == 0 && self.report.is_none() && !self.writing
+        self.lines.is_empty()
+            && self.dropped == 0
+            && self.dropped_details == 0
+            && self.report.is_none()
+            && !self.writing
     }
 }
 
@@ -186,6 +245,25 @@ mod tests {
     }
 
     #[test]
+    fn details_take_half_of_the_room_and_cost_no_other_line_its_place() {
+        let queue = Queue::new();
+        for line in 0..MOST_LINES {
+            queue.push_detail(line.to_string());
+        }
+        queue.push("what matters".to_owned());
+        for line in 0..MOST_LINES / 2 {
+            assert_eq!(queue.next(), write(&line.to_string()));
+        }
+        // There is room for it, but not in its place.
+        queue.push_detail("late".to_owned());
+        assert_eq!(queue.next(), write("what matters"));
+        let dropped = MOST_LINES / 2 + 1;
+        assert_eq!(queue.next(), Work::SayDropped(dropped as u64));
+        queue.push_detail("again".to_owned());
+        assert_eq!(queue.next(), write("again"));
+    }
+
+    #[test]
     fn long_lines_take_the_room_of_many() {
         let queue = Queue::new();
         let line = "x".repeat(MOST_BYTES / 2);
@@ -195,6 +273,28 @@ mod tests {
         assert_eq!(queue.next(), write(&line));
         assert_eq!(queue.next(), write(&line));
         assert_eq!(queue.next(), Work::SayDropped(1));
+    }
+
+    #[test]
+    fn lines_that_are_held_back_come_after_the_first_one_or_at_the_end() {
+        let queue = Queue::new();
+        queue.hold();
+        queue.push("two".to_owned());
+        queue.push_detail("three".to_owned());
+        queue.release(Some("one".to_owned()));
+        queue.push("four".to_owned());
+        for line in ["one", "two", "three", "four"] {
+            assert_eq!(queue.next(), write(line));
+        }
+        queue.hold();
+        queue.push("why".to_owned());
+        assert!(!queue.drain(Duration::ZERO), "nobody writes");
+        assert_eq!(queue.next(), write("why"));
+        queue.hold();
+        queue.push("why".to_owned());
+        assert!(queue.try_push("panicked".to_owned()));
+        assert_eq!(queue.next(), write("why"));
+        assert_eq!(queue.next(), write("panicked"));
     }
 
     #[test]

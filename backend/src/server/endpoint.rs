@@ -1,5 +1,6 @@
 //! A socket, the device behind it, and the frontend that is connected, one at a time.
 
+use std::fmt;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -33,6 +34,12 @@ pub struct Endpoint {
     ended: Option<Arc<EventFd>>,
     /// When the listener is tried again.
     resting_until: Option<Instant>,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} device on {}", self.name, self.socket)
+    }
 }
 
 impl Endpoint {
@@ -77,11 +84,7 @@ impl Endpoint {
         let token = Token::Endpoint(EndpointEvent::ConnectionEnded, index);
         poll.add(ended.as_raw_fd(), token)?;
         self.ended = Some(ended);
-        log::info!(
-            "Ready for a frontend of the {} device on {}",
-            self.name,
-            self.socket
-        );
+        log::info!("Ready for a frontend of the {self}");
         match self.socket.take_connected() {
             Some(frontend) => {
                 self.connect(frontend);

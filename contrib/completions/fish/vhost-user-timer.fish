@@ -21,7 +21,12 @@ cntvct\t''"
 complete -c vhost-user-timer -l state-file -d 'Keep the VM in this file, so that it survives a crash of this process: a process started again with the file resumes the VM. Created with mode 0600; best on a tmpfs' -r -F
 complete -c vhost-user-timer -l poll-max-us -d 'Busy-poll for up to this many microseconds after a request before sleeping. Adapts to recent traffic; backs off when other tasks want the CPU; 0 turns it off' -r
 complete -c vhost-user-timer -l name -d 'Name the VM in each line of the log: up to 255 bytes, without control characters' -r
-complete -c vhost-user-timer -l log-level -d 'Log this much on stderr: off, error, warn, info, debug or trace' -r
+complete -c vhost-user-timer -l log-level -d 'Log this much on stderr. debug adds each operation that changes the VM and why a request is refused, trace each request; both slow requests down' -r -f -a "off\t''
+error\t''
+warn\t''
+info\t''
+debug\t''
+trace\t''"
 complete -c vhost-user-timer -l terminate -d 'End when the last frontend of all sockets has disconnected, as with a connected --fd. A process that connects and sends nothing is not counted as one'
 complete -c vhost-user-timer -l print-capabilities -d 'Print what this program can do as JSON, and exit. All other options are ignored'
 complete -c vhost-user-timer -s h -l help -d 'Print help (see more with \'--help\')'

@@ -1,5 +1,7 @@
 //! A driver's bytes as a request. A malformed request is a value too.
 
+use core::fmt;
+
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 use super::Needs;
@@ -117,6 +119,68 @@ impl Request {
     /// The request in these device-readable bytes, of which [`wire::MAX_REQUEST`] are enough.
     pub fn parse(bytes: &[u8]) -> Self {
         Request(Parsed::parse(bytes))
+    }
+}
+
+impl Request {
+    /// Whether it asks to change an alarm.
+    pub fn sets_alarm(&self) -> bool {
+        let Parsed::Whole { operation, .. } = self.0 else {
+            return false;
+        };
+        matches!(
+            operation,
+            Operation::SetAlarm { .. } | Operation::SetAlarmEnabled { .. }
+        )
+    }
+
+    /// What is wrong with the request itself, or with room for this many bytes of a response.
+    pub fn fault(&self, room: usize) -> Option<&'static str> {
+        match self.0 {
+            Parsed::Headless => Some("it is shorter than a head"),
+            Parsed::Unknown => Some("the specification has no such message"),
+            Parsed::Cut { .. } => Some("it is cut short"),
+            Parsed::Whole { response_size, .. } if room < response_size => {
+                Some("its response does not fit the buffer")
+            }
+            Parsed::Whole {
+                reserved_is_zero: false,
+                ..
+            } => Some("a reserved field or an unknown flag is not 0"),
+            Parsed::Whole { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Parsed::Whole { operation, .. } = self.0 else {
+            return f.write_str("a malformed request");
+        };
+        match operation {
+            Operation::Cfg => f.write_str("CFG"),
+            Operation::Read { clock } => write!(f, "READ of clock {clock}"),
+            Operation::ClockCap { clock } => write!(f, "CLOCK_CAP of clock {clock}"),
+            Operation::ReadAlarm { clock } => write!(f, "READ_ALARM of clock {clock}"),
+            Operation::ReadCross { clock, counter } => {
+                write!(f, "READ_CROSS of clock {clock} and counter {counter}")
+            }
+            Operation::CrossCap { clock, counter } => {
+                write!(f, "CROSS_CAP of clock {clock} and counter {counter}")
+            }
+            Operation::SetAlarm {
+                clock,
+                time,
+                enabled,
+            } => {
+                let state = if enabled { "enabled" } else { "disabled" };
+                write!(f, "SET_ALARM of clock {clock} to {time} ns, {state}")
+            }
+            Operation::SetAlarmEnabled { clock, enabled } => {
+                let state = if enabled { "enabled" } else { "disabled" };
+                write!(f, "SET_ALARM_ENABLED of clock {clock}, {state}")
+            }
+        }
     }
 }
 

@@ -59,6 +59,38 @@ pub enum Status {
     Io = 5,
 }
 
+impl Status {
+    /// The status of this code, if there is one.
+    pub fn from_code(code: u8) -> Option<Self> {
+        use Status::{Invalid, Io, NoDevice, Ok, Unsupported};
+        [Ok, Unsupported, NoDevice, Invalid, Io]
+            .into_iter()
+            .find(|status| *status as u8 == code)
+    }
+
+    /// The name, less `VIRTIO_RTC_`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Status::Ok => "S_OK",
+            Status::Unsupported => "S_EOPNOTSUPP",
+            Status::NoDevice => "S_ENODEV",
+            Status::Invalid => "S_EINVAL",
+            Status::Io => "S_EIO",
+        }
+    }
+
+    /// What the status says, in words.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Status::Ok => "done",
+            Status::Unsupported => "no such counter, or none that this device can read",
+            Status::NoDevice => "no such clock, or it has no alarm",
+            Status::Invalid => "a value that is not allowed",
+            Status::Io => "the counter's reading is not known",
+        }
+    }
+}
+
 macro_rules! messages {
     ($($(#[$doc:meta])* $name:ident, $size:literal { $($field:ident: $type:ty = $at:literal,)* })*) => {
         $(

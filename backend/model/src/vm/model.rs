@@ -85,6 +85,11 @@ impl Vm {
         }
     }
 
+    /// The limits that the backend sets for the VM.
+    pub fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
     /// Where the VM is in its life.
     pub fn phase(&self) -> Phase {
         self.configured

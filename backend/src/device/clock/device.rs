@@ -8,6 +8,7 @@ use vhost_user_timer_model::rtc::{Request, wire};
 use vm_memory::GuestAddressSpace;
 use zerocopy::IntoBytes;
 
+use crate::device::clock::told;
 use crate::device::clock::{ClockDevice, ClockState, GuestTime};
 use crate::state::clock_stream;
 use crate::vhost_user::{self, Device, DirtyLog, StateError, Vring};
@@ -64,6 +65,9 @@ impl<G: GuestTime> ClockDevice<G> {
             let ClockState { rtc, effects, .. } = &mut *state;
             rtc.handle(&request, chain.room(), &now, effects);
             self.persist(state);
+            if told::is_wanted() {
+                told::tell(&request, chain.room(), &state.effects.response);
+            }
             let len = ring.write(chain.writable(), &state.effects.response);
             ring.give_back(head, len);
         }

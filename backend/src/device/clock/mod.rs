@@ -8,6 +8,7 @@
 
 mod device;
 mod guest_time;
+mod told;
 mod wall;
 
 use std::fmt;

@@ -4,15 +4,18 @@
 //! behind the device's lock is in `state`.
 
 mod alarm;
+mod asked;
 mod config;
 mod device;
 mod guest_time;
 mod instant;
 mod page;
 pub(crate) mod persist;
+mod refused;
 mod requests;
 mod state;
 mod supervised;
+mod told;
 mod watch;
 
 use std::os::fd::{AsRawFd, RawFd};
@@ -76,6 +79,13 @@ impl TimerDevice {
             turnstile: Turnstile::default(),
             watch: OnceLock::new(),
         })
+    }
+
+    /// The host counter, as the log says it: its source and its frequency, Hz.
+    pub fn host_counter(&self) -> String {
+        let counter = self.state().counter();
+        let source = counter.source().name();
+        format!("{source} at {} Hz", counter.native_frequency())
     }
 
     /// The state file that the VM is kept in, for another device to keep its records there too.

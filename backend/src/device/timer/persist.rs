@@ -68,7 +68,10 @@ pub(super) fn resume(
 ) -> Result<(Store, Vm), StateFileError> {
     opening.expect_counter(counter.id())?;
     let vm = match Found::new(&opening, profile.max_vcpus)? {
-        None => Vm::new(profile),
+        None => {
+            log::info!("No VM in {} yet", opening.path().display());
+            Vm::new(profile)
+        }
         Some(found) => {
             let vm = found.vm(profile, |vm| instant(counter, vm));
             let vm = vm.map_err(|bad| opening.damaged(&bad))?;

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 
 use vhost_user_timer_model::vm::{Effect, Handled, Incoming, Released, Token};
-use vhost_user_timer_protocol::{EVENT_QUEUE, wire};
+use vhost_user_timer_protocol::{EVENT_QUEUE, Status, wire};
 use vm_memory::GuestAddressSpace;
 use zerocopy::IntoBytes;
 
+use crate::device::timer::told::{self, Told};
 use crate::device::timer::{TimerDevice, TimerState};
 use crate::failpoint::{Point, reached};
 use crate::vhost_user::{self, ServedRing};
@@ -82,6 +83,11 @@ pub(super) fn release(released: &Released, turn: &mut Turn<'_>) {
         None => HEADER,
     };
     let answer = bytes.get(..len).unwrap_or_default();
+    log::debug!(
+        "WAIT_RUN of {} waiters is answered {}",
+        released.waiters.len(),
+        Status::from(released.header.status.get())
+    );
     let InFlight { held, deferred } = &mut *turn.in_flight;
     for (queue, vring) in (0..).zip(turn.vrings) {
         let mut waiters = released
@@ -195,12 +201,20 @@ fn serve_requests(
             state.page.open(memory);
         }
         let now = state.now();
+        let told = told::is_wanted().then(|| Told::new(&state.vm, now));
         let handled = state.vm.handle(now, &incoming, &mut state.effects);
         if let Some(order) = state.effects.page.take() {
             state.set_page(order, memory);
         }
         state.persist(memory);
         reached(Point::AnswerReady);
+        if let Some(told) = told {
+            let answer = match handled {
+                Handled::Answered => Some(&state.effects.response[..]),
+                Handled::Waiting => None,
+            };
+            told.tell(&state.vm, now, chain.request(), &incoming, answer);
+        }
         match handled {
             Handled::Answered => {
                 let len = ring.write(chain.writable(), &state.effects.response);

@@ -52,6 +52,10 @@ impl TimerState {
         }
     }
 
+    pub(super) fn counter(&self) -> HostCounter {
+        self.counter
+    }
+
     /// The present instant. The model takes a step back of the host counter for a wrap, so a
     /// counter on which two CPUs disagree stands still instead.
     pub(super) fn now(&mut self) -> Now {
