@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::root::{INSTALL, Root, folder};
+use crate::root::{BACKEND, INSTALL, Root, folder};
 
 /// Prints each path of the root with its kind, mode, owner and contents, but for what dpkg and apt
 /// record of their runs. dpkg orders the lists of all packages' files again.
@@ -113,17 +113,14 @@ fn the_installed_backend_serves_a_vm_and_ends_on_sigterm() {
     let Some(root) = Root::find("bare") else {
         return;
     };
-    let printed = root.run_installed(
-        r"vhost-user-timer --version
-        mkdir -p /run/vhost-user-timer/vm1
-        socket=/run/vhost-user-timer/vm1/timer.sock
-        coproc backend { exec vhost-user-timer --socket-path $socket --state-file ${socket%/*}/state 2>&1; }
-        grep -q --max-count=1 'Ready for a frontend' <&${backend[0]}
-        vhost-user-timer-ctl info --socket-path $socket | grep ^phase
-        kill $backend_PID
-        wait $backend_PID
-        ls /run/vhost-user-timer/vm1",
-    );
+    let printed = root.run_installed(&format!(
+        r"{BACKEND}
+        vhost-user-timer --version
+        serve --state-file ${{timer%/*}}/state
+        vhost-user-timer-ctl info --socket-path $timer | grep ^phase
+        end >/dev/null
+        ls ${{timer%/*}}"
+    ));
     let version = env!("CARGO_PKG_VERSION");
     assert_eq!(
         printed,

@@ -4,5 +4,6 @@
 
 mod bare;
 mod description;
+mod domains;
 mod host;
 mod root;

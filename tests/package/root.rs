@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use vhost_user_timer_kit::qemu::{Environment, environment};
+use vhost_user_timer_kit::qemu::{Environment, environment, timer_library};
 
 /// The exit status of a script that cannot do its work on this machine.
 const SKIPPED: i32 = 77;
@@ -71,6 +71,19 @@ impl Root {
             .mount(&wrapper, "/usr/bin/qemu-system-aarch64")
     }
 
+    /// With the environment's QEMU that has the device vhost-user-timer, where an administrator
+    /// would install it.
+    pub(crate) fn with_patched_qemu(self) -> Self {
+        let library = timer_library().expect("the library for C");
+        let patched = self.environment.directory().with_file_name("patched");
+        let builder = self.environment.directory().with_file_name("builder");
+        let wrapper = folder().join("package/patched-qemu");
+        self.mount(&library, "/library")
+            .mount(&patched, "/patched")
+            .mount(&builder.join("tools"), "/builder")
+            .mount(&wrapper, "/usr/local/bin/qemu-system-aarch64")
+    }
+
     /// Runs a script of bash in a copy of the root. Returns what it prints; fails if it does.
     #[track_caller]
     pub(crate) fn run(&self, script: &str) -> String {
@@ -98,6 +111,29 @@ impl Root {
         self.run(&format!("{INSTALL}\n{script}"))
     }
 }
+
+/// Functions for scripts: `serve OPTION…` starts the installed backend and waits until it serves
+/// both devices at $timer and $clock; `end` ends it, and prints its log.
+pub(crate) const BACKEND: &str = r"
+timer=/run/vhost-user-timer/vm1/timer.sock
+clock=/run/vhost-user-timer/vm1/clock.sock
+serve() {
+    mkdir -p /run/vhost-user-timer/vm1
+    coproc backend { exec vhost-user-timer --socket-path $timer --rtc-socket-path $clock $* 2>&1; }
+    pid=$backend_PID
+    # A descriptor that is there when the backend has ended.
+    exec {log}<&${backend[0]}
+    local device line
+    for device in $timer $clock; do
+        until read -r -u $log line && [[ $line == *$device* ]]; do :; done
+    done
+}
+end() {
+    kill $pid
+    wait $pid
+    cat <&$log
+}
+";
 
 /// Installs the package as a user does, with apt.
 pub(crate) const INSTALL: &str = "apt-get -qq install -y /package.deb >/dev/null";
