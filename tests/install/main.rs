@@ -1,5 +1,6 @@
 //! What an operator does first: install the programs, and follow README.md.
 
+mod documents;
 mod files;
 mod target_folder;
 

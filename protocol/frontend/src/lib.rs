@@ -139,7 +139,7 @@
 //! # fn connect() -> Result<Frontend, Error> {
 //! let patience = Duration::from_secs(60);
 //! let options = Options::default().reconnect(Reconnect::default().patience(patience));
-//! let frontend = Frontend::connect("/run/vm1/timer.sock", options)?;
+//! let frontend = Frontend::connect("/tmp/vm1/timer.sock", options)?;
 //! # Ok(frontend)
 //! # }
 //! ```
