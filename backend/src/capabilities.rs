@@ -10,13 +10,15 @@ const TYPE: &str = "timer";
 
 /// Features that no option is named for: parts of the protocol, and what an option's value or the
 /// launcher's environment can ask for. `contrib/qemu/DISCOVERY.md` describes each.
-const PARTS: [&str; 7] = [
+const PARTS: [&str; 9] = [
     "confirm",
     "counter-source-auto",
     "device-state",
     "done",
+    "notify",
     "one-offset",
     "rtc",
+    "socket-activation",
     "time-page",
 ];
 

@@ -125,7 +125,7 @@ serve() {
     exec {log}<&${backend[0]}
     local device line
     for device in $timer $clock; do
-        until read -r -u $log line && [[ $line == *$device* ]]; do :; done
+        until read -r -u $log line && [[ $line == *Ready*$device* ]]; do :; done
     done
 }
 end() {
