@@ -32,7 +32,7 @@ fn time_is_right_in_a_guest_of_qemu_on_kvm() {
     println!("{}", output.text);
     assert_eq!(output.status, 0, "{}", output.text);
     assert!(
-        output.text.contains("test result: ok. 2 passed"),
+        output.text.contains("test result: ok. 3 passed"),
         "{}",
         output.text
     );

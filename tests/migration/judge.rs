@@ -4,9 +4,6 @@ use std::time::{Duration, Instant};
 
 use vhost_user_timer_kit::qemu::{Environment, Guest, Seen, Shape, TimerVm};
 
-/// The counter's frequency under TCG with the CPU model that the tests use, Hz.
-const FREQUENCY: u128 = 62_500_000;
-
 /// How long a vCPU may take to run on a busy host.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -43,7 +40,8 @@ impl Before {
         let elapsed = self.at.elapsed();
         assert_right(&self.seen, &after);
         let ticks = last(&after) - last(&self.seen);
-        let limit = elapsed.as_nanos() * FREQUENCY / 1_000_000_000;
+        let frequency = u128::from(vm.number("frequency"));
+        let limit = elapsed.as_nanos() * frequency / 1_000_000_000;
         assert!(
             u128::from(ticks) <= limit,
             "{ticks} ticks of the guest in {limit} of the host"
