@@ -228,6 +228,24 @@ make_emulator() {
     "$1/qemu-aarch64" --version
 }
 
+# Prepares $cache/arm64, where cargo builds for arm64. Cargo removes nothing there, and each copy of
+# the source, each compiler and each version of a crate has files of its own. So past this size all
+# of it is removed, and built again, unless another run uses it.
+use_arm64() {
+    local size limit=3072 # MiB
+    exec 8>>"$cache/arm64.used"
+    if [[ -d $cache/arm64 ]] && flock --exclusive --nonblock 8; then
+        size=$(du -sm "$cache/arm64" | cut -f1)
+        if ((size > limit)); then
+            echo "removing $cache/arm64, which has grown to $size MiB" >&2
+            rm -rf "$cache/arm64"
+        fi
+    fi
+    # Until this shell ends.
+    flock --shared 8
+    mkdir -p "$cache/arm64"
+}
+
 # arm64_cargo TARGET FROM:TO… -- COMMAND…: runs COMMAND in the tools' root, where cargo builds the
 # source for arm64 into TARGET, with Debian's compiler and the crates that the host's cargo has. The
 # source has the same path as outside, because test programs find their data by it.
@@ -242,7 +260,7 @@ arm64_cargo() {
     cargo fetch --locked --manifest-path "$source/Cargo.toml"
     in_tools "$source:$source" "$target:/mnt/target" "${CARGO_HOME:-$HOME/.cargo}/registry:/mnt/cargo/registry" \
         "${mounts[@]}" -- env --chdir="$source" \
-        CARGO_HOME=/mnt/cargo CARGO_TARGET_DIR=/mnt/target CARGO_NET_OFFLINE=true \
+        CARGO_HOME=/mnt/cargo CARGO_TARGET_DIR=/mnt/target CARGO_NET_OFFLINE=true CARGO_INCREMENTAL=0 \
         CARGO_BUILD_TARGET=aarch64-unknown-linux-gnu \
         CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER="${cross}gcc" \
         CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS='-C target-feature=+crt-static -D warnings' \
@@ -250,7 +268,7 @@ arm64_cargo() {
 }
 
 make_program() {
-    mkdir -p "$cache/arm64"
+    use_arm64
     arm64_cargo "$cache/arm64" -- cargo build --locked --release --package vhost-user-timer-guest
     cp "$cache/arm64/aarch64-unknown-linux-gnu/release/vhost-user-timer-guest" "$1/guest"
 }
