@@ -1046,6 +1046,8 @@ static bool dev_save(VhostUserTimer *s, Error **errp)
                   "save the backend's state")) {
         return false;
     }
+    /* Of the save before: versions of QEMU disagree about post_save. */
+    g_free(s->saved.state);
     s->saved.state = g_memdup2(state, size);
     s->saved.size = size;
     vut_buffer_free(state, size);
@@ -1144,12 +1146,6 @@ static bool dev_pre_save(void *opaque, Error **errp)
     return dev_migrated(ok, "save", errp);
 }
 
-static int dev_post_save(void *opaque)
-{
-    dev_forget_saved(opaque);
-    return 0;
-}
-
 static int dev_pre_load(void *opaque)
 {
     dev_forget_saved(opaque);
@@ -1208,7 +1204,6 @@ static const VMStateDescription vmstate_vhost_user_timer = {
     .pre_save = dev_pre_save_report,
     .post_load = dev_post_load_report,
 #endif
-    .post_save = dev_post_save,
     .pre_load = dev_pre_load,
     .fields = (const VMStateField[]) {
         VMSTATE_UINT32(saved.vcpus, VhostUserTimer),

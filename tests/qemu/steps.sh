@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2154 # source and here are set in `environment` and `arm64`
 # The steps of `environment`, in order. Each fills the directory that it is given, and may read
-# what earlier steps made. No version is fixed here: each step takes what Debian has today.
+# what earlier steps made. No version is fixed here: each step takes what Debian has today. Only
+# where QEMU's newest source cannot be downloaded is one named.
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/vhost-user-timer/qemu
 # Mounting takes root, or a user namespace in which this user is root.
@@ -364,7 +365,8 @@ make_host() {
 # What builds QEMU, for this machine and for arm64.
 make_builder() {
     debian --variant=apt --architectures=amd64,arm64 \
-        --include=dpkg-dev,gcc,libc6-dev,meson,ninja-build,patch,pkgconf,python3-venv,xz-utils \
+        --include=dpkg-dev,gcc,libc6-dev,meson,ninja-build,patch,pkgconf,xz-utils \
+        --include=python3-{distlib,pip,pycotap,qemu-qmp,venv,wheel} \
         --include=libfdt-dev,libglib2.0-dev,libseccomp-dev,zlib1g-dev \
         --include=gcc-aarch64-linux-gnu,libc6-dev:arm64,libfdt-dev:arm64,libglib2.0-dev:arm64,zlib1g-dev:arm64 \
         -- "$1/tools"
@@ -392,12 +394,35 @@ fetch_source() {
     ' bash "$(mirror)" "$2"
 }
 
+# fetch_pool DIRECTORY VERSION SHA256: the same for a version of which no list says anything, and
+# whose .dsc file has this hash. A mirror's pool keeps files for some time after its lists name
+# newer ones.
+fetch_pool() {
+    # shellcheck disable=SC2016 # expanded inside
+    in_builder "$1:/mnt" -- bash -euo pipefail -c '
+        cd /mnt
+        trap "rm -f qemu_*" EXIT
+        echo "QEMU $2 of the pool" >version
+        # download HASH SIZE NAME
+        download() { /usr/lib/apt/apt-helper download-file "$pool/$3" "$3" "SHA256:$1"; }
+        pool=${1%/}/pool/main/q/qemu
+        download "$3" "" "qemu_$2.dsc"
+        sed -n "/^Checksums-Sha256:/,/^Files:/s/^ //p" "qemu_$2.dsc" >qemu_files
+        while read -r file; do download $file; done <qemu_files
+        dpkg-source --no-check -x "qemu_$2.dsc" source
+        rm -r source/roms/*
+    ' bash "$(mirror)" "$2" "$3"
+}
+
 # QEMU's newest source that can be had.
 make_source() {
     local passed_over=
     if ! fetch_source "$1" "$suite-backports"; then
         passed_over="; the source of $(<"$1/version") cannot be downloaded"
-        fetch_source "$1" "$suite"
+        if ! fetch_pool "$1" 11.1.1+ds-1 dfd4fbdd38517e2467002091bbcd938bbff8b2c851cc3f56b019236c7d1f21da; then
+            passed_over+=", nor that of $(<"$1/version")"
+            fetch_source "$1" "$suite"
+        fi
     fi
     echo "$(<"$1/version")$passed_over" | tee "$1/origin"
 }
@@ -450,7 +475,6 @@ patch_qemu() {
     cp "$source/contrib/capi/include/vhost_user_timer.h" "$1/local/include"
     sed 's|@PREFIX@|/usr/local|; s|@LIBDIR@|/usr/local/lib|; s|@VERSION@|0|; /^Cflags:/d' \
         "$source/contrib/capi/vhost-user-timer.pc.in" >"$1/local/lib/pkgconfig/vhost-user-timer.pc"
-    cp "$cache/source/source/Kconfig" "$1/source"
     in_builder "$1/source:/src" "$source/contrib/qemu:/contrib" -- /contrib/apply /src
 }
 
@@ -461,6 +485,8 @@ make_patched() {
         cargo build --locked --release --manifest-path "$source/Cargo.toml" --package vhost-user-timer-capi --lib
     cp "$cache/library/release/$library" "$1"
     cp -a "$cache"/unpatched/{source,build} "$1"
+    # Without our names, which the patches add too.
+    cp "$cache/source/source/Kconfig" "$1/source"
     patch_qemu "$1" "$1/$library"
     # Not its configure, after which everything is built again.
     in_build "$1" pyvenv/bin/meson setup --reconfigure -Dvhost_user_timer=enabled /src
@@ -480,7 +506,7 @@ WRAPPER
 
 # Whether the device compiles in Debian's own QEMU as well, where what the tests run is newer.
 make_second() {
-    if [[ $(<"$cache/source/version") != *-backports ]]; then
+    if [[ $(<"$cache/source/version") == *" of $suite" ]]; then
         echo 'not checked: a second version of QEMU' >"$1/report"
         return
     fi
