@@ -5,7 +5,8 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use crate::args::Args;
-use crate::server::{Access, LISTEN_FDS, Passed, Socket, SocketError, folder_of};
+use crate::server::{Access, LISTEN_FDS, Passed, Socket, SocketError};
+use crate::sys::folder_of;
 
 /// Where one device's frontends come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,18 +99,38 @@ pub enum PlacesError {
         /// Its number.
         clock_fd: RawFd,
     },
-    /// Both devices have one path.
+    /// Two options name one path.
     #[error(
-        "--socket-path {} and --rtc-socket-path {} are the same path; each device needs its own",
-        timer.display(),
-        clock.display()
+        "{first} {} and {second} {} are the same path; each needs its own",
+        first_path.display(),
+        second_path.display()
     )]
     OnePath {
-        /// The timer device's.
-        timer: PathBuf,
-        /// The clock device's.
-        clock: PathBuf,
+        /// The one.
+        first: &'static str,
+        /// Its path.
+        first_path: PathBuf,
+        /// The other.
+        second: &'static str,
+        /// Its path.
+        second_path: PathBuf,
     },
+    /// A path as some programs name a socket without one.
+    #[error(
+        "{option} {}: an abstract socket has no mode that keeps others out; name a path, or ./{} \
+         for a file of this name",
+        path.display(),
+        path.display()
+    )]
+    Abstract {
+        /// The option.
+        option: &'static str,
+        /// Its path.
+        path: PathBuf,
+    },
+    /// The descriptor of the log.
+    #[error("{0} 2: this is standard error, where the log goes; pass another descriptor")]
+    StandardError(&'static str),
     /// An option of the clock device, which there is not.
     #[error(
         "{0} is for the guest's clock, which has no socket; add --rtc-socket-path or --rtc-fd, or \
@@ -151,25 +172,15 @@ impl Places {
     ///
     /// [`PlacesError`] for the first one that has not.
     pub fn check(&self, args: &Args) -> Result<(), PlacesError> {
-        match (&self.timer, &self.clock) {
-            (Some(Place::Path(timer)), Some(Place::Path(clock))) if are_one(timer, clock) => {
-                return Err(PlacesError::OnePath {
-                    timer: timer.clone(),
-                    clock: clock.clone(),
-                });
-            }
-            (
-                Some(Place::Descriptor {
-                    named_by: timer,
-                    fd: timer_fd,
-                }),
-                Some(Place::Descriptor {
-                    named_by: clock,
-                    fd: clock_fd,
-                }),
-            ) => are_two((timer, *timer_fd), (clock, *clock_fd))?,
-            _ => {}
+        if let (Some(timer), Some(clock)) = (&self.timer, &self.clock) {
+            are_two(timer, clock)?;
         }
+        for place in [&self.timer, &self.clock].into_iter().flatten() {
+            if let Place::Descriptor { named_by, fd: 2 } = place {
+                return Err(PlacesError::StandardError(named_by));
+            }
+        }
+        check_paths(args)?;
         if self.clock.is_none() {
             refuse(
                 "--rtc-clock",
@@ -209,16 +220,63 @@ fn are_one(a: &Path, b: &Path) -> bool {
     a == b || resolved(a).is_some_and(|a| resolved(b) == Some(a))
 }
 
+/// Refuses a path that two options name, and an abstract socket.
+fn check_paths(args: &Args) -> Result<(), PlacesError> {
+    let sockets = [
+        ("--socket-path", &args.socket_path),
+        ("--rtc-socket-path", &args.rtc_socket_path),
+    ];
+    for (option, path) in sockets {
+        let path = path.clone().unwrap_or_default();
+        if path.as_os_str().as_encoded_bytes().starts_with(b"@") {
+            return Err(PlacesError::Abstract { option, path });
+        }
+    }
+    let files = [
+        ("--state-file", &args.state_file),
+        ("--pid-file", &args.pid_file),
+    ];
+    let all: Vec<_> = sockets
+        .into_iter()
+        .chain(files)
+        .filter_map(|(option, path)| Some((option, path.as_ref()?)))
+        .collect();
+    for (index, (first, first_path)) in all.iter().enumerate() {
+        for (second, second_path) in all.iter().skip(index + 1) {
+            if are_one(first_path, second_path) {
+                return Err(PlacesError::OnePath {
+                    first,
+                    first_path: PathBuf::clone(first_path),
+                    second,
+                    second_path: PathBuf::clone(second_path),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Refuses one descriptor for both devices, and two of one socket.
-fn are_two(
-    (timer, timer_fd): (&'static str, RawFd),
-    (clock, clock_fd): (&'static str, RawFd),
-) -> Result<(), PlacesError> {
-    // `socket:[…]` of its inode.
-    let socket = |fd| std::fs::read_link(format!("/proc/self/fd/{fd}")).ok();
+fn are_two(timer: &Place, clock: &Place) -> Result<(), PlacesError> {
+    let (
+        Place::Descriptor {
+            named_by: timer,
+            fd: timer_fd,
+        },
+        Place::Descriptor {
+            named_by: clock,
+            fd: clock_fd,
+        },
+    ) = (timer, clock)
+    else {
+        return Ok(());
+    };
+    let (timer_fd, clock_fd) = (*timer_fd, *clock_fd);
     if timer_fd == clock_fd {
         return Err(PlacesError::OneDescriptor { timer, clock });
     }
+    // `socket:[…]` of its inode.
+    let socket = |fd| std::fs::read_link(format!("/proc/self/fd/{fd}")).ok();
     if socket(timer_fd).is_some_and(|file| socket(clock_fd) == Some(file)) {
         return Err(PlacesError::OneSocket {
             timer,
@@ -270,8 +328,30 @@ mod tests {
             );
         }
         assert!(are_one(Path::new("s"), Path::new("./s")));
+        let socket = format!("--socket-path={}", folder.join("s").display());
+        for option in ["--state-file", "--pid-file"] {
+            let same = format!("{option}={}", folder.join("./s").display());
+            let refused = check(&[&socket, &same]).unwrap_err();
+            assert!(matches!(refused, PlacesError::OnePath { second, .. } if second == option));
+        }
         assert_eq!(of("real/s", "real/t"), Ok(()));
         assert_eq!(of("real/s", "s"), Ok(()));
+    }
+
+    #[test]
+    fn an_abstract_socket_and_standard_error_are_refused() {
+        for (option, name) in [
+            ("--socket-path=@vm1", "--socket-path"),
+            ("--rtc-socket-path=@vm1", "--rtc-socket-path"),
+        ] {
+            let path = PathBuf::from("@vm1");
+            let refused = PlacesError::Abstract { option: name, path };
+            assert_eq!(check(&[option]), Err(refused));
+        }
+        assert_eq!(check(&["--socket-path=./@vm1"]), Ok(()));
+        for (option, name) in [("--fd=2", "--fd"), ("--rtc-fd=2", "--rtc-fd")] {
+            assert_eq!(check(&[option]), Err(PlacesError::StandardError(name)));
+        }
     }
 
     #[test]

@@ -140,6 +140,15 @@ pub(crate) fn file_id(path: &Path) -> io::Result<FileId> {
     Ok(FileId::of(&fs::symlink_metadata(path)?))
 }
 
+/// The folder that a file lies in, or would. A path with a slash at its end names a folder itself.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        _ if path.as_os_str().as_encoded_bytes().ends_with(b"/") => path,
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
 /// Makes reads and writes of this descriptor return at once.
 ///
 /// # Errors

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Command;
 
 use rustix::process::{Gid, Uid, getegid, geteuid};
 use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
@@ -105,32 +106,60 @@ fn a_vmm_of_another_user_reaches_the_socket_by_its_group_and_not_without() {
     Client::over(frontend).configure(1);
 }
 
-#[test]
-fn a_group_that_this_process_may_not_give_is_an_error_and_leaves_no_socket() {
+/// Checks that the program, as another user with these options, cannot start, and says why.
+#[track_caller]
+fn other_user_cannot(args: &[&str], why: &str) {
+    // A folder on the way to the program may be root's alone.
     let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("socket");
-    fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
-    let program = find_program().unwrap();
-    // A directory on the way to the program may be root's alone.
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
     let copy = folder.path().join("program");
-    fs::copy(program, &copy).unwrap();
+    fs::copy(find_program().unwrap(), &copy).unwrap();
     let output = as_other_user(&[], || {
-        let mut command = std::process::Command::new(&copy);
-        command.arg("--socket-path").arg(&socket);
-        command.args(["--socket-group=0", "--counter-source=monotonic"]);
+        let mut command = Command::new(&copy);
+        command.args(args).arg("--counter-source=monotonic");
         command.output().unwrap()
     });
     let Some(output) = output else { return };
     assert_eq!(output.status.code(), Some(1));
-    assert_eq!(
-        String::from_utf8_lossy(&output.stderr),
-        format!(
-            "vhost-user-timer: {}: giving it the group 0 failed; the user of this process must be \
-             a member of that group, or root: Operation not permitted (os error 1)\n",
-            socket.display()
-        )
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(said, format!("vhost-user-timer: {why}\n"));
+}
+
+#[test]
+fn a_group_that_this_process_may_not_give_is_an_error_and_leaves_no_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
+    let socket = folder.path().join("socket");
+    let why = format!(
+        "{}: giving it the group 0 failed; the user of this process must be a member of that \
+         group, or root: Operation not permitted (os error 1)",
+        socket.display()
     );
+    let option = format!("--socket-path={}", socket.display());
+    other_user_cannot(&[&option, "--socket-group=0"], &why);
     assert!(!socket.exists());
+}
+
+#[test]
+fn a_folder_or_a_socket_of_another_user_is_an_error_that_says_whose_it_should_be() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+    let socket = folder.path().join("socket");
+    let option = format!("--socket-path={}", socket.display());
+    let why = format!(
+        "{}: the user of this process (uid {OTHER_USER}) may not make a socket in {}; give that \
+         user the folder, or name another path: Permission denied (os error 13)",
+        socket.display(),
+        folder.path().display()
+    );
+    other_user_cannot(&[&option], &why);
+    let rig = making(Devices::Timer, "022", &[]);
+    let path = rig.backend.socket_path().display();
+    let why = format!(
+        "{path} is a socket that the user of this process may not connect to; remove it if no \
+         process listens there, or name another path"
+    );
+    other_user_cannot(&[&format!("--socket-path={path}")], &why);
 }
 
 /// Checks that the backend has disconnected a frontend without a word.

@@ -49,6 +49,80 @@ fn a_folder_that_does_not_exist_is_named() {
 }
 
 #[test]
+fn a_path_whose_folder_is_a_file_or_makes_no_files_is_not_called_missing() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    let socket = file.join("socket");
+    let why = format!(
+        "{}: there is no folder {}; make the folder, or name another path",
+        socket.display(),
+        file.display()
+    );
+    cannot(&[&option("--socket-path", &socket)], Stdio::null(), &why);
+    cannot(
+        &["--socket-path=/proc/socket"],
+        Stdio::null(),
+        "listening on /proc/socket failed: No such file or directory (os error 2)",
+    );
+}
+
+#[test]
+fn a_path_that_names_a_folder_by_its_last_slash_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let missing = format!("{}/vm1/", folder.path().display());
+    let why =
+        format!("{missing}: there is no folder {missing}; make the folder, or name another path");
+    cannot(&[&format!("--socket-path={missing}")], Stdio::null(), &why);
+    fs::create_dir(&missing).unwrap();
+    let why = format!("{missing} exists and is not a socket; remove it, or name another path");
+    cannot(&[&format!("--socket-path={missing}")], Stdio::null(), &why);
+}
+
+#[test]
+fn a_state_file_without_its_folder_or_that_is_a_folder_says_so() {
+    let folder = TempDir::new().unwrap();
+    let socket = option("--socket-path", &folder.path().join("socket"));
+    let missing = folder.path().join("missing");
+    let file = missing.join("state");
+    let why = format!(
+        "the state file {}: there is no folder {}; make the folder, or name another file",
+        file.display(),
+        missing.display()
+    );
+    cannot(
+        &[&socket, &option("--state-file", &file)],
+        Stdio::null(),
+        &why,
+    );
+    let why = format!(
+        "the file {} is not a state file of a vhost-user-timer backend; name another",
+        folder.path().display()
+    );
+    let state_file = option("--state-file", folder.path());
+    cannot(&[&socket, &state_file], Stdio::null(), &why);
+}
+
+#[test]
+fn an_abstract_socket_is_2_and_says_how_to_name_such_a_file() {
+    is_wrong(
+        &["--socket-path=@vm1"],
+        Stdio::null(),
+        "--socket-path @vm1: an abstract socket has no mode that keeps others out; name a path, or \
+         ./@vm1 for a file of this name",
+    );
+}
+
+#[test]
+fn the_descriptor_of_the_log_is_2() {
+    is_wrong(
+        &["--fd=2"],
+        Stdio::null(),
+        "--fd 2: this is standard error, where the log goes; pass another descriptor",
+    );
+}
+
+#[test]
 fn a_path_that_is_too_long_is_refused_with_its_length_and_the_limit() {
     let path = Path::new("/tmp").join("x".repeat(200));
     let why = format!(
@@ -76,7 +150,7 @@ fn one_path_for_both_devices_is_2_and_leaves_no_socket() {
         option("--rtc-socket-path", &same),
     ];
     let why = format!(
-        "--socket-path {} and --rtc-socket-path {} are the same path; each device needs its own",
+        "--socket-path {} and --rtc-socket-path {} are the same path; each needs its own",
         path.display(),
         same.display()
     );

@@ -22,7 +22,7 @@ use rustix::net::{
 use rustix::process::geteuid;
 
 use crate::server::access::{Access, AccessError, path_of};
-use crate::sys::{FileId, file_id};
+use crate::sys::{FileId, file_id, folder_of};
 
 /// Why there is no listening at a path.
 #[derive(Debug, thiserror::Error)]
@@ -101,8 +101,11 @@ impl PathError {
     /// Why the system refused to listen at this path.
     fn from_io(path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
+        let is_folder = folder_of(&path).is_dir();
         match source.kind() {
-            io::ErrorKind::NotFound => PathError::NoFolder(path),
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory if !is_folder => {
+                PathError::NoFolder(path)
+            }
             io::ErrorKind::PermissionDenied => PathError::Forbidden {
                 path,
                 user: geteuid().as_raw(),
@@ -110,14 +113,6 @@ impl PathError {
             },
             _ => PathError::Listen { path, source },
         }
-    }
-}
-
-/// The folder that a path lies in.
-pub(crate) fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
     }
 }
 

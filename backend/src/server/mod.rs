@@ -21,7 +21,6 @@ pub use access::{Access, AccessError, ModeError, SocketMode, Stranger};
 pub(crate) use activation::LISTEN_FDS;
 pub use activation::{ActivationError, Passed};
 pub use bound::PathError;
-pub(crate) use bound::folder_of;
 pub use endpoint::Endpoint;
 pub use manager::Manager;
 use poll::{Poll, Token};

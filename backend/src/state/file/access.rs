@@ -32,7 +32,11 @@ pub(super) fn open_locked(path: &Path) -> Result<File, StateFileError> {
         .mode(0o600)
         .custom_flags(flags.bits().cast_signed())
         .open(path)
-        .map_err(StateFileError::io(path, "Opening"))?;
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => StateFileError::NoFolder(path.to_owned()),
+            io::ErrorKind::IsADirectory => StateFileError::Foreign(path.to_owned()),
+            _ => StateFileError::io(path, "Opening")(error),
+        })?;
     let mask = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
     let stat = statx(&file, c"", AtFlags::EMPTY_PATH, mask)
         .map_err(|error| StateFileError::io(path, "Examining")(error.into()))?;

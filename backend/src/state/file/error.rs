@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use vhost_user_timer_counter::{CounterId, Source, SourceError};
 
 use crate::state::file::header::{FIRST_VERSION, NEWEST_VERSION};
+use crate::sys::folder_of;
 
 /// A counter as an error names it.
 fn named(counter: &CounterId) -> String {
@@ -80,6 +81,13 @@ pub enum StateFileError {
         /// The source's code.
         code: u32,
     },
+    /// There is no folder for it.
+    #[error(
+        "the state file {}: there is no folder {}; make the folder, or name another file",
+        .0.display(),
+        folder_of(.0).display()
+    )]
+    NoFolder(PathBuf),
     /// It is something else, and not to be overwritten.
     #[error("the file {} is not a state file of a vhost-user-timer backend; name another", .0.display())]
     Foreign(PathBuf),
