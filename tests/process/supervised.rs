@@ -140,7 +140,12 @@ impl Manager {
 
 fn next(socket: &UnixDatagram) -> String {
     let mut bytes = [0; 512];
-    let length = socket.recv(&mut bytes).expect("a notification");
+    let length = loop {
+        match socket.recv(&mut bytes) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            received => break received.expect("a notification"),
+        }
+    };
     String::from_utf8(bytes[..length].to_vec()).unwrap()
 }
 
