@@ -209,7 +209,9 @@ fn the_first_backend_of_the_readme_answers_as_it_is_written() {
     // Where a command fails, or the socket never comes, the backend ends as well.
     let (ends_well, text) = run(Command::new("timeout")
         .args(["--kill-after=5", "30", "bash", "-e", "-c"])
-        .arg(format!("trap 'kill $! 2>/dev/null || true' EXIT\n{script}wait $!"))
+        .arg(format!(
+            "trap 'kill $! 2>/dev/null || true' EXIT\n{script}wait $!"
+        ))
         .env("PATH", format!("{}:{path}", bin.display())));
     assert!(ends_well, "{script}{text}");
     for part in ["phase           NEW\n", "Ending on a signal"] {

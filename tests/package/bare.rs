@@ -63,7 +63,7 @@ fn a_purged_package_leaves_the_root_as_it_was() {
         {INSTALL}
         listing >/tmp/installed
         echo '# a rule of the administrator' >/etc/apparmor.d/local/usr.bin.vhost-user-timer
-        mkdir /run/vhost-user-timer
+        mkdir -p /run/vhost-user-timer/vm1
         apt-get -qq purge -y vhost-user-timer >/dev/null
         listing >/tmp/after
         diff /tmp/before /tmp/after
@@ -92,6 +92,20 @@ fn a_removed_package_leaves_only_what_the_administrator_may_have_changed() {
          /var/lib/dpkg/info/vhost-user-timer.list\n\
          /var/lib/dpkg/info/vhost-user-timer.postrm\n"
     );
+}
+
+#[test]
+fn purging_the_package_leaves_a_vms_state_alone() {
+    let Some(root) = Root::find("bare") else {
+        return;
+    };
+    let printed = root.run_installed(
+        r"mkdir -p /run/vhost-user-timer/vm1/state /run/vhost-user-timer/vm2
+        echo state >/run/vhost-user-timer/vm1/state/vm
+        apt-get -qq purge -y vhost-user-timer >/dev/null
+        find /run/vhost-user-timer -mindepth 1 -printf '%P\n'",
+    );
+    assert_eq!(printed, "vm1\nvm1/state\nvm1/state/vm\n");
 }
 
 #[test]

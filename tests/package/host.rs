@@ -48,3 +48,26 @@ fn apparmor_accepts_the_profile_and_the_administrators_rules() {
     );
     assert_eq!(printed, "accepted\naccepted\nrefused\n");
 }
+
+#[test]
+fn instances_of_the_units_end_with_the_package_and_not_at_an_upgrade() {
+    let Some(root) = Root::find("host") else {
+        return;
+    };
+    // A systemd that runs is one with this folder, and a systemctl that prints what it is to do.
+    let printed = root.run_installed(
+        r#"mkdir -p /run/systemd/system
+        printf '#!/bin/sh\necho "$*" >>/tmp/done\n' >/usr/bin/systemctl
+        apt-get -qq install -y --reinstall /package.deb >/dev/null
+        echo upgraded >>/tmp/done
+        apt-get -qq remove -y vhost-user-timer >/dev/null
+        grep -v ^is- /tmp/done"#,
+    );
+    assert_eq!(
+        printed,
+        "--system daemon-reload\n\
+         upgraded\n\
+         stop vhost-user-timer@*.socket vhost-user-timer-clock@*.socket vhost-user-timer@*.service\n\
+         --system daemon-reload\n"
+    );
+}
