@@ -1,11 +1,14 @@
 //! What the log says at its start, and what each level adds.
 
 use vhost_user_timer_kit::backend_process::{BackendProcess, Devices, find_program};
-use vhost_user_timer_kit::clock_driver::{ClockDriver, MONOTONIC, UTC};
+use vhost_user_timer_kit::clock_driver::{ClockDriver, MONOTONIC, UTC, host};
 use vhost_user_timer_kit::contract::{
     CNT, CTL, CVAL, Client, VM, configure_body, op, range_body, request, restore, restore_body,
 };
-use vhost_user_timer_kit::raw_driver::Rig;
+use vhost_user_timer_kit::raw_driver::message::{
+    SET_FEATURES, SET_MEM_TABLE, SET_VRING_ADDR, SET_VRING_ENABLE,
+};
+use vhost_user_timer_kit::raw_driver::{Control, Rig, pair};
 
 /// The messages of a log's lines at this level, of connections or not.
 fn messages(log: &str, level: &str) -> Vec<String> {
@@ -136,7 +139,8 @@ fn trace_says_every_request_of_both_devices() {
     guest.read(UTC);
     guest.set_alarm(MONOTONIC, 1, true);
     let log = rig.log_with("SET_ALARM of clock 1 to 1 ns, enabled: answered");
-    let said = messages(&log, "TRACE");
+    let mut said = messages(&log, "TRACE");
+    said.retain(|line| !line.ends_with(" descriptors") && !line.contains(" was kicked"));
     let wanted = [
         "CONFIGURE_VM: 32 bytes, answered OK detail 0, 16 bytes, after ",
         "GET_REGS of vCPU 0: 24 bytes, answered OK detail 0, 32 bytes, after ",
@@ -164,4 +168,87 @@ fn info_says_nothing_of_requests() {
         "{log}"
     );
     assert!(!log.contains("RESTORE_DONE"), "{log}");
+}
+
+#[test]
+fn memory_that_the_driver_does_not_write_is_suspected_when_kicks_bring_nothing() {
+    const TEXT: &str = "The driver kicks, and no ring has ever had a chain";
+    let rig = Rig::launch(&["--log-level=trace"]);
+    let driver = rig.connect();
+    // Each ring is kicked once when it is started.
+    rig.log_with("Queue 0 was kicked, and has no chain");
+    let log = rig.log_with("Queue 1 was kicked, and has no chain");
+    assert!(!log.contains(TEXT), "{log}");
+    for kicks in 2..=4 {
+        driver.rings[1].kick_anyway();
+        rig.log_with_times("Queue 1 was kicked, and has no chain", kicks);
+    }
+    let log = rig.log_with(TEXT);
+    assert_eq!(log.matches(TEXT).count(), 1, "{log}");
+    assert!(log.contains("share=on"), "{log}");
+    drop(driver);
+    // A driver that is served may kick as it likes.
+    let mut client = Client::connect(&rig);
+    client.info();
+    for kicks in 5..=9 {
+        client.driver.rings[1].kick_anyway();
+        rig.log_with_times("Queue 1 was kicked, and has no chain", kicks);
+    }
+    let log = rig.log_with("Queue 1 was kicked");
+    assert_eq!(log.matches(TEXT).count(), 1, "{log}");
+}
+
+#[test]
+fn a_message_about_a_ring_is_refused_by_its_name_queue_and_value() {
+    let rig = Rig::launch(&[]);
+    let refused = |code, body: &[u64], wanted: &str| {
+        let mut control = Control::negotiated(rig.stream(), 1 << 32 | 1 << 30);
+        let _ = control.ask(code, body, &[]);
+        rig.log_with(wanted);
+    };
+    refused(
+        SET_VRING_ENABLE,
+        &[pair(7, 1)],
+        "SET_VRING_ENABLE refused: there is no queue 7; the device has 2, from 0 on",
+    );
+    refused(
+        SET_VRING_ADDR,
+        &[1, 0x1000, 0x1000, 0x1000, 0],
+        "SET_VRING_ADDR refused: queue 1 would be in memory that is not shared; send SET_MEM_TABLE",
+    );
+    refused(
+        SET_MEM_TABLE,
+        &[0],
+        "SET_MEM_TABLE refused: it shares no memory; the backend needs memory of a file that is \
+         shared: with QEMU, -machine memory-backend=mem -object memory-backend-memfd,",
+    );
+    // What only the crate finds.
+    let mut control = Control::over(rig.stream());
+    let _ = control.ask(SET_FEATURES, &[1 << 63], &[]);
+    rig.log_with("ended on SET_FEATURES (0x8000000000000000): ");
+}
+
+#[test]
+fn how_much_elapsed_time_is_added_is_said_and_decades_are_a_warning() {
+    let rig = Rig::launch(&[]);
+    let mut client = Client::connect(&rig);
+    client.configure(1);
+    let mut begin = |saved| {
+        let body = restore_body(1, restore::ELAPSED, saved, 0);
+        client.vm(op::RESTORE_BEGIN, &body).ok(0);
+    };
+    begin(host::utc() - 90_000_000_000_000);
+    begin(0);
+    let log = rig.log_with("not 0");
+    let added = " s since the save are added to the guest's counts";
+    let [short, long] = ["INFO", "WARN"].map(|level| messages(&log, level).concat());
+    let text = format!("Restore with ELAPSED: 1 days and 3600{added}");
+    assert!(
+        short.contains(&text) && !short.contains("saved_realtime_ns"),
+        "{log}"
+    );
+    assert!(
+        long.contains(added) && long.contains("saved_realtime_ns"),
+        "{log}"
+    );
 }

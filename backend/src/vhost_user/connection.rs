@@ -126,6 +126,7 @@ fn serve<D: Device>(
     let limits = Limits {
         regions: most_regions(),
         queue_size: D::MAX_QUEUE_SIZE,
+        queues: session.device.queues(),
     };
     let mut door = Door::new(frontend, &inner, &*session, limits);
     let end = door.stand();
@@ -152,7 +153,11 @@ fn serve<D: Device>(
             Ok(()) | Err(DaemonError::HandleRequest(VhostUserError::Disconnected)) => {
                 disconnected::<D>();
             }
-            Err(error) => log::warn!("The connection to the {} device ended: {error}", D::NAME),
+            Err(error) => log::warn!(
+                "The connection to the {} device ended on {}: {error}",
+                D::NAME,
+                door.last_message()
+            ),
         },
     }
     let _ = frontend.shutdown(Shutdown::Both);

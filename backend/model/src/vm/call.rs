@@ -148,6 +148,12 @@ impl Effects {
         }
     }
 
+    /// Whether the last request was answered OK.
+    pub fn is_done(&self) -> bool {
+        let status = self.response.first_chunk().copied();
+        status.map(u32::from_le_bytes) == Some(Status::Ok.errno())
+    }
+
     /// Gives `record` what changed since it was last taken, and forgets it. `None`, without a call,
     /// if nothing changed.
     pub fn take_changed<T>(&mut self, record: impl FnOnce(&Changed) -> T) -> Option<T> {

@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
+use rustix::time::ClockId;
+use vhost_user_timer_counter::clock_ticks;
 use vhost_user_timer_model::vm::{Effect, Handled, Incoming, Released, Token};
+use vhost_user_timer_protocol::counter::NS_PER_SEC;
 use vhost_user_timer_protocol::{EVENT_QUEUE, Status, wire};
 use vm_memory::GuestAddressSpace;
 use zerocopy::IntoBytes;
@@ -86,7 +89,7 @@ pub(super) fn release(released: &Released, turn: &mut Turn<'_>) {
     log::debug!(
         "WAIT_RUN of {} waiters is answered {}",
         released.waiters.len(),
-        Status::from(released.header.status.get())
+        Status::from(released.header.status.get()).name()
     );
     let InFlight { held, deferred } = &mut *turn.in_flight;
     for (queue, vring) in (0..).zip(turn.vrings) {
@@ -208,6 +211,9 @@ fn serve_requests(
         }
         state.persist(memory);
         reached(Point::AnswerReady);
+        if effect == Effect::Freezes && handled == Handled::Answered && state.effects.is_done() {
+            told::elapsed(&incoming, clock_ticks(ClockId::Realtime, NS_PER_SEC));
+        }
         if let Some(told) = told {
             let answer = match handled {
                 Handled::Answered => Some(&state.effects.response[..]),

@@ -6,6 +6,9 @@ use std::time::Instant;
 
 use log::LevelFilter;
 use vhost_user_timer_model::vm::{Incoming, Now, Vm};
+use vhost_user_timer_protocol::counter::NS_PER_SEC;
+use vhost_user_timer_protocol::op::Body;
+use vhost_user_timer_protocol::wire::restore_flags;
 use vhost_user_timer_protocol::{Status, wire};
 use zerocopy::FromBytes;
 
@@ -16,6 +19,34 @@ use crate::device::timer::refused::Reason;
 #[inline]
 pub(super) fn is_wanted() -> bool {
     log::max_level() >= LevelFilter::Debug
+}
+
+/// A span of ELAPSED that no migration and few snapshots have: a year.
+const LONG_NS: u64 = 366 * 24 * 3600 * NS_PER_SEC;
+
+/// Says by how much a restore that was begun with ELAPSED moves the guest's counts.
+pub(super) fn elapsed(incoming: &Incoming<'_>, realtime_ns: u64) {
+    let Ok(Body::RestoreBegin(begin)) = incoming.request.map(|request| request.body) else {
+        return;
+    };
+    if begin.flags.get() & restore_flags::ELAPSED == 0 {
+        return;
+    }
+    let saved = begin.saved_realtime_ns.get();
+    // The model says where the clock went back.
+    let Some(passed) = realtime_ns.checked_sub(saved) else {
+        return;
+    };
+    let (days, seconds) = (passed / NS_PER_SEC / 86_400, passed / NS_PER_SEC % 86_400);
+    let span = format!("{days} days and {seconds} s");
+    if passed < LONG_NS {
+        log::info!("Restore with ELAPSED: {span} since the save are added to the guest's counts");
+    } else {
+        log::warn!(
+            "Restore with ELAPSED: {span} since the save are added to the guest's counts; if that \
+             is wrong, send saved_realtime_ns as CLOCK_REALTIME of the save, not {saved}"
+        );
+    }
 }
 
 /// A request of which the log will say what became.

@@ -9,8 +9,9 @@ use std::os::fd::BorrowedFd;
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 
 use crate::vhost_user::door::message::{Header, Message, is_always_answered, most_descriptors};
+use crate::vhost_user::door::rings::{Region, check_ring};
 use crate::vhost_user::door::{
-    Direction, Limits, Refusal, check_eventfd, check_log, check_pipe, check_region,
+    Direction, Limits, Refusal, SHARE_ON, check_eventfd, check_log, check_pipe, check_region,
 };
 
 /// The part of a SET_VRING_KICK, _CALL or _ERR that says that it carries no descriptor.
@@ -23,7 +24,7 @@ const STATE_REFUSED: u64 = 0x101;
 pub(super) struct Checks {
     limits: Limits,
     /// Regions that the frontend shares. Exact: an error of the crate ends the connection.
-    regions: usize,
+    regions: Vec<Region>,
     /// As the crate knows it: GET_FEATURES was answered.
     asked_features: bool,
     reply_ack: bool,
@@ -42,7 +43,7 @@ impl Checks {
     pub(super) fn new(limits: Limits) -> Self {
         Checks {
             limits,
-            regions: 0,
+            regions: Vec::new(),
             asked_features: false,
             reply_ack: false,
         }
@@ -66,24 +67,26 @@ impl Checks {
                 "it carries {found} descriptors; send {most} at most"
             )));
         }
+        check_ring(message, &self.limits, &self.regions)?;
         match request {
             FrontendReq::SET_MEM_TABLE => self.regions = self.check_table(message)?,
             FrontendReq::ADD_MEM_REG => {
                 // Padding, guest address, length, user address, offset in the file.
-                let [_, _, len, _, offset] = message.u64s()?;
-                self.check_count(self.regions + 1)?;
+                let [_, guest, len, user, offset] = message.u64s()?;
+                self.check_count(self.regions.len() + 1)?;
                 check_region(the_descriptor(message)?, offset, len)?;
-                self.regions += 1;
+                self.regions.push(Region { guest, len, user });
             }
             FrontendReq::REM_MEM_REG => {
                 message.descriptors.clear();
-                self.regions = self.regions.saturating_sub(1);
+                // One that the frontend does not share ends the connection.
+                let [_, guest, ..] = message.u64s::<5>()?;
+                self.regions.retain(|region| region.guest != guest);
             }
             FrontendReq::SET_LOG_BASE => {
                 let [len, offset] = message.u64s()?;
                 check_log(the_descriptor(message)?, offset, len)?;
             }
-            FrontendReq::SET_VRING_NUM => self.check_ring_size(message.u32s()?)?,
             FrontendReq::SET_VRING_KICK if carries_none(message)? => {
                 return Err(Refusal(
                     "it carries no descriptor, and rings are not polled for a driver that never \
@@ -148,25 +151,29 @@ impl Checks {
         is_always_answered(request) || needs_reply && self.asked_features && self.reply_ack
     }
 
-    /// Checks the regions of a SET_MEM_TABLE, and counts them.
-    fn check_table(&self, message: &Message) -> Result<usize, Refusal> {
+    /// Checks the regions of a SET_MEM_TABLE.
+    fn check_table(&self, message: &Message) -> Result<Vec<Region>, Refusal> {
         // The number of regions, padding, and four 64-bit numbers a region.
         let (words, _) = message.body().as_chunks();
         let regions = words.first().map_or(0, |word| u32::from_ne_bytes(*word)) as usize;
         let (len, descriptors) = (message.body().len(), message.descriptors.len());
-        if regions == 0 || regions.checked_mul(32) != len.checked_sub(8) || regions != descriptors {
+        if regions == 0 {
+            return Err(Refusal(format!("it shares no memory; {SHARE_ON}")));
+        }
+        if regions.checked_mul(32) != len.checked_sub(8) || regions != descriptors {
             return Err(Refusal(format!(
                 "it names {regions} regions in {len} bytes and {descriptors} descriptors; send \
                  each region with its descriptor, at least one"
             )));
         }
         self.check_count(regions)?;
+        let mut shared = Vec::with_capacity(regions);
         for (region, file) in regions_of(message).zip(message.descriptors.iter()) {
-            // Guest address, length, user address, offset in the file.
-            let [_, len, _, offset] = region;
+            let [guest, len, user, offset] = region;
             check_region(file, offset, len)?;
+            shared.push(Region { guest, len, user });
         }
-        Ok(regions)
+        Ok(shared)
     }
 
     fn check_count(&self, regions: usize) -> Result<(), Refusal> {
@@ -179,19 +186,10 @@ impl Checks {
              says"
         )))
     }
-
-    fn check_ring_size(&self, [queue, size]: [u32; 2]) -> Result<(), Refusal> {
-        let most = self.limits.queue_size;
-        if size.is_power_of_two() && size <= most.into() {
-            return Ok(());
-        }
-        Err(Refusal(format!(
-            "queue {queue} would have {size} descriptors; send a power of two up to {most}"
-        )))
-    }
 }
 
-/// The regions of a SET_MEM_TABLE, which follow 8 bytes.
+/// The regions of a SET_MEM_TABLE, which follow 8 bytes: guest address, length, user address,
+/// offset in the file.
 fn regions_of(message: &Message) -> impl Iterator<Item = [u64; 4]> {
     let regions = message.body().get(8..).unwrap_or_default();
     let (regions, _) = regions.as_chunks::<8>().0.as_chunks::<4>();

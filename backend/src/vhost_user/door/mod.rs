@@ -13,7 +13,8 @@
 //! | a descriptor that is not what its message says | [`descriptors`] |
 //! | a descriptor whose close waits for a server | [`closing`] |
 //! | memory that blocks or faults when it is touched | [`memory`] |
-//! | more regions than are announced, a ring that is no ring, a kick that never comes | [`checks`] |
+//! | more regions than are announced, a kick that never comes | [`checks`] |
+//! | a ring that is no ring, or where no memory is shared | [`rings`] |
 //!
 //! A frontend that can be told that its message is refused is told, and continues with what it had
 //! before. Otherwise its connection ends. Either way there is a log line.
@@ -25,6 +26,7 @@ mod inner;
 mod memory;
 mod message;
 mod relay;
+mod rings;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -41,6 +43,10 @@ pub(super) use relay::{Bell, Door, End, Guarded};
 #[error("{0}")]
 pub(super) struct Refusal(pub(super) String);
 
+/// What to do where the frontend's memory does not reach the backend.
+pub(super) const SHARE_ON: &str = "the backend needs memory of a file that is shared: with QEMU, -machine \
+    memory-backend=mem -object memory-backend-memfd,id=mem,size=...,share=on";
+
 /// How long the messages of a frontend that is gone may take at the door, and then with the crate.
 pub(super) const AFTERMATH: Duration = Duration::from_secs(1);
 
@@ -51,4 +57,6 @@ pub(super) struct Limits {
     pub(super) regions: usize,
     /// Descriptors of a ring.
     pub(super) queue_size: u16,
+    /// How many queues the device has.
+    pub(super) queues: u16,
 }

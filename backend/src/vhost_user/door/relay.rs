@@ -86,6 +86,8 @@ pub(in crate::vhost_user) struct Door<'a> {
     replies: Incoming,
     to_inner: Outgoing,
     to_outer: Outgoing,
+    /// The message that was passed on last, with the first of its numbers.
+    last: Option<(FrontendReq, u64)>,
     /// The request whose reply the crate owes.
     owed: Option<FrontendReq>,
     /// When the message that is being received began.
@@ -115,6 +117,7 @@ impl<'a> Door<'a> {
             replies: Incoming::new(),
             to_inner: Outgoing::new(),
             to_outer: Outgoing::new(),
+            last: None,
             owed: None,
             begun: None,
             heard: false,
@@ -136,6 +139,14 @@ impl<'a> Door<'a> {
     /// Whether the frontend has sent a message.
     pub(in crate::vhost_user) fn has_heard(&self) -> bool {
         self.heard
+    }
+
+    /// The message that was passed on last, for the log.
+    pub(in crate::vhost_user) fn last_message(&self) -> String {
+        match self.last {
+            Some((request, number)) => format!("{request:?} ({number:#x})"),
+            None => "no message".to_owned(),
+        }
     }
 
     /// Does everything that can be done without waiting.
@@ -226,6 +237,11 @@ impl<'a> Door<'a> {
     fn admit(&mut self, mut message: Message) -> Result<(), End> {
         match self.checks.admit(&mut message) {
             Ok(answered) => {
+                let Header { request, len, .. } = message.header;
+                let files = message.descriptors.len();
+                log::trace!("{request:?}: {len} bytes, {files} descriptors");
+                let number = message.body().first_chunk().copied();
+                self.last = Some((request, number.map_or(0, u64::from_ne_bytes)));
                 self.owed = answered.then_some(message.header.request);
                 self.to_inner.put(message.bytes, message.descriptors);
                 Ok(())

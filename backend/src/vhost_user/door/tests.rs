@@ -64,6 +64,7 @@ fn stage(play: impl FnOnce(Stage<'_, '_>)) {
     let limits = Limits {
         regions: 3,
         queue_size: 1024,
+        queues: 4,
     };
     std::thread::scope(|scope| {
         let session = &session;

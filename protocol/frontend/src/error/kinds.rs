@@ -96,6 +96,13 @@ pub enum InvalidArgument {
     /// A request, or its answer, of more than 256 KiB.
     #[error("a message of {0} bytes: must be at most {MAX_MESSAGE}")]
     MessageLength(usize),
+    /// [`RestoreOptions::elapsed_since`](crate::RestoreOptions::elapsed_since) with 0: decades
+    /// would be added to the guest's counts.
+    #[error(
+        "time elapsed since 0 ns, that is since 1970: give the CLOCK_REALTIME of the save \
+         (SavedVm::realtime_ns), or do not ask for elapsed time"
+    )]
+    ElapsedSince1970,
     /// A [`Ticket`](crate::Ticket) whose answer was taken already.
     #[error("the ticket's answer was taken already")]
     SpentTicket,

@@ -36,6 +36,61 @@ impl Refusal {
     }
 }
 
+/// What EBUSY says of the VM's phase. The wire gives the phase, or while RESTORING how many vCPUs
+/// are missing, in one number. The operation often tells which of the two it is.
+struct Busy(Op, u32);
+
+impl Busy {
+    /// Whether the operation can be EBUSY in this phase.
+    fn is_possible_in(&self, phase: Phase) -> bool {
+        let Some(row) = self.0.row() else {
+            return true;
+        };
+        if !row.phases.contains(phase) {
+            return true;
+        }
+        match self.0 {
+            // A VM that is configured otherwise.
+            Op::ConfigureVm => phase != Phase::New,
+            // A count in RUNNING or ARMED, or a vCPU that is done.
+            Op::SetRegs | Op::SetVm => true,
+            // No restore has led to ARMED.
+            Op::RestoreDone | Op::RestoreAbort => phase == Phase::Armed,
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Busy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Busy(op, detail) = *self;
+        let phase = Phase::from_code(detail)
+            .filter(|phase| *phase != Phase::Restoring && self.is_possible_in(*phase));
+        let restoring = detail != 0 && self.is_possible_in(Phase::Restoring);
+        match (phase, restoring) {
+            (Some(phase), false) => write!(f, "the VM is {phase}")?,
+            (None, true) => write!(f, "the VM is RESTORING, {detail} vCPUs missing")?,
+            (Some(phase), true) => write!(
+                f,
+                "the VM is {phase}, or RESTORING with {detail} vCPUs missing (info tells which)"
+            )?,
+            (None, false) => write!(f, "detail {detail}")?,
+        }
+        let Some(row) = op.row() else {
+            return Ok(());
+        };
+        for (n, phase) in Phase::ALL
+            .iter()
+            .filter(|phase| row.phases.contains(**phase))
+            .enumerate()
+        {
+            let before = if n == 0 { "; it is accepted in " } else { ", " };
+            write!(f, "{before}{phase}")?;
+        }
+        Ok(())
+    }
+}
+
 /// The register of an id in either ABI: a refused id may well be the wrong one's.
 fn register_of(id: u64) -> Option<Register> {
     [Abi::Arm64, Abi::Arm]
@@ -69,14 +124,7 @@ impl fmt::Display for Refusal {
                 }
                 Ok(())
             }
-            Status::Busy => match Phase::from_code(detail) {
-                Some(Phase::New) => write!(f, ": {}", Phase::New),
-                // The wire gives the phase and a restore's missing vCPUs in one number.
-                Some(phase @ (Phase::Paused | Phase::Running)) => {
-                    write!(f, ": {phase}, or RESTORING with {detail} vCPUs missing")
-                }
-                _ => write!(f, ": RESTORING, {detail} vCPUs missing"),
-            },
+            Status::Busy => write!(f, ": {}", Busy(self.op, detail)),
             Status::TooBig => write!(f, ": {detail} bytes needed"),
             Status::TimedOut => write!(f, ": {detail} vCPUs missing (missing_vcpus tells which)"),
             _ => Ok(()),

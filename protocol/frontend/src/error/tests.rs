@@ -118,6 +118,7 @@ fn an_error_begins_in_lower_case_and_has_no_full_stop() {
         InvalidArgument::InsideApply,
         InvalidArgument::Registers(17),
         InvalidArgument::MessageLength(1 << 20),
+        InvalidArgument::ElapsedSince1970,
         InvalidArgument::SpentTicket,
         InvalidArgument::HostClock,
     ];

@@ -156,6 +156,9 @@ impl<'a, T> Operation<'a, T> {
         if registers > MAX_REGS {
             return Err(InvalidArgument::Registers(registers).into());
         }
+        if self.op == Op::RestoreBegin && self.adds_time_since_1970() {
+            return Err(InvalidArgument::ElapsedSince1970.into());
+        }
         let request = HEADER.saturating_add(self.body.len());
         let answer = HEADER.saturating_add(self.answer);
         let longer = request.max(answer);
@@ -163,6 +166,19 @@ impl<'a, T> Operation<'a, T> {
             return Err(InvalidArgument::MessageLength(longer).into());
         }
         Ok((request, answer))
+    }
+
+    /// Whether this is a typed RESTORE_BEGIN that adds all the time since 1970 to the counts.
+    fn adds_time_since_1970(&self) -> bool {
+        let Body::Struct(bytes, len) = &self.body else {
+            return false;
+        };
+        let begin = bytes
+            .get(..*len)
+            .and_then(|bytes| wire::RestoreBegin::ref_from_bytes(bytes).ok());
+        begin.is_some_and(|begin| {
+            begin.flags.get() & restore_flags::ELAPSED != 0 && begin.saved_realtime_ns.get() == 0
+        })
     }
 
     pub(crate) fn op(&self) -> Op {

@@ -14,7 +14,8 @@ pub struct RestoreOptions {
     /// Counts that differ between vCPUs refuse the last RESTORE_DONE; else the largest counts.
     pub strict: bool,
     /// Adds to the counts the wall-clock time since this instant: CLOCK_REALTIME, ns since 1970,
-    /// the [`SavedVm::realtime_ns`](crate::SavedVm::realtime_ns) of the save.
+    /// the [`SavedVm::realtime_ns`](crate::SavedVm::realtime_ns) of the save. 0 is refused
+    /// ([`InvalidArgument::ElapsedSince1970`](crate::InvalidArgument::ElapsedSince1970)).
     pub elapsed_since: Option<u64>,
     /// How long vCPUs wait for the missing ones; then
     /// [`wait_run`](crate::RequestQueue::wait_run) is refused with

@@ -84,16 +84,17 @@ fn a_refusal_says_what_was_refused_and_why() {
          TIMER_CTL, PTIMER_CVAL"
     );
     for (status, detail, end) in [
-        (Status::Busy, 0, "EBUSY (not in this phase): NEW"),
+        (
+            Status::Busy,
+            0,
+            "EBUSY (not in this phase): the VM is NEW; it is accepted in PAUSED, RUNNING, ARMED",
+        ),
+        // It is accepted in RUNNING.
         (
             Status::Busy,
             2,
-            "EBUSY (not in this phase): RUNNING, or RESTORING with 2 vCPUs missing",
-        ),
-        (
-            Status::Busy,
-            5,
-            "EBUSY (not in this phase): RESTORING, 5 vCPUs missing",
+            "EBUSY (not in this phase): the VM is RESTORING, 2 vCPUs missing; it is accepted in \
+             PAUSED, RUNNING, ARMED",
         ),
         (
             Status::TooBig,
@@ -112,6 +113,25 @@ fn a_refusal_says_what_was_refused_and_why() {
         let error = queue.perform(&call, LONG).unwrap_err();
         assert_eq!(text(error), format!("RESUME was refused: {end}"));
     }
+    let busy = |op: Op, detail| {
+        let raw = Operation::raw(op, u32::MAX, &[], 0).in_epoch(how(Status::Busy, detail));
+        let text = text(queue.perform(&raw, LONG).unwrap_err());
+        let (_, why) = text.split_once("phase): ").unwrap();
+        why.to_owned()
+    };
+    assert_eq!(
+        busy(Op::SetCounterOffset, 2),
+        "the VM is RUNNING; it is accepted in PAUSED, RESTORING"
+    );
+    assert_eq!(
+        busy(Op::SetVm, 4),
+        "the VM is ARMED, or RESTORING with 4 vCPUs missing (info tells which); it is accepted in \
+         RESTORING, ARMED"
+    );
+    assert_eq!(
+        busy(Op::RestoreAbort, 1),
+        "the VM is PAUSED; it is accepted in RESTORING, ARMED"
+    );
     // None of this has harmed the queue.
     let raw = Operation::raw(Op::Unknown(0x777), 1, &[], 0).in_epoch(0);
     queue.perform(&raw, LONG).unwrap();

@@ -117,6 +117,9 @@ fn what_cannot_be_asked_is_refused_here() {
     assert!(invalid(
         queue.set_vm(&[saved_vcpu(0); 5000], LONG).unwrap_err()
     ));
+    let since_1970 = RestoreOptions::default().elapsed_since(0);
+    let begin = Operation::restore_begin(1, since_1970);
+    assert!(invalid(queue.perform(&begin, LONG).unwrap_err()));
     assert_eq!(queue.get_regs(0, &[1; 16], LONG).unwrap().len(), 16);
 }
 
