@@ -249,7 +249,7 @@ fn a_destination_of_another_shape_does_not_take_the_vm_and_the_source_runs_on() 
             "vhost-user-timer: the VM was saved with 4 vCPUs, and has 5 here\n",
         ),
         // QEMU's own: it does not come as far as the device.
-        ("cortex-a72", 3, "state for instance 0x0 of device 'cpu'\n"),
+        ("cortex-a72", 3, "state for instance 0x0 of device 'cpu'"),
         (
             "cortex-a72,cntfrq=125000000",
             4,
