@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
+use rustix::net::{RecvFlags, recv, sockopt};
 use rustix::process::{Resource, getrlimit};
 use vhost::vhost_user::Error as VhostUserError;
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
@@ -121,7 +121,11 @@ fn serve<D: Device>(
     }
     daemon.start(&mut listener)?;
     drop(listener);
-    log::info!("A frontend of the {} device connected", D::NAME);
+    let whose = match sockopt::socket_peercred(frontend) {
+        Ok(peer) => format!(": process {} of uid {}", peer.pid, peer.uid.as_raw()),
+        Err(_) => String::new(),
+    };
+    log::info!("A frontend of the {} device connected{whose}", D::NAME);
 
     let limits = Limits {
         regions: most_regions(),

@@ -203,13 +203,14 @@ impl<B: Bitmap + 'static> Vring<B> {
     }
 }
 
-/// The descriptor, which does not block unless its frontend insists.
-fn nonblocking(file: Option<File>) -> Option<File> {
+/// The descriptor, which does not block unless its frontend insists. `what` is for the log.
+fn nonblocking(file: Option<File>, place: Option<&Place>, what: &str) -> Option<File> {
     file.filter(|file| {
         set_nonblocking(file)
             .inspect_err(|error| {
+                let queue = place.map_or(String::new(), |place| format!(" of queue {}", place.queue));
                 log::error!(
-                    "Kick or call descriptor ignored: making it non-blocking failed: {error}"
+                    "The {what} descriptor{queue} is ignored: making it non-blocking failed: {error}"
                 );
             })
             .is_ok()
@@ -316,7 +317,7 @@ impl<B: Bitmap + 'static> VringT<Memory<B>> for Vring<B> {
     }
 
     fn set_kick(&self, file: Option<File>) {
-        let file = nonblocking(file);
+        let file = nonblocking(file, self.own.place.get(), "kick");
         let state = self.state_first();
         self.watch_kick(&state, false);
         let watched = state.get_queue().ready() && state.is_enabled();
@@ -353,7 +354,7 @@ impl<B: Bitmap + 'static> VringT<Memory<B>> for Vring<B> {
     }
 
     fn set_call(&self, file: Option<File>) {
-        *lock(&self.own.call) = nonblocking(file);
+        *lock(&self.own.call) = nonblocking(file, self.own.place.get(), "call");
     }
 
     fn set_err(&self, file: Option<File>) {

@@ -102,7 +102,7 @@ fn a_file_that_cannot_be_made_is_refused() {
     assert!(
         backend
             .log()
-            .contains("Opening the state file /nowhere/at/all"),
+            .contains("the state file /nowhere/at/all: there is no folder /nowhere/at"),
         "{}",
         backend.log()
     );

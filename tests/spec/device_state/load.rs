@@ -143,7 +143,7 @@ fn a_save_is_refused_in_new_and_while_restoring_and_the_log_says_why() {
     client.restore_begin(3, 0);
     client.bring(1, 5);
     client.restore_done(1);
-    refused(&client, "A restore is open, 2 vCPUs are missing");
+    refused(&client, "a restore is open, 2 vCPUs are missing");
     assert_eq!(client.info().restored, 1, "and it stays open");
 }
 

@@ -48,7 +48,7 @@ pub enum SaveError {
     #[error("the VM is NEW: configure it, or migrate it without its timers")]
     New,
     /// A restore is open.
-    #[error("A restore is open, {missing} vCPUs are missing: finish or abort it first")]
+    #[error("a restore is open, {missing} vCPUs are missing: finish or abort it first")]
     Restoring {
         /// How many vCPUs are missing.
         missing: u32,

@@ -89,6 +89,14 @@ impl From<UtcKind> for ClockKind {
     }
 }
 
+/// A clock, as the log says it.
+fn name_of(clock: ClockKind) -> String {
+    match UtcKind::of_clock(clock) {
+        Some(kind) => kind.to_string(),
+        None => format!("{clock:?}").to_lowercase(),
+    }
+}
+
 fn read_record(bytes: &[u8]) -> Result<RtcRecord, &'static str> {
     RtcRecord::read_from_bytes(bytes).map_err(|_| "the clock device's record has the wrong length")
 }
@@ -176,7 +184,8 @@ impl<G: GuestTime> ClockDevice<G> {
             }),
         };
         device.follow_time(&mut device.state());
-        log::info!("The guest's clocks: {clocks:?}");
+        let names: Vec<_> = clocks.iter().map(|clock| name_of(*clock)).collect();
+        log::info!("The guest's clocks: {}", names.join(", "));
         Ok(device)
     }
 
