@@ -14,7 +14,7 @@ use vhost_user_timer_kit::backend_process::{Devices, Launch, find_program};
 use vhost_user_timer_kit::contract::Client;
 use vhost_user_timer_kit::raw_driver::{PATIENCE, Rig};
 
-use crate::launch::fails;
+use crate::launch::{ends, fails};
 
 /// Another user, and a group that is not that user's own: of most hosts nobody, and none.
 const OTHER_USER: u32 = 65534;
@@ -116,8 +116,7 @@ fn other_user_cannot(args: &[&str], why: &str) {
     fs::copy(find_program().unwrap(), &copy).unwrap();
     let output = as_other_user(&[], || {
         let mut command = Command::new(&copy);
-        command.args(args).arg("--counter-source=monotonic");
-        command.output().unwrap()
+        ends(command.args(args).arg("--counter-source=monotonic"))
     });
     let Some(output) = output else { return };
     assert_eq!(output.status.code(), Some(1));

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 use vhost::VhostBackend;
 use vhost_user_timer_counter::{HostCounter, Source};
-use vhost_user_timer_kit::backend_process::{BackendProcess, find_program};
+use vhost_user_timer_kit::backend_process::{BackendProcess, exit_within, find_program};
 use vhost_user_timer_kit::contract::{Client, VM, op, phase, request, status};
 use vhost_user_timer_kit::raw_driver::{
     Control, Driver, Layout, Memory, PATIENCE, REGION_GPA, REGION_SIZE, REGION_VA, Rig, Ring,
@@ -22,11 +22,22 @@ fn run(args: &[&str]) -> Output {
 }
 
 pub(crate) fn run_with(args: &[&str], stdin: Stdio) -> Output {
-    Command::new(find_program().unwrap())
-        .args(args)
-        .stdin(stdin)
-        .output()
-        .unwrap()
+    let mut command = Command::new(find_program().unwrap());
+    ends(command.args(args).stdin(stdin))
+}
+
+/// What a program writes until it ends, which it must do by itself.
+#[track_caller]
+pub(crate) fn ends(command: &mut Command) -> Output {
+    let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // What it inherited is its own alone.
+    command.stdin(Stdio::null());
+    let ended = exit_within(&mut child, PATIENCE).is_some();
+    let _ = child.kill();
+    let output = child.wait_with_output().unwrap();
+    assert!(ended, "{command:?} does not end");
+    output
 }
 
 pub(crate) fn text(bytes: &[u8]) -> &str {
