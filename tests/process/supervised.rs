@@ -1,7 +1,7 @@
 //! The program under a service manager: sockets that it is passed (sd_listen_fds(3)), and what it
 //! reports (sd_notify(3)).
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
@@ -140,13 +140,18 @@ impl Manager {
 
 fn next(socket: &UnixDatagram) -> String {
     let mut bytes = [0; 512];
-    let length = loop {
-        match socket.recv(&mut bytes) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            received => break received.expect("a notification"),
-        }
-    };
+    let length = receive(socket, &mut bytes).expect("a notification");
     String::from_utf8(bytes[..length].to_vec()).unwrap()
+}
+
+/// Receives, also where a signal interrupts that: recv(2) with a time-out is not restarted.
+fn receive(socket: &UnixDatagram, bytes: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match socket.recv(bytes) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            received => return received,
+        }
+    }
 }
 
 /// Starts a backend with this `NOTIFY_SOCKET`.
@@ -256,12 +261,12 @@ fn the_watchdog_hears_from_a_process_that_lives_and_not_from_one_that_hangs() {
     }
     rig.backend.signal(Signal::STOP);
     manager.socket.set_nonblocking(true).unwrap();
-    while manager.socket.recv(&mut [0; 64]).is_ok() {}
+    while receive(&manager.socket, &mut [0; 64]).is_ok() {}
     // Several times as long as it would take.
     let limit = Some(Duration::from_millis(500));
     manager.socket.set_nonblocking(false).unwrap();
     manager.socket.set_read_timeout(limit).unwrap();
-    let silence = manager.socket.recv(&mut [0; 64]).unwrap_err();
+    let silence = receive(&manager.socket, &mut [0; 64]).unwrap_err();
     assert_eq!(silence.kind(), ErrorKind::WouldBlock);
 }
 
