@@ -145,3 +145,26 @@ fn lines_that_an_unread_stderr_has_no_room_for_are_counted_and_told_when_it_is_r
     let status = exit_within(&mut child, DEADLINE);
     assert_eq!(status.expect("it ends in time").code(), Some(DONE));
 }
+
+#[test]
+fn a_place_has_a_limit_at_info_and_none_at_debug() {
+    const NAME: &str = "a_place_has_a_limit_at_info_and_none_at_debug";
+    const TIMES: usize = 3 * OF_EACH / 2;
+    if started() {
+        for line in 0..TIMES {
+            log::debug!("detail {line}");
+            log::info!("line {line}");
+        }
+        logging::finish();
+        std::process::exit(DONE);
+    }
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    ends(again(NAME, "debug", writer));
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    let said = |what| text.lines().filter(|line| line.contains(what)).count();
+    assert_eq!(said("] detail "), TIMES, "{text}");
+    assert_eq!(said("] line "), OF_EACH, "{text}");
+    let left_out = format!("] {} more lines like this one in ", TIMES - OF_EACH);
+    assert_eq!(said(&left_out), 1, "{text}");
+}

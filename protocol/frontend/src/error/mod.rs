@@ -101,7 +101,7 @@ pub enum Error {
     ShutDown,
     /// The backend is gone. With [`Reconnect`](crate::Reconnect): and has not come back within
     /// its patience.
-    #[error("the backend closed the connection")]
+    #[error("the backend closed the connection; its log says why")]
     Disconnected,
     /// The backend that came back does not have the VM: it is a new process without the state
     /// file of the previous one.
