@@ -22,7 +22,7 @@ BENCH = $(TARGET)/release/bench
 # Its checks panic, and a release build aborts then.
 HOSTILE = $(TARGET)/debug/hostile
 
-.PHONY: help demo demo-qemu demo-kvm check demos released fmt clippy doc deny checkpatch test test-build hostile kvm kvm-qemu arm64 model bench bench-model build install uninstall deb test-deb package release-check manual clean qemu-environment clean-cache
+.PHONY: help demo demo-qemu demo-kvm check demos released fmt clippy doc deny checkpatch test test-build hostile kvm kvm-qemu arm64 model bench bench-model build install uninstall deb test-deb test-systemd package release-check manual clean qemu-environment clean-cache
 
 help:
 	@echo 'make demo              save eight vCPUs with one backend and restore them with another, step by step'
@@ -42,6 +42,7 @@ help:
 	@echo 'make package           build each crate that is published from its package alone'
 	@echo 'make release-check     what must hold before a version gets its tag'
 	@echo 'make deb               a Debian package, in debian where cargo builds'
+	@echo 'make test-systemd      the systemd units, in an emulated machine whose first process is systemd'
 	@echo 'make test-deb          install and purge it in Debian roots, and what libvirt makes of it'
 	@echo 'make manual            renew the manual pages and completions in contrib, after a change of the options'
 	@echo 'make qemu-environment  make what the tests with a real guest and those for AArch64 need, once'
@@ -73,6 +74,9 @@ deb: released
 	@.ci/deb
 
 # In roots of the environment. Not a part of `make test`: it packs what that builds.
+test-systemd: qemu-environment
+	$(CARGO) test --locked --package vhost-user-timer-tests --test system
+
 test-deb: released qemu-environment
 	$(CARGO) test --locked --package vhost-user-timer-tests --test package
 
@@ -112,7 +116,7 @@ fmt:
 
 clippy:
 	$(CARGO) clippy --locked --workspace --all-targets --all-features -- -D warnings
-	$(CARGO) clippy --locked --package vhost-user-timer-tests --test kvm --test kvm-qemu --test kvm-qemu-inside --test package -- -D warnings
+	$(CARGO) clippy --locked --package vhost-user-timer-tests --test kvm --test kvm-qemu --test kvm-qemu-inside --test package --test system -- -D warnings
 
 doc:
 	$(CARGO) doc --locked --workspace --all-features --no-deps

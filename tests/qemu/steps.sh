@@ -268,6 +268,18 @@ arm64_cargo() {
         "$@"
 }
 
+# arm64_programs OPTION…: builds the programs that OPTIONs name, for machines that tests boot: as
+# released, but without link-time optimization, which is slow, program by program.
+arm64_programs() {
+    use_arm64
+    # Another run may build the same programs, or those of another copy of the source, in the same
+    # place. Until this shell ends.
+    exec 9>"$cache/arm64.lock"
+    flock 9
+    arm64_cargo "$cache/arm64" -- env CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+        cargo build --locked --release --quiet "$@" >&2
+}
+
 make_program() {
     use_arm64
     arm64_cargo "$cache/arm64" -- cargo build --locked --release --package vhost-user-timer-guest
@@ -360,6 +372,31 @@ make_bare() { debian --variant=apt -- "$1"; }
 make_host() {
     debian --variant=apt \
         --include=apparmor,man-db,systemd,libvirt-clients,libvirt-daemon-driver-qemu,virtiofsd -- "$1"
+}
+
+# A Debian for arm64 with systemd as its first process, and two users, as an initramfs. Extracted,
+# not installed, as in `userland`. What the tests do not need is left out, as the boot takes long.
+make_system() {
+    local tree=$1/tree/system machine=$source/tests/system/machine link
+    mkdir -p "$tree"
+    debian --variant=extract --architectures=arm64 \
+        --include=systemd,apparmor,busybox-static,mount,netcat-openbsd -- "$tree"
+    for link in bin sbin lib; do ln -s "usr/$link" "$tree/$link"; done
+    mkdir -p "$tree"/{proc,sys,run,root}
+    find "$tree"/{usr/lib/systemd/system-generators,etc/apparmor.d} -maxdepth 1 -type f -delete
+    find "$tree"/usr/lib/systemd/system/{sysinit,sockets,multi-user,timers}.target.wants -type l \
+        ! -name 'systemd-journald*' ! -name systemd-tmpfiles-setup.service -delete
+    find "$tree/usr/share" -mindepth 1 -maxdepth 1 ! -name 'apparmor*' -exec rm -r {} +
+    rm -rf "$tree"/usr/lib/aarch64-linux-gnu/{gconv,perl*,engines-3,ossl-modules} "$tree"/var/lib/dpkg \
+        "$tree"/etc/{fstab,resolv.conf}
+    echo 'ID=debian' >"$tree/usr/lib/os-release"
+    echo 0123456789abcdef0123456789abcdef >"$tree/etc/machine-id"
+    printf '%s: files\n' passwd group >"$tree/etc/nsswitch.conf"
+    cp "$machine"/{passwd,group} "$tree/etc"
+    cp "$machine"/{commands.service,test.target} "$tree/etc/systemd/system"
+    ln -s test.target "$tree/etc/systemd/system/default.target"
+    cp "$machine/system-init" "$1/tree"
+    archive "$1" tree system.cpio
 }
 
 # What builds QEMU, for this machine and for arm64.

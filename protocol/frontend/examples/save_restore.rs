@@ -19,6 +19,8 @@ use vhost_user_timer_frontend::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
+/// For a request, on a machine that may be busy.
+const REQUEST: Duration = Duration::from_secs(10);
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
@@ -43,14 +45,14 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// snapshot.
 fn save(frontend: &Frontend) -> Result<Vec<u8>, Box<dyn Error>> {
     let queue = frontend.queue();
-    if queue.info(SECOND)?.phase == Phase::New {
+    if queue.info(REQUEST)?.phase == Phase::New {
         println!("the VM is new: it gets 4 vCPUs and runs");
-        queue.configure_with(4, Abi::Arm64, None, VmOptions::KVM, SECOND)?;
-        frontend.resume_with(SECOND, put_into_hypervisor)?;
+        queue.configure_with(4, Abi::Arm64, None, VmOptions::KVM, REQUEST)?;
+        frontend.resume_with(REQUEST, put_into_hypervisor)?;
     }
-    let paused = queue.pause(SECOND)?;
+    let paused = queue.pause(REQUEST)?;
     println!("paused at virtual count {}", paused.virt_count);
-    Ok(frontend.save(SECOND)?.to_bytes())
+    Ok(frontend.save(REQUEST)?.to_bytes())
 }
 
 fn restore(frontend: &Frontend, bytes: &[u8]) -> Result<(), Box<dyn Error>> {
@@ -64,7 +66,7 @@ fn restore(frontend: &Frontend, bytes: &[u8]) -> Result<(), Box<dyn Error>> {
         .collect();
     // Every vCPU has its registers back and the offset is in the hypervisor, or the restore is
     // aborted and all threads end.
-    let finished = restore.finish_with(10 * SECOND, |info| {
+    let finished = restore.finish_with(REQUEST, |info| {
         println!("all {} vCPUs are back; none runs yet", info.vcpus);
         put_into_hypervisor(info)
     });
@@ -84,7 +86,7 @@ fn put_into_hypervisor(_info: &Info) -> Result<(), ApplyError> {
 
 fn vcpu_thread(mut part: VcpuRestore) -> Result<(), vhost_user_timer_frontend::Error> {
     // The registers, counts left out, go into the hypervisor too: part.registers().
-    let run = part.run(20 * SECOND)?;
+    let run = part.run(2 * REQUEST)?;
     println!(
         "vCPU {} runs from virtual count {} with cntvoff {:#x}",
         part.index(),
