@@ -42,8 +42,8 @@ help:
 	@echo 'make package           build each crate that is published from its package alone'
 	@echo 'make release-check     what must hold before a version gets its tag'
 	@echo 'make deb               a Debian package, in debian where cargo builds'
-	@echo 'make test-systemd      the systemd units, in an emulated machine whose first process is systemd'
 	@echo 'make test-deb          install and purge it in Debian roots, and what libvirt makes of it'
+	@echo 'make test-systemd      the systemd units, in an emulated machine whose first process is systemd'
 	@echo 'make manual            renew the manual pages and completions in contrib, after a change of the options'
 	@echo 'make qemu-environment  make what the tests with a real guest and those for AArch64 need, once'
 	@echo 'make clean-cache       remove that'
@@ -73,10 +73,10 @@ release-check:
 deb: released
 	@.ci/deb
 
-# In roots of the environment. Not a part of `make test`: it packs what that builds.
 test-systemd: qemu-environment
 	$(CARGO) test --locked --package vhost-user-timer-tests --test system
 
+# In roots of the environment. Not a part of `make test`: it packs what that builds.
 test-deb: released qemu-environment
 	$(CARGO) test --locked --package vhost-user-timer-tests --test package
 
