@@ -260,6 +260,10 @@ fn the_watchdog_hears_from_a_process_that_lives_and_not_from_one_that_hangs() {
         assert_eq!(manager.next(), "WATCHDOG=1");
     }
     rig.backend.signal(Signal::STOP);
+    let stat = format!("/proc/{}/stat", rig.backend.pid());
+    while !std::fs::read_to_string(&stat).unwrap().contains(") T ") {
+        std::thread::yield_now();
+    }
     manager.socket.set_nonblocking(true).unwrap();
     while receive(&manager.socket, &mut [0; 64]).is_ok() {}
     // Several times as long as it would take.
