@@ -202,7 +202,7 @@ fn the_protocol_and_the_model_have_neither_std_nor_unsafe_code() {
 }
 
 /// The numbers of a version of Rust: 1.89 is (1, 89).
-fn numbers(version: &str) -> (u32, u32) {
+pub(crate) fn numbers(version: &str) -> (u32, u32) {
     let mut numbers = version.split('.').map(|part| part.parse().expect(version));
     (numbers.next().expect(version), numbers.next().unwrap_or(0))
 }

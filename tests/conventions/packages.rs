@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::crates::{Workspace, text};
+use crate::crates::{Workspace, numbers, text};
 use crate::root;
 
 /// The crates that are published, in an order in which each comes after what it is built from.
@@ -60,6 +60,14 @@ fn exactly_these_crates_are_published_and_each_says_what_it_is() {
     }
 }
 
+fn finds_packages_among_each_other() -> bool {
+    let cargo = std::env::var_os("CARGO").expect("cargo runs this test");
+    let output = Command::new(cargo).arg("--version").output();
+    let version = output.expect("cargo --version").stdout;
+    let version = String::from_utf8(version).expect("UTF-8");
+    numbers(version.split(' ').nth(1).expect("a version")) >= (1, 90)
+}
+
 /// `cargo package` of all published crates, with these arguments. Returns what it prints.
 fn package(arguments: &[&str]) -> (String, String) {
     let cargo = std::env::var_os("CARGO").expect("cargo runs this test");
@@ -96,6 +104,10 @@ fn a_package_has_its_licences_and_no_test_data() {
 
 #[test]
 fn a_package_is_made_without_a_warning() {
+    if !finds_packages_among_each_other() {
+        println!("skipped: packages that need each other are made by Cargo 1.90 and newer");
+        return;
+    }
     let target = tempfile::tempdir().expect("a folder");
     let folder = target.path().to_str().expect("UTF-8");
     let (_, stderr) = package(&["--no-verify", "--target-dir", folder]);
