@@ -15,7 +15,6 @@ use virtio_queue::QueueT;
 use vm_memory::GuestAddressSpace;
 
 use crate::sys::lock;
-use crate::vhost_user::door::SHARE_ON;
 use crate::vhost_user::session::Session;
 use crate::vhost_user::worker::EndOfWorker;
 use crate::vhost_user::{Device, Vring};
@@ -90,14 +89,6 @@ impl<D: Device> Session<D> {
         }
         let empty = worker.empty_kicks.fetch_add(1, Ordering::Relaxed);
         log::trace!("Queue {queue} was kicked, and has no chain");
-        // Each ring may be kicked once when it is started. QEMU passes the file of a private
-        // mapping like any other, and the backend then reads zeros where the driver writes.
-        if before == 0 && empty == u32::from(self.device.queues()) {
-            log::warn!(
-                "The driver kicks, and no ring has ever had a chain: if nothing is answered, the \
-                 memory that was shared is not what the driver writes; {SHARE_ON}"
-            );
-        }
         if empty >= MAX_EMPTY_KICKS {
             return Err(io::Error::other(
                 "Kick descriptor is always readable and no chain is available",

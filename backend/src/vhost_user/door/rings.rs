@@ -4,7 +4,7 @@
 use vhost::vhost_user::message::FrontendReq;
 
 use crate::vhost_user::door::message::Message;
-use crate::vhost_user::door::{Limits, Refusal};
+use crate::vhost_user::door::{Limits, Refusal, SHARE_ON};
 
 /// The queue of a SET_VRING_KICK, _CALL or _ERR.
 const QUEUE: u64 = 0xff;
@@ -95,7 +95,7 @@ fn check_addresses(message: &Message, limits: &Limits, regions: &[Region]) -> Re
     check_queue(queue.into(), limits)?;
     if regions.is_empty() {
         return Err(Refusal(format!(
-            "queue {queue} would be in memory that is not shared; send SET_MEM_TABLE before"
+            "queue {queue} would be in memory, of which none is shared; {SHARE_ON}"
         )));
     }
     // Alignments of virtio 1.4 §2.7.
@@ -212,7 +212,7 @@ mod tests {
         );
         assert_eq!(
             why(Req::SET_VRING_ADDR, &good, &[]),
-            "queue 1 would be in memory that is not shared; send SET_MEM_TABLE before"
+            format!("queue 1 would be in memory, of which none is shared; {SHARE_ON}")
         );
         assert_eq!(
             why(
