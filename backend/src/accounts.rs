@@ -45,15 +45,11 @@ impl User {
     ///
     /// [`AccountError`] where there is none.
     pub fn parse(name: &str) -> Result<Self, AccountError> {
-        let uid = match number(name)? {
-            Some(uid) => uid,
-            None => {
-                let found = unistd::User::from_name(name).map_err(AccountError::Lookup)?;
-                found.ok_or(AccountError::NoSuchUser)?.uid.as_raw()
-            }
-        };
-        let name = name.to_owned();
-        Ok(User { name, uid })
+        let found = || Ok(unistd::User::from_name(name)?.map(|user| user.uid.as_raw()));
+        Ok(User {
+            name: name.to_owned(),
+            uid: id(name, found)?.ok_or(AccountError::NoSuchUser)?,
+        })
     }
 
     /// The user's number.
@@ -69,15 +65,11 @@ impl Group {
     ///
     /// [`AccountError`] where there is none.
     pub fn parse(name: &str) -> Result<Self, AccountError> {
-        let gid = match number(name)? {
-            Some(gid) => gid,
-            None => {
-                let found = unistd::Group::from_name(name).map_err(AccountError::Lookup)?;
-                found.ok_or(AccountError::NoSuchGroup)?.gid.as_raw()
-            }
-        };
-        let name = name.to_owned();
-        Ok(Group { name, gid })
+        let found = || Ok(unistd::Group::from_name(name)?.map(|group| group.gid.as_raw()));
+        Ok(Group {
+            name: name.to_owned(),
+            gid: id(name, found)?.ok_or(AccountError::NoSuchGroup)?,
+        })
     }
 
     /// The group's number.
@@ -98,10 +90,14 @@ impl fmt::Display for Group {
     }
 }
 
-/// The number that a text of digits is. The largest one means "unchanged" to chown(2), and nobody.
-fn number(text: &str) -> Result<Option<u32>, AccountError> {
+/// The number that a text of digits is; otherwise the one that the host has `found` for a name. The
+/// largest one means "unchanged" to chown(2), and nobody.
+fn id(
+    text: &str,
+    found: impl FnOnce() -> nix::Result<Option<u32>>,
+) -> Result<Option<u32>, AccountError> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Ok(None);
+        return found().map_err(AccountError::Lookup);
     }
     match text.parse() {
         Ok(u32::MAX) | Err(_) => Err(AccountError::OutOfRange),

@@ -71,8 +71,9 @@ pub struct Args {
     #[arg(long, value_name = "USER", value_parser = User::parse)]
     pub allow_uid: Vec<User>,
 
-    /// End when the last frontend of all sockets has disconnected, as with a connected --fd. A
-    /// process that connects and sends nothing is not counted as one
+    /// End when the last frontend of all sockets has disconnected, as with a connected --fd.
+    /// vhost-user-timer-ctl counts as a frontend; a process that connects and sends nothing does
+    /// not. Not for a VMM that reconnects
     #[arg(long)]
     pub terminate: bool,
 

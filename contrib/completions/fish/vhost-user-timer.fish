@@ -27,7 +27,7 @@ warn\t''
 info\t''
 debug\t''
 trace\t''"
-complete -c vhost-user-timer -l terminate -d 'End when the last frontend of all sockets has disconnected, as with a connected --fd. A process that connects and sends nothing is not counted as one'
+complete -c vhost-user-timer -l terminate -d 'End when the last frontend of all sockets has disconnected, as with a connected --fd. vhost-user-timer-ctl counts as a frontend; a process that connects and sends nothing does not. Not for a VMM that reconnects'
 complete -c vhost-user-timer -l print-capabilities -d 'Print what this program can do as JSON, and exit. All other options are ignored'
 complete -c vhost-user-timer -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c vhost-user-timer -s V -l version -d 'Print version'
