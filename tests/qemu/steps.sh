@@ -582,7 +582,8 @@ make_kvm_qemu() {
     cp -a "$cache/source/source" "$1"
     patch_qemu "$1" "$library"
     configure_qemu "$1" --cross-prefix="$cross" --enable-kvm --disable-tcg --enable-vhost-user-timer
-    in_build "$1" ninja qemu-system-aarch64
+    # The cross-compiler does not search /usr/local.
+    in_build "$1" C_INCLUDE_PATH=/usr/local/include ninja qemu-system-aarch64
     mv "$1/build/qemu-system-aarch64" "$1"
     rm -r "$1"/{build,local,source}
 }
