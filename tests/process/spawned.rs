@@ -55,6 +55,17 @@ fn a_spawned_backend_serves_and_ends_by_itself_when_it_is_closed() {
 }
 
 #[test]
+fn a_spawned_backend_does_not_report_to_the_manager_of_the_vmm() {
+    let options = options().prepare(|command| {
+        let own: Vec<_> = command.get_envs().collect();
+        for variable in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_FDS"] {
+            assert!(own.contains(&(variable.as_ref(), None)), "{own:?}");
+        }
+    });
+    assert!(spawn(options).unwrap().close().unwrap().unwrap().success());
+}
+
+#[test]
 fn to_drop_a_spawned_backend_kills_it_and_leaves_no_zombie() {
     let backend = spawn(options()).unwrap();
     let queue = backend.frontend().queue().clone();

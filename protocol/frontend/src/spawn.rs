@@ -37,6 +37,17 @@ pub struct SpawnOptions {
 
 type Prepare = dyn Fn(&mut Command) + Send + Sync;
 
+/// What a service manager tells the process that it started (sd_notify(3), sd_listen_fds(3)), which
+/// is this one: a backend that had the variables would report itself as the ready service.
+const OF_THE_SERVICE: [&str; 6] = [
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    "LISTEN_PID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+];
+
 impl SpawnOptions {
     /// Adds an option of the program, such as `--counter-source=cntvct`.
     #[must_use]
@@ -254,6 +265,9 @@ impl Process {
         command.arg("--fd=0").args(&self.options.args);
         if let Some(path) = &self.options.state_file {
             command.arg("--state-file").arg(path);
+        }
+        for variable in OF_THE_SERVICE {
+            command.env_remove(variable);
         }
         if let Some(prepare) = &self.options.prepare {
             prepare(&mut command);
