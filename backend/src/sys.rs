@@ -5,10 +5,13 @@ use std::fs::{self, Metadata};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{UnixCredentials, getsockopt};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
@@ -23,6 +26,13 @@ use vhost_user_timer_protocol::counter::NS_PER_SEC;
 /// panic, so no state is ever left half-changed.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Who connected: the process that called connect(2), or that made the socket pair (SO_PEERCRED,
+/// unix(7)). Its process id is 0 where it is in a PID namespace that this process does not see,
+/// which `rustix` has no value for.
+pub(crate) fn peer_credentials(socket: &UnixStream) -> io::Result<UnixCredentials> {
+    Ok(getsockopt(socket, PeerCredentials)?)
 }
 
 /// Lets threads that want a lock now and then go before the one that takes it again and again.

@@ -2,16 +2,19 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 use rustix::process::Signal;
 use tempfile::TempDir;
+use vhost_user_timer_kit::backend_process::{Devices, Launch, find_program};
 use vhost_user_timer_kit::clock_driver::{ALARMQ, ClockDriver, UTC};
 use vhost_user_timer_kit::contract::Client;
 use vhost_user_timer_kit::raw_driver::message::SET_VRING_NUM;
 use vhost_user_timer_kit::raw_driver::{fill, pair};
 use vhost_user_timer_kit::victim::{DEADLINE, Victim};
 
+use crate::namespaces::can_unshare;
 use crate::printing::{ends, program};
 
 /// More lines than any limit allows, and fewer than a flood has.
@@ -213,4 +216,19 @@ fn an_error_of_the_start_is_told_for_a_moment_only_where_stderr_is_full() {
     let mut text = Vec::new();
     reader.read_to_end(&mut text).unwrap();
     assert!(text.iter().all(|byte| *byte == 0), "there was no room");
+}
+
+/// As a VMM in a container may be. The kernel has no other number for it.
+#[test]
+fn a_frontend_in_a_foreign_pid_namespace_is_process_0() {
+    let unshare = ["-Urp", "--fork", "--kill-child", "--mount-proc", "--"];
+    if !can_unshare(&unshare) {
+        return;
+    }
+    let script = format!("exec unshare {} \"$@\"", unshare.join(" "));
+    let launch = Launch::new(&find_program().unwrap(), Devices::Timer).script(&script);
+    let mut backend = launch.inheriting().start().unwrap();
+    let _frontend = UnixStream::connect(backend.socket_path()).unwrap();
+    backend.log_with("A frontend of the timer device connected: process 0 of uid 0");
+    backend.kill();
 }

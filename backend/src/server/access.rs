@@ -8,11 +8,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use nix::sys::socket::getsockopt;
-use nix::sys::socket::sockopt::PeerCredentials;
 use rustix::fs::{AtFlags, Gid, chownat};
 
 use crate::accounts::{Group, User};
+use crate::sys::peer_credentials;
 
 /// What a socket's owner needs. Without a group nobody else gets more.
 const OWNER: u32 = 0o600;
@@ -131,7 +130,7 @@ impl Access {
         if self.users.is_empty() {
             return Ok(Ok(()));
         }
-        let peer = getsockopt(frontend, PeerCredentials)?;
+        let peer = peer_credentials(frontend)?;
         if self.users.iter().any(|user| user.uid() == peer.uid()) {
             return Ok(Ok(()));
         }

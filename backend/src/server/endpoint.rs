@@ -121,11 +121,6 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Whether a frontend is served here.
-    pub(super) fn has_frontend(&self) -> bool {
-        self.connection.is_some()
-    }
-
     /// Handles an event. True where a frontend has left that was one: it has sent a message, or was
     /// the only one that can be. A process that only tries whether somebody listens is none.
     pub(super) fn handle(

@@ -108,7 +108,7 @@ pub fn serve(
 fn is_over(endpoints: &[Endpoint], terminate: bool) -> bool {
     let counts = |endpoint: &&Endpoint| terminate || endpoint.is_for_one_frontend();
     let mut counting = endpoints.iter().filter(counts).peekable();
-    counting.peek().is_some() && counting.all(|endpoint| !endpoint.has_frontend())
+    counting.peek().is_some() && counting.all(|endpoint| endpoint.connected().is_none())
 }
 
 fn why_over(terminate: bool) -> &'static str {

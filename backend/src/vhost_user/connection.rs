@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv, sockopt};
+use rustix::net::{RecvFlags, recv};
 use rustix::process::{Resource, getrlimit};
 use vhost::vhost_user::Error as VhostUserError;
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
@@ -24,7 +24,7 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::logging::Peer;
-use crate::sys::with_causes;
+use crate::sys::{peer_credentials, with_causes};
 use crate::vhost_user::Device;
 use crate::vhost_user::door::{AFTERMATH, Door, End, Limits, inner_connection, region_limit};
 use crate::vhost_user::session::Session;
@@ -121,8 +121,8 @@ fn serve<D: Device>(
     }
     daemon.start(&mut listener)?;
     drop(listener);
-    let whose = match sockopt::socket_peercred(frontend) {
-        Ok(peer) => format!(": process {} of uid {}", peer.pid, peer.uid.as_raw()),
+    let whose = match peer_credentials(frontend) {
+        Ok(peer) => format!(": process {} of uid {}", peer.pid(), peer.uid()),
         Err(_) => String::new(),
     };
     log::info!("A frontend of the {} device connected{whose}", D::NAME);
