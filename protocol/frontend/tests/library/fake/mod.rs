@@ -168,6 +168,12 @@ impl Fake {
 }
 
 impl State {
+    fn forget_connection(&mut self) {
+        self.held.clear();
+        self.vrings.clear();
+        self.memory = None;
+    }
+
     fn chains(&self, vring: &VringRwLock, most: usize) -> Vec<Chain> {
         let memory = self.memory.as_ref().unwrap().memory();
         let mut state = vring.get_mut();
@@ -226,11 +232,7 @@ impl VhostUserBackend for Fake {
     }
 
     fn update_memory(&self, memory: Memory) -> io::Result<()> {
-        let mut state = self.state.lock().unwrap();
-        state.memory = Some(memory);
-        // Of a previous connection.
-        state.held.clear();
-        state.vrings.clear();
+        self.state.lock().unwrap().memory = Some(memory);
         Ok(())
     }
 
@@ -308,16 +310,20 @@ pub(crate) fn socket_path() -> PathBuf {
     std::env::temp_dir().join(format!("timer-frontend-{}-{n}", std::process::id()))
 }
 
-/// Serves one connection.
+/// Serves one connection. When the thread ends, what was held on it is forgotten: a backend that is
+/// gone answers nobody.
 pub(crate) fn serve(fake: Arc<Fake>, path: &Path) -> (JoinHandle<()>, Receiver<ShutdownHandle>) {
     let mut listener = Listener::new(path, true).unwrap();
     let (send, receive) = channel();
     let thread = std::thread::spawn(move || {
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let mut daemon = VhostUserDaemon::new("fake".into(), fake, memory).unwrap();
+        let mut daemon = VhostUserDaemon::new("fake".into(), fake.clone(), memory).unwrap();
         daemon.start(&mut listener).unwrap();
         let _ = send.send(daemon.shutdown_handle().unwrap());
         let _ = daemon.wait();
+        // Joins the thread of the rings.
+        drop(daemon);
+        fake.state.lock().unwrap().forget_connection();
     });
     (thread, receive)
 }
