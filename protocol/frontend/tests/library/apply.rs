@@ -4,13 +4,13 @@
 use std::error::Error as _;
 use std::io;
 use std::sync::Mutex;
-use std::sync::mpsc::channel;
 use std::thread;
 
 use crate::LONG;
 use crate::SHORT;
 use crate::fake;
 use crate::fake::model::{Lost, Rig, VCPUS};
+use crate::pace::{waiting, within_some_limit};
 use crate::reconnect;
 use crate::restore::{at_the_gate, release, saved};
 use vhost_user_timer_frontend::{
@@ -345,19 +345,15 @@ fn whatever_ends_an_armed_waits_for_the_thread_that_applies() {
 #[test]
 fn a_pause_that_waits_is_carried_out_after_the_confirmation() {
     let (rig, frontend, mut restore, _parts) = armed();
-    let (started, start) = channel();
     thread::scope(|scope| {
         let queue = &frontend.queues()[1];
-        let pausing = scope.spawn(move || {
-            start.recv().unwrap();
-            queue.pause(LONG)
-        });
+        let mut pausing = None;
         let apply = |_: &Info| -> Applied {
-            started.send(()).unwrap();
+            pausing = Some(waiting(scope, || queue.pause(LONG)));
             Ok(())
         };
         restore.apply(LONG, apply).unwrap();
-        pausing.join().unwrap().unwrap();
+        pausing.unwrap().join().unwrap().unwrap();
     });
     let vm = rig.vm.lock().unwrap();
     let ended: Vec<_> = vm.log.iter().map(|(op, _)| *op).collect();
@@ -370,18 +366,21 @@ fn a_confirmation_that_is_late_is_repeated_and_nothing_is_applied_again() {
         let (rig, _frontend, mut restore, _parts) = armed();
         let held = rig.fake.held();
         rig.lose(lost);
-        let mut applied = 0;
-        while applied == 0 {
-            let deadline = Deadline::from(SHORT);
+        within_some_limit(SHORT, |limit| {
+            let deadline = Deadline::from(limit);
+            let mut applied = None;
             let error = restore.apply(deadline, |_: &Info| -> Applied {
-                applied += 1;
-                while !deadline.has_passed() {}
+                applied = Some(());
+                thread::sleep(deadline.remaining().unwrap());
                 Ok(())
             });
             let error = error.unwrap_err();
             assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
-        }
-        while restore.apply(SHORT, never).is_err() && rig.fake.held() == held {}
+            applied
+        });
+        rig.fake.wait_for_held(held + 1);
+        let late = restore.apply(SHORT, never);
+        assert!(matches!(late, Err(Error::TimedOut { .. })), "{late:?}");
         rig.lose(|_| Lost::No);
         restore.apply(LONG, never).unwrap();
         assert_eq!(phase(&rig), Phase::Running);

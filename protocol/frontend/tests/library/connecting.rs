@@ -8,7 +8,11 @@ use crate::fake::info;
 use crate::fake::ok;
 use crate::fake::socket_path;
 use crate::operations::echo_pair;
+use crate::pace::waiting;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -17,7 +21,6 @@ use std::time::Instant;
 use vhost::vhost_user::VhostUserProtocolFeatures;
 use vhost_user_timer_frontend::CounterSource;
 use vhost_user_timer_frontend::Error;
-use vhost_user_timer_frontend::Frontend;
 use vhost_user_timer_frontend::Options;
 use vhost_user_timer_frontend::Phase;
 use vhost_user_timer_frontend::ShutdownHandle;
@@ -29,7 +32,7 @@ fn a_backend_that_never_answers_the_handshake_is_an_error_in_time() {
     let (ours, _theirs) = UnixStream::pair().unwrap();
     let options = Options::default().timeout(Duration::from_millis(50));
     let started = Instant::now();
-    let error = Frontend::connect(ours, options).unwrap_err();
+    let error = fake::connect(ours, options).unwrap_err();
     assert!(matches!(error, Error::TimedOut { .. }), "{error}");
     assert!(started.elapsed() < LONG);
 }
@@ -38,7 +41,7 @@ fn a_backend_that_never_answers_the_handshake_is_an_error_in_time() {
 fn a_backend_that_hangs_up_in_the_handshake_is_an_error_at_once() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     drop(theirs);
-    let error = Frontend::connect(ours, Options::default()).unwrap_err();
+    let error = fake::connect(ours, Options::default()).unwrap_err();
     assert!(matches!(error, Error::Disconnected), "{error}");
 }
 
@@ -46,30 +49,41 @@ fn a_backend_that_hangs_up_in_the_handshake_is_an_error_at_once() {
 fn the_shutdown_handle_ends_the_handshake() {
     let (ours, _theirs) = UnixStream::pair().unwrap();
     let shutdown = ShutdownHandle::new().unwrap();
-    shutdown.shut_down();
-    let options = Options::default().timeout(LONG).shutdown(shutdown);
-    let error = Frontend::connect(ours, options).unwrap_err();
-    assert!(matches!(error, Error::ShutDown), "{error}");
+    let options = Options::default().shutdown(shutdown.clone());
+    std::thread::scope(|scope| {
+        let connecting = waiting(scope, || fake::connect(ours, options));
+        shutdown.shut_down();
+        let error = connecting.join().unwrap().unwrap_err();
+        assert!(matches!(error, Error::ShutDown), "{error}");
+    });
 }
 
 #[test]
 fn connecting_to_a_listener_that_does_not_accept_ends_in_time() {
     let path = socket_path();
-    let _listener = UnixListener::bind(&path).unwrap();
+    let address = SocketAddrUnix::new(&path).unwrap();
+    let listener = socket();
+    rustix::net::bind(&listener, &address).unwrap();
+    rustix::net::listen(&listener, 1).unwrap();
     let options = Options::default().timeout(Duration::from_millis(50));
     // Until the backlog is full it is the handshake that times out.
-    let mut waiting = Vec::new();
-    while let Ok(socket) = rustix_connect(&path) {
-        waiting.push(socket);
-    }
-    let error = Frontend::connect(&path, options.clone()).unwrap_err();
+    let mut backlog = Vec::new();
+    let full = loop {
+        let socket = socket();
+        match rustix::net::connect(&socket, &address) {
+            Ok(()) => backlog.push(socket),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(full, Errno::AGAIN);
+    let error = fake::connect(&path, options.clone()).unwrap_err();
     let _ = std::fs::remove_file(&path);
     assert!(
         matches!(error, Error::TimedOut { what: "connect" }),
         "{error}"
     );
 
-    let error = Frontend::connect(&path, options.wait_for_listener(false)).unwrap_err();
+    let error = fake::connect(&path, options.wait_for_listener(false)).unwrap_err();
     assert!(matches!(error, Error::Connect { .. }), "{error}");
 }
 
@@ -83,7 +97,7 @@ fn connecting_waits_for_a_listener_until_its_time_out_and_then_says_what_is_miss
             drop(UnixListener::bind(&path).unwrap());
         }
         let began = Instant::now();
-        let error = Frontend::connect(&path, Options::default().timeout(timeout)).unwrap_err();
+        let error = fake::connect(&path, Options::default().timeout(timeout)).unwrap_err();
         assert!(began.elapsed() >= timeout, "{missing}");
         match error {
             Error::Connect { source, .. } => assert_eq!(source.kind(), missing),
@@ -99,7 +113,7 @@ fn a_backend_that_listens_later_is_connected_to() {
     let stale = UnixListener::bind(&path).unwrap();
     drop(stale);
     std::thread::scope(|scope| {
-        let connecting = scope.spawn(|| Frontend::connect(&path, Options::default().timeout(LONG)));
+        let connecting = waiting(scope, || fake::connect(&path, Options::default()));
         std::fs::remove_file(&path).unwrap();
         let _serving = fake::serve(Arc::new(Fake::new(|request| Some(echo(request)))), &path);
         let frontend = connecting.join().unwrap().unwrap();
@@ -111,24 +125,20 @@ fn a_backend_that_listens_later_is_connected_to() {
 #[test]
 fn the_shutdown_handle_ends_the_wait_for_a_listener() {
     let shutdown = ShutdownHandle::new().unwrap();
-    let options = Options::default().timeout(LONG).shutdown(shutdown.clone());
-    let began = Instant::now();
+    let options = Options::default().shutdown(shutdown.clone());
     std::thread::scope(|scope| {
-        let connecting = scope.spawn(|| Frontend::connect(socket_path(), options));
+        let connecting = waiting(scope, || fake::connect(socket_path(), options));
         shutdown.shut_down();
         let error = connecting.join().unwrap().unwrap_err();
         assert!(matches!(error, Error::ShutDown), "{error}");
     });
-    assert!(began.elapsed() < LONG);
 }
 
-/// Connects without waiting for the backlog.
-fn rustix_connect(path: &std::path::Path) -> rustix::io::Result<std::os::fd::OwnedFd> {
-    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+/// A socket whose connect() does not wait for the backlog.
+fn socket() -> OwnedFd {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    Ok(socket)
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+    socket.unwrap()
 }
 
 #[test]
@@ -142,7 +152,7 @@ fn the_config_space_is_the_info() {
 fn connect_error(fake: Fake, options: Options) -> Error {
     let path = socket_path();
     let _serving = fake::serve(fake.into(), &path);
-    let error = Frontend::connect(&path, options.clone()).unwrap_err();
+    let error = fake::connect(&path, options.clone()).unwrap_err();
     let _ = std::fs::remove_file(&path);
     error
 }
@@ -226,7 +236,7 @@ fn options_out_of_range_are_refused() {
         options().request_queues(17),
     ] {
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        let error = Frontend::connect(ours, bad.clone()).unwrap_err();
+        let error = fake::connect(ours, bad.clone()).unwrap_err();
         assert!(matches!(error, Error::InvalidArgument(_)), "{bad:?}");
     }
 }

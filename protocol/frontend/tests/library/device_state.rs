@@ -7,14 +7,15 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::LONG;
 use crate::fake;
 use crate::fake::model::Rig;
-use crate::fake::{DeviceState, Fake, Pair, echo, pair};
+use crate::fake::{DeviceState, Fake, Pair, echo, pair, try_pair};
+use crate::pace::{waiting, within_some_limit};
 use vhost::vhost_user::VhostUserProtocolFeatures;
 use vhost_user_timer_frontend::{Deadline, Error, Options, Reconnect};
 use vhost_user_timer_protocol::Phase;
 
-const LONG: Duration = Duration::from_secs(30);
 const MOMENT: Duration = Duration::from_millis(30);
 const MAX: usize = 4 << 20;
 
@@ -146,13 +147,18 @@ fn what_the_backend_refuses_is_said_so_and_the_connection_goes_on() {
 #[test]
 fn a_transfer_that_stalls_ends_at_its_deadline_or_by_the_shutdown_handle() {
     let stalled = || backend(Way::Stall, 1000, Options::default()).0;
-    let late = |error| matches!(error, Error::TimedOut { .. });
-    let save = stalled().frontend.save_device_state(MOMENT);
-    assert!(late(save.unwrap_err()));
-    let load = stalled()
-        .frontend
-        .load_device_state(&bytes(1 << 20), MOMENT);
-    assert!(late(load.unwrap_err()));
+    // A limit may pass before the transfer has begun.
+    let transfer_is_late = |result| match result {
+        Err(Error::TimedOut { what }) => (what == "the device state's transfer").then_some(()),
+        other => panic!("{other:?}"),
+    };
+    within_some_limit(MOMENT, |limit| {
+        let saved = stalled().frontend.save_device_state(limit);
+        transfer_is_late(saved.map(drop))
+    });
+    within_some_limit(MOMENT, |limit| {
+        transfer_is_late(stalled().frontend.load_device_state(&bytes(1 << 20), limit))
+    });
 
     let pair = stalled();
     let frontend = &pair.frontend;
@@ -160,7 +166,7 @@ fn a_transfer_that_stalls_ends_at_its_deadline_or_by_the_shutdown_handle() {
     assert!(refused(frontend.load_device_state(&bytes(10), LONG)));
     frontend.queue().info(LONG).unwrap();
     std::thread::scope(|scope| {
-        let saving = scope.spawn(|| frontend.save_device_state(Deadline::NEVER));
+        let saving = waiting(scope, || frontend.save_device_state(Deadline::NEVER));
         frontend.shutdown_handle().shut_down();
         assert!(matches!(saving.join().unwrap(), Err(Error::ShutDown)));
     });
@@ -180,26 +186,19 @@ fn a_backend_that_hangs_in_the_check_does_not_hang_the_vmm() {
             Ok(())
         }
     }
-    let (release, wait) = std::sync::mpsc::channel();
-    let mut fake = Fake::new(|request| Some(echo(request)));
-    fake.device_state = Box::new(Hung(Mutex::new(Some(wait))));
-    // The handshake has to fit in too, on a busy machine or under an emulator.
-    let timeout = Duration::from_secs(2);
-    let pair = pair(fake, Options::default().timeout(timeout));
-    let error = pair
-        .frontend
-        .save_device_state(Deadline::NEVER)
-        .unwrap_err();
-    assert!(
-        matches!(
-            error,
-            Error::TimedOut {
-                what: "CHECK_DEVICE_STATE"
-            }
-        ),
-        "{error}"
-    );
-    drop(release);
+    within_some_limit(Duration::from_millis(200), |timeout| {
+        let (release, wait) = std::sync::mpsc::channel();
+        let mut fake = Fake::new(|request| Some(echo(request)));
+        fake.device_state = Box::new(Hung(Mutex::new(Some(wait))));
+        let pair = try_pair(fake, Options::default().timeout(timeout))?;
+        let saved = pair.frontend.save_device_state(Deadline::NEVER);
+        drop(release);
+        match saved {
+            // The handshake and SET_DEVICE_STATE_FD have the same limit.
+            Err(Error::TimedOut { what }) => (what == "CHECK_DEVICE_STATE").then_some(()),
+            other => panic!("{other:?}"),
+        }
+    });
 }
 
 #[test]

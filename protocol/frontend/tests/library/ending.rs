@@ -7,6 +7,7 @@ use crate::fake::echo;
 use crate::fake::hold_wait_run;
 use crate::fake::pair;
 use crate::operations::echo_pair;
+use crate::pace::waiting;
 use std::sync::mpsc::channel;
 use vhost_user_timer_frontend::Deadline;
 use vhost_user_timer_frontend::Error;
@@ -27,7 +28,7 @@ fn all_waits_end(end: impl FnOnce(&Pair), ended: impl Fn(&Error) -> bool + Sync)
                 send.send(error).unwrap();
             });
         }
-        scope.spawn(move || {
+        waiting(scope, move || {
             let error = events.next(Deadline::NEVER).unwrap_err();
             send.send(error).unwrap();
         });

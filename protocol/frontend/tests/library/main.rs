@@ -8,12 +8,13 @@ mod ending;
 mod events;
 mod fake;
 mod operations;
+mod pace;
 mod reconnect;
 mod restore;
 mod time_page;
 
 use std::time::Duration;
 
-/// Far beyond what anything here takes.
-const LONG: Duration = Duration::from_secs(30);
+use fake::LONG;
+
 const SHORT: Duration = Duration::from_millis(1);

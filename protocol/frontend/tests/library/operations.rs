@@ -3,6 +3,7 @@
 use crate::LONG;
 use crate::SHORT;
 use crate::fake::EVENT_IDX;
+use crate::fake::EndOfWaits;
 use crate::fake::Fake;
 use crate::fake::INDIRECT;
 use crate::fake::Pair;
@@ -16,6 +17,7 @@ use rustix::event::PollFlags;
 use rustix::event::poll;
 use vhost::vhost_user::VhostUserProtocolFeatures;
 use vhost_user_timer_frontend::Abi;
+use vhost_user_timer_frontend::Deadline;
 use vhost_user_timer_frontend::Error;
 use vhost_user_timer_frontend::Operation;
 use vhost_user_timer_frontend::Options;
@@ -170,10 +172,11 @@ fn vcpus_that_wait_keep_no_other_request_out() {
     std::thread::scope(|scope| {
         for vcpu in 0..VCPUS {
             scope.spawn(move || {
-                let run = queue.wait_run(vcpu, LONG).unwrap();
+                let run = queue.wait_run(vcpu, Deadline::NEVER).unwrap();
                 assert_eq!(run.cntvoff, 1000 + u64::from(vcpu));
             });
         }
+        let _end = EndOfWaits(pair.frontend.shutdown_handle());
         let mut answered = 0;
         while answered < VCPUS as usize {
             let wave = slots.min(VCPUS as usize - answered);
@@ -198,12 +201,12 @@ fn waiting_in_short_turns_takes_one_slot() {
         let late = queue.wait_run(3, SHORT);
         assert!(matches!(late, Err(Error::TimedOut { what: "WAIT_RUN" })));
     }
-    pair.fake.wait_for_held(1);
     let ticket = queue.submit(&Operation::wait_run(3)).unwrap();
     // Another epoch is another request.
     let other = queue.submit(&Operation::wait_run(3).in_epoch(9)).unwrap();
-    queue.kick();
-    pair.fake.wait_for_held(2);
+    // Answered when all of the others are held.
+    queue.info(LONG).unwrap();
+    assert_eq!(pair.fake.held(), 2);
     pair.fake.release(echo);
     assert_eq!(ticket.wait(LONG).unwrap().cntvoff, 1003);
     assert_eq!(other.wait(LONG).unwrap().cntvoff, 1003);

@@ -2,18 +2,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::scope;
+use std::thread::{ScopedJoinHandle, scope};
 use std::time::Duration;
 
+use crate::LONG;
 use crate::fake::{Fake, Pair, answer, echo, info, ok, pair, run_of};
+use crate::pace::waiting;
 use vhost_user_timer_frontend::{Error, HostClock, Offsets, Options};
 use vhost_user_timer_protocol::request::{Body, Request};
 use vhost_user_timer_protocol::wire::{self, page_flags};
 use vhost_user_timer_protocol::{Phase, Status};
 use zerocopy::IntoBytes;
-
-/// Far beyond what anything here takes.
-const LONG: Duration = Duration::from_secs(30);
 
 /// A backend that holds WAIT_RUNs, whose host counter is 1000, and whose page is the test's.
 struct Rig {
@@ -142,19 +141,30 @@ fn running_takes_no_request_and_those_who_wait_have_one_together() {
     rig.say(page(Phase::Paused));
     scope(|scope| {
         let threads: Vec<_> = (0..16)
-            .map(|vcpu| scope.spawn(move || frontend.queue_of(vcpu).wait_run_by_page(vcpu, LONG)))
+            .map(|vcpu| {
+                let queue = frontend.queue_of(vcpu);
+                waiting(scope, move || queue.wait_run_by_page(vcpu, LONG))
+            })
             .collect();
         rig.pair.fake.wait_for_held(1);
-        rig.pair.fake.release(|_| ok(run_of(7).as_bytes()));
-        // Some threads may have come after that, and share one more request.
-        while threads.iter().any(|thread| !thread.is_finished()) {
-            rig.pair.fake.release(|_| ok(run_of(7).as_bytes()));
-            std::thread::yield_now();
+        // Another request would be held by now.
+        for queue in frontend.queues() {
+            queue.info(LONG).unwrap();
         }
+        assert_eq!(rig.pair.fake.held(), 1);
+        release_until(&rig, || threads.iter().all(ScopedJoinHandle::is_finished));
         for thread in threads {
             assert_eq!(thread.join().unwrap().unwrap().cntvoff, 1007);
         }
     });
+}
+
+/// Answers WAIT_RUNs until this is so: a thread that did not wait yet makes one more request.
+fn release_until(rig: &Rig, is_so: impl Fn() -> bool) {
+    while !is_so() {
+        rig.pair.fake.release(|_| ok(run_of(7).as_bytes()));
+        std::thread::yield_now();
+    }
 }
 
 #[test]
@@ -204,7 +214,7 @@ fn a_refusal_that_is_one_vcpus_own_goes_to_that_one_only() {
         let wait = |vcpu| move || frontend.queue_of(vcpu).wait_run_by_page(vcpu, LONG);
         let bad = scope.spawn(wait(9));
         rig.pair.fake.wait_for_held(1);
-        let good = scope.spawn(wait(1));
+        let good = waiting(scope, wait(1));
         let judge = |request: &[u8]| match request[4] {
             9 => answer(Status::NoSuchVcpu, 0, &[]),
             _ => ok(run_of(1).as_bytes()),

@@ -17,7 +17,7 @@ use std::time::Duration;
 use vhost::vhost_user::message::{VhostTransferStateDirection, VhostTransferStatePhase};
 use vhost::vhost_user::{Listener, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{ShutdownHandle, VhostUserBackend, VhostUserDaemon, VringRwLock, VringT};
-use vhost_user_timer_frontend::{Frontend, Options, SavedVcpu};
+use vhost_user_timer_frontend::{Connector, Error, Frontend, Options, SavedVcpu};
 use vhost_user_timer_protocol::request::{Body, Request};
 use vhost_user_timer_protocol::wire::{self, ResponseHeader, request_flags};
 use vhost_user_timer_protocol::{Op, Phase, Status, VERSION};
@@ -33,6 +33,9 @@ use vmm_sys_util::event::{
     EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
 };
 use zerocopy::IntoBytes;
+
+/// What has to happen happens within this time on any machine.
+pub(crate) const LONG: Duration = Duration::from_secs(30);
 
 pub(crate) const INDIRECT: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
 pub(crate) const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
@@ -105,7 +108,7 @@ impl Fake {
         let state = self.state.lock().unwrap();
         let (_state, waited) = self
             .changed
-            .wait_timeout_while(state, Duration::from_secs(30), |state| !wanted(state))
+            .wait_timeout_while(state, LONG, |state| !wanted(state))
             .unwrap();
         assert!(!waited.timed_out(), "the fake backend got nothing");
     }
@@ -222,6 +225,7 @@ impl VhostUserBackend for Fake {
 
     fn reset_device(&self) {
         self.state.lock().unwrap().resets += 1;
+        self.changed.notify_all();
     }
 
     fn set_event_idx(&self, _: bool) {}
@@ -256,6 +260,7 @@ impl VhostUserBackend for Fake {
 
     fn stop_vring(&self, queue: u32) -> io::Result<()> {
         self.state.lock().unwrap().stopped.push(queue);
+        self.changed.notify_all();
         Ok(())
     }
 
@@ -303,11 +308,23 @@ impl Drop for EndOfWaits {
     }
 }
 
+/// As [`Frontend::connect`], with [`LONG`] for the handshake and each control message, unless the
+/// test names a time-out. The library's own is for a VMM, and a busy machine may need longer.
+pub(crate) fn connect(to: impl Into<Connector>, mut options: Options) -> Result<Frontend, Error> {
+    if options.timeout == Options::default().timeout {
+        options.timeout = LONG;
+    }
+    Frontend::connect(to, options)
+}
+
 /// A path that no other test uses.
 pub(crate) fn socket_path() -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
-    std::env::temp_dir().join(format!("timer-frontend-{}-{n}", std::process::id()))
+    let path = std::env::temp_dir().join(format!("timer-frontend-{}-{n}", std::process::id()));
+    // An earlier process that had this id may have left it.
+    let _ = std::fs::remove_file(&path);
+    path
 }
 
 /// Serves one connection. When the thread ends, what was held on it is forgotten: a backend that is
@@ -336,15 +353,28 @@ pub(crate) struct Pair {
 }
 
 pub(crate) fn pair(fake: Fake, options: Options) -> Pair {
+    try_pair(fake, options).expect("the handshake takes too long")
+}
+
+/// As [`pair`]; `None` if the handshake takes longer than the options' time-out.
+pub(crate) fn try_pair(fake: Fake, options: Options) -> Option<Pair> {
     let fake = Arc::new(fake);
     let path = socket_path();
     let (_, backend) = serve(fake.clone(), &path);
-    let frontend = Frontend::connect(&path, options).unwrap();
+    let frontend = unless_late(connect(&path, options));
     let _ = std::fs::remove_file(&path);
-    Pair {
+    Some(Pair {
         fake,
-        frontend,
+        frontend: frontend?,
         backend: backend.recv().unwrap(),
+    })
+}
+
+/// `None` for a handshake that takes longer than its time-out.
+pub(crate) fn unless_late(connected: Result<Frontend, Error>) -> Option<Frontend> {
+    match connected {
+        Err(Error::TimedOut { .. }) => None,
+        connected => Some(connected.unwrap()),
     }
 }
 

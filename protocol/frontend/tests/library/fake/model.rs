@@ -13,7 +13,7 @@ use vhost_user_timer_protocol::{CounterSource, MAX_MESSAGE, Op, Phase};
 use vhost_user_timer_reference::{Ask, Profile, Reference, Waiter, whole_vcpu};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{Fake, info, run_of, serve, socket_path};
+use super::{Fake, connect, info, run_of, serve, socket_path, unless_late};
 
 /// The number of vCPUs, unless a test names another.
 pub(crate) const VCPUS: u32 = 4;
@@ -175,6 +175,11 @@ impl Rig {
         Self::with(options, |_| {})
     }
 
+    /// As [`new`](Self::new); `None` if the handshake takes longer than the options' time-out.
+    pub(crate) fn try_new(options: Options) -> Option<(Self, Frontend)> {
+        Self::try_with_vm((VCPUS, 0), options, |_| {})
+    }
+
     pub(crate) fn with(options: Options, change: impl FnOnce(&mut Fake)) -> (Self, Frontend) {
         Self::with_vcpus(VCPUS, options, change)
     }
@@ -193,10 +198,18 @@ impl Rig {
     }
 
     fn with_vm(
-        (vcpus, vm_options): (u32, u8),
+        vm: (u32, u8),
         options: Options,
         change: impl FnOnce(&mut Fake),
     ) -> (Self, Frontend) {
+        Self::try_with_vm(vm, options, change).expect("the handshake takes too long")
+    }
+
+    fn try_with_vm(
+        (vcpus, vm_options): (u32, u8),
+        options: Options,
+        change: impl FnOnce(&mut Fake),
+    ) -> Option<(Self, Frontend)> {
         let vm = Arc::new(Mutex::new(Vm {
             vcpus,
             options: vm_options,
@@ -211,14 +224,14 @@ impl Rig {
         change(&mut fake);
         let (fake, path) = (Arc::new(fake), socket_path());
         let serving = serve(fake.clone(), &path);
-        let frontend = Frontend::connect(&path, options).unwrap();
         let rig = Rig {
             vm,
             fake,
             path,
             serving,
         };
-        (rig, frontend)
+        let frontend = unless_late(connect(&rig.path, options))?;
+        Some((rig, frontend))
     }
 
     /// Ends the backend, once it has a frontend, and returns when it is gone.

@@ -474,5 +474,6 @@ fn a_waiter_learns_of_an_abort_that_overtook_it_on_another_queue() {
         let late = queues[1].wait_run(vcpu, SHORT);
         assert!(matches!(late, Err(Error::TimedOut { .. })), "{late:?}");
     }
+    queues[1].info(LONG).unwrap();
     assert_eq!(rig.vm.lock().unwrap().count(Op::WaitRun), 6);
 }
