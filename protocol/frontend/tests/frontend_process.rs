@@ -9,11 +9,10 @@ use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fake::{Fake, hold_wait_run, socket_path};
+use fake::{Fake, LONG, hold_wait_run, socket_path};
 use vhost_user_timer_frontend::{Deadline, Error, Frontend, Operation, Options, Reconnect};
 
 const SOCKET: &str = "TIMER_FRONTEND_TEST_SOCKET";
-const LONG: Duration = Duration::from_secs(30);
 
 /// The tests have no harness, so that nothing else opens descriptors in this process, and so that
 /// the other process can be this program too.
@@ -68,7 +67,7 @@ fn connect(path: &Path) -> Frontend {
 fn connect_with(path: &Path, options: Options) -> Frontend {
     let deadline: Deadline = LONG.into();
     loop {
-        match Frontend::connect(path, options.clone()) {
+        match fake::connect(path, options.clone()) {
             Ok(frontend) => return frontend,
             Err(error) if deadline.has_passed() => panic!("{error}"),
             Err(_) => std::thread::yield_now(),
@@ -87,11 +86,20 @@ fn wait_for_threads(count: usize) {
 
 /// Returns once a directory has so many entries.
 fn wait_for(directory: &str, count: usize) {
+    wait_until(directory, || entries(directory) == count);
+}
+
+fn wait_until(what: &str, is_so: impl Fn() -> bool) {
     let deadline: Deadline = LONG.into();
-    while entries(directory) != count {
-        assert!(!deadline.has_passed(), "something is left in {directory}");
+    while !is_so() {
+        assert!(!deadline.has_passed(), "{what} is not as it must be");
         std::thread::yield_now();
     }
+}
+
+/// Tells one connection from another: the number of its socket's inode.
+fn connection(frontend: &Frontend) -> u64 {
+    rustix::fs::fstat(frontend).unwrap().st_ino
 }
 
 fn mappings() -> usize {
@@ -143,15 +151,16 @@ fn a_killed_backend_ends_the_waits_and_nothing_is_left_behind() {
     assert_eq!(mappings(), 0);
     assert_eq!(entries("/proc/self/fd"), before);
 
-    over_reconnects(&path);
+    over_reconnects(&path, threads);
     assert_eq!(mappings(), 0);
     assert_eq!(entries("/proc/self/fd"), before);
     wait_for_threads(threads);
     let _ = std::fs::remove_file(&path);
 }
 
-/// Ten backends are killed, and a hundred connections broken, while vCPUs wait.
-fn over_reconnects(path: &Path) {
+/// Ten backends are killed, and a hundred connections broken, while vCPUs wait. `threads` are there
+/// without them.
+fn over_reconnects(path: &Path, threads: usize) {
     let mut backend = Backend::start(path);
     let patient = Reconnect::default()
         .patience(LONG)
@@ -172,16 +181,18 @@ fn over_reconnects(path: &Path) {
             }
         };
         all_there();
-        let (fds, threads) = (entries("/proc/self/fd"), entries("/proc/self/task"));
+        let (fds, threads) = (entries("/proc/self/fd"), threads + waits.len());
         for round in 0..110 {
+            let lost = connection(&frontend);
             if round % 11 == 0 {
                 backend.kill();
                 backend = Backend::start(path);
             } else {
                 rustix::net::shutdown(&frontend, rustix::net::Shutdown::Both).unwrap();
             }
+            // Until then the old backend may answer.
+            wait_until("the connection", || connection(&frontend) != lost);
             all_there();
-            // The old backend may have answered, and the reconnect be under way.
             wait_for("/proc/self/fd", fds);
             assert_eq!(mappings(), 1);
             wait_for_threads(threads);
