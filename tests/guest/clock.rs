@@ -1,7 +1,5 @@
 //! An unmodified Linux guest under a stock QEMU has its clocks from the backend.
 
-use std::time::Duration;
-
 use vhost_user_timer_kit::qemu::{Bracket, ClockVm, HostClock, Transport, environment};
 
 /// What the kernel's driver calls the clocks (Linux, drivers/virtio/virtio_rtc_ptp.c).
@@ -171,12 +169,8 @@ fn chrony_selects_the_clock_and_keeps_the_guests_time_by_it() {
         "chronyd -u root 'refclock PHC /dev/{ptp} refid VRTC poll 0 dpoll -2' 'makestep 0.1 3' \
          'cmdport 0'"
     ));
-    // Checks every half second whether the clock is right within 0.1 s.
-    let output = vm
-        .guest
-        .run_within(Duration::from_secs(90), "chronyc waitsync 150 0.1 0 0.5");
-    let output = output.unwrap();
-    assert_eq!(output.status, 0, "{}", output.text);
+    // Checks every half second whether the clock is right within 0.1 s, for 100 s.
+    vm.run("chronyc waitsync 200 0.1 0 0.5");
     let sources = vm.run("chronyc -n sources");
     assert!(
         sources.lines().any(|line| line.starts_with("#* VRTC")),

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use vhost_user_timer_kit::qemu::{
-    Environment, Error, Guest, HostClock, Options, Output, Transport, environment,
+    Environment, Error, Guest, HostClock, Options, Output, PATIENCE, Transport, environment,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ fn a_command_is_told_from_its_output() {
         return;
     };
     let mut guest = boot(&environment, &Options::default());
-    let mut ask = |command| guest.run_within(10 * SECOND, command).unwrap();
+    let mut ask = |command| guest.run_within(PATIENCE, command).unwrap();
     let output = |status, text: &str| Output {
         status,
         text: text.to_owned(),
@@ -61,11 +61,11 @@ fn a_command_is_told_from_its_output() {
     // More than a pipe or a socket holds.
     assert_eq!(ask("seq 100000").text.lines().count(), 100_000);
 
-    let error = guest.run_within(SECOND / 10, "sleep 1").unwrap_err();
-    assert!(matches!(error, Error::Late { .. }), "{error}");
+    // It does not end before it has read a line, which is that of the next command.
+    let late = guest.run_within(SECOND / 10, "read -r line; echo late");
+    assert!(matches!(late, Err(Error::Late { .. })), "{late:?}");
+    guest.send("").unwrap();
     // The late output of one command is not taken for the next one's.
-    let late = guest.run_within(SECOND / 10, "sleep 1; echo late");
-    assert!(late.is_err());
     assert_eq!(guest.run("echo next").unwrap(), "next");
 }
 
@@ -78,31 +78,30 @@ fn stop_cont_and_reset_are_done_and_told() {
     let qmp = guest.qmp();
     assert!(qmp.status().unwrap().running);
     qmp.stop().unwrap();
-    qmp.event("STOP", 10 * SECOND).unwrap();
+    qmp.event("STOP").unwrap();
     assert_eq!(qmp.status().unwrap().status, "paused");
-    assert!(guest.run_within(SECOND / 2, "true").is_err());
+    let answer = guest.run_within(SECOND / 2, "true");
+    assert!(matches!(answer, Err(Error::Late { .. })), "{answer:?}");
     guest.qmp().cont().unwrap();
-    guest.qmp().event("RESUME", 10 * SECOND).unwrap();
+    guest.qmp().event("RESUME").unwrap();
     assert!(guest.qmp().status().unwrap().running);
 
     guest.run("touch /seen").unwrap();
-    guest.qmp().reset().unwrap();
-    let event = guest.qmp().event("RESET", 10 * SECOND).unwrap();
-    assert_eq!(event.data["guest"], false);
+    assert_eq!(guest.reset().unwrap().data["guest"], false);
     guest.await_ready().unwrap();
-    assert!(guest.run("test ! -e /seen").is_ok());
+    guest.run("test ! -e /seen").unwrap();
 
-    guest.send("reboot -f").unwrap();
-    let event = guest.qmp().event("RESET", 10 * SECOND).unwrap();
-    assert_eq!(event.data["guest"], true);
+    guest.run("touch /seen").unwrap();
+    assert_eq!(guest.reboot().unwrap().data["guest"], true);
     guest.await_ready().unwrap();
+    guest.run("test ! -e /seen").unwrap();
 
     let error = guest.qmp().command("no-such-command").unwrap_err();
     assert!(matches!(error, Error::Refused { .. }), "{error}");
 
     guest.send("poweroff -f").unwrap();
-    guest.qmp().event("SHUTDOWN", 10 * SECOND).unwrap();
-    assert!(guest.wait(10 * SECOND).unwrap().success());
+    guest.qmp().event("SHUTDOWN").unwrap();
+    assert!(guest.wait().unwrap().success());
 }
 
 #[test]
@@ -210,15 +209,14 @@ fn chrony_takes_the_time_from_a_clock() {
             "chronyd -u root 'refclock PHC /dev/ptp0 poll 0 dpoll -2' 'makestep 0.1 3' 'cmdport 0'",
         )
         .unwrap();
-    // Checks every half second whether the clock is right within 0.1 s.
-    let output = guest.run_within(60 * SECOND, "chronyc waitsync 100 0.1 0 0.5");
-    let output = output.unwrap();
-    assert_eq!(output.status, 0, "{}", output.text);
+    // Checks every half second whether the clock is right within 0.1 s, for 100 s.
+    guest.run("chronyc waitsync 200 0.1 0 0.5").unwrap();
     let before = HostClock::Realtime.now() / 1_000_000_000;
     let now: i128 = guest.run("date +%s").unwrap().parse().unwrap();
+    let after = HostClock::Realtime.now() / 1_000_000_000;
     assert!(
-        (now - before).abs() <= 5,
-        "{now} in the guest, {before} before"
+        (before - 1..=after + 1).contains(&now),
+        "{before} {now} {after}"
     );
 }
 
@@ -227,9 +225,9 @@ fn a_guest_that_outlives_its_limit_is_killed() {
     let Some(environment) = environment() else {
         return;
     };
-    let options = Options::default().life_limit(5 * SECOND);
+    let options = Options::default().life_limit(SECOND);
     let mut guest = Guest::start(&environment, &options.arg("-S")).unwrap();
-    assert_eq!(guest.wait(30 * SECOND).unwrap().code(), None);
+    assert_eq!(guest.wait().unwrap().code(), None);
 }
 
 #[test]

@@ -1,14 +1,11 @@
 //! A vCPU whose timers are not in the stream that brings the guest.
 
 use std::fs;
-use std::time::Duration;
 
 use vhost_user_timer_frontend::{Frontend, Options, Register};
-use vhost_user_timer_kit::qemu::{Shape, TimerVm, environment};
+use vhost_user_timer_kit::qemu::{PATIENCE, Shape, TimerVm, environment};
 
 use crate::judge::watched;
-
-const SECOND: Duration = Duration::from_secs(1);
 
 /// The vCPU.
 const VCPU: usize = 2;
@@ -30,8 +27,9 @@ fn a_vcpu_whose_timers_did_not_arrive_is_named_and_the_guest_does_not_start() {
 
     // Only the guest knows its compare value, and the backend, which has another frontend now.
     let backend = backend.unwrap();
-    let frontend = Frontend::connect(backend.socket_path(), Options::default()).unwrap();
-    let saved = frontend.queue().save(SECOND).unwrap();
+    let options = Options::default().timeout(PATIENCE);
+    let frontend = Frontend::connect(backend.socket_path(), options).unwrap();
+    let saved = frontend.queue().save(PATIENCE).unwrap();
     let compare = saved.vcpus()[VCPU].get(Register::TimerCval).unwrap();
     let mut bytes = fs::read(&file).unwrap();
     let pattern = compare.to_be_bytes();

@@ -1,9 +1,9 @@
 //! What must hold of a VM whatever happened to its backends: it runs with the right time, or it
 //! is stopped and QEMU's log says why.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use vhost_user_timer_kit::qemu::{Guest, Seen};
+use vhost_user_timer_kit::qemu::{Guest, PATIENCE, Seen};
 
 use crate::judge::{await_all, last};
 
@@ -24,9 +24,6 @@ pub(crate) enum Found {
     /// It is stopped, and QEMU's log says why.
     Stopped,
 }
-
-/// How long vCPUs may take to do something.
-const LIMIT: Duration = Duration::from_secs(20);
 
 /// Whether the VM's vCPUs run.
 pub(crate) fn runs(guest: &mut Guest) -> bool {
@@ -53,7 +50,7 @@ pub(crate) fn refusals(guest: &Guest) -> usize {
 ///
 /// What is wrong: with the time of a VM that runs, or with the log of one that does not.
 pub(crate) fn judge(guest: &mut Guest, since: &[Seen], refused: usize) -> Result<Found, String> {
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + PATIENCE;
     while !runs(guest) {
         if refusals(guest) > refused {
             return Ok(Found::Stopped);

@@ -3,21 +3,17 @@
 
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use rustix::process::Signal;
 use vhost_user_timer_kit::backend_process::exit_within;
 use vhost_user_timer_kit::contract::Client;
 use vhost_user_timer_kit::qemu::{
-    Environment, Error, Guest, LIBRARY_VARIABLE, Options, Shape, TimerVm, environment,
-    timer_library,
+    Environment, Error, Guest, LIBRARY_VARIABLE, Options, PATIENCE, Shape, TimerVm, UNHURRIED,
+    environment, timer_library,
 };
 use vhost_user_timer_kit::raw_driver::{Rig, release_program};
 
 use crate::judge::{assert_right, await_all};
-
-/// How long a QEMU that cannot start may take to say so.
-const LIMIT: Duration = Duration::from_secs(30);
 
 /// How a test names the backend program, whose path depends on the build.
 const BACKEND: &str = "BACKEND";
@@ -44,7 +40,7 @@ fn start(environment: &Environment, args: &[&str]) -> Child {
 
 /// What a QEMU said that ended by itself, with an error.
 fn ended(mut child: Child) -> String {
-    let status = exit_within(&mut child, LIMIT);
+    let status = exit_within(&mut child, PATIENCE);
     let _ = child.kill();
     let mut said = String::new();
     let stderr = child.stderr.as_mut().expect("a pipe");
@@ -53,9 +49,14 @@ fn ended(mut child: Child) -> String {
     said.replace(&backend(), BACKEND)
 }
 
-/// QEMU's own error when it is started with this device, without what QEMU puts before it.
+/// QEMU's own error when it is started with this device, without what QEMU puts before it. A device
+/// without a time-out gets one that a backend that answers never uses up.
 fn refused(environment: &Environment, args: &[&str], device: &str) -> String {
-    let args = [&["-cpu", "cortex-a72"], args, &["-device", device]].concat();
+    let device = match device.contains("timeout=") {
+        true => device.to_owned(),
+        false => format!("{device},{UNHURRIED}"),
+    };
+    let args = [&["-cpu", "cortex-a72"], args, &["-device", &device]].concat();
     let said = ended(start(environment, &args));
     let before = format!("-device {device}: ");
     let error = said.lines().find_map(|line| line.split_once(&before));
@@ -148,7 +149,7 @@ fn a_backend_that_has_a_vm_already_is_refused() {
     let mut client = Client::connect(&rig);
     client.configure(2);
     drop(client);
-    let said = refused_by(&environment, &rig);
+    let said = refused_by(&environment, &rig, UNHURRIED);
     assert_eq!(
         said,
         "the backend has a VM already; start it again, without the state file of another VM"
@@ -162,7 +163,7 @@ fn a_backend_that_hangs_when_qemu_starts_is_an_error_after_the_time_out() {
     };
     let mut rig = Rig::launch_release(&[]);
     rig.backend.signal(Signal::STOP);
-    let said = refused_by(&environment, &rig);
+    let said = refused_by(&environment, &rig, "timeout=1000");
     rig.backend.signal(Signal::CONT);
     assert_eq!(
         said,
@@ -171,12 +172,12 @@ fn a_backend_that_hangs_when_qemu_starts_is_an_error_after_the_time_out() {
 }
 
 /// QEMU's own error when its device is connected to this backend.
-fn refused_by(environment: &Environment, rig: &Rig) -> String {
+fn refused_by(environment: &Environment, rig: &Rig, timeout: &str) -> String {
     let chardev = format!("socket,id=c0,path={}", rig.backend.socket_path().display());
     refused(
         environment,
         &["-chardev", &chardev],
-        "vhost-user-timer,chardev=c0,timeout=1000",
+        &format!("vhost-user-timer,chardev=c0,{timeout}"),
     )
 }
 
@@ -185,7 +186,7 @@ fn a_machine_whose_time_the_backend_cannot_keep_is_refused() {
     let Some(environment) = environment() else {
         return;
     };
-    let device = "vhost-user-timer,backend=BACKEND";
+    let device = &format!("vhost-user-timer,backend=BACKEND,{UNHURRIED}");
     for (args, text) in [
         (
             &["-device", device][..],

@@ -19,9 +19,6 @@ use crate::oracle::{self, Found};
 /// How many migrations, each with one fault.
 const ROUNDS: usize = 20;
 
-/// How long QEMU may take to do something.
-const LIMIT: Duration = Duration::from_secs(60);
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     /// SIGKILL. A supervisor, where there is one, starts another one at once or later.
@@ -135,7 +132,7 @@ fn migrate(plan: Plan, source: &mut Side, destination: &mut Side) -> Held {
             plan.strike(source, destination);
         }
         When::Stopped => {
-            while from.event("MIGRATION", LIMIT).unwrap().data["status"] != "pre-switchover" {}
+            while from.event("MIGRATION").unwrap().data["status"] != "pre-switchover" {}
             plan.strike(source, destination);
             let state = json!({ "state": "pre-switchover" });
             let from = source.guest().qmp();
@@ -202,7 +199,7 @@ impl Rounds<'_> {
         match migrate(plan, &mut source, &mut destination) {
             Held::BySource(why) => {
                 self.outcomes.stayed += 1;
-                let ended = destination.guest().wait(LIMIT);
+                let ended = destination.guest().wait();
                 if !ended.as_ref().is_ok_and(|status| !status.success()) {
                     return Err(format!(
                         "the migration failed ({why}), and the destination's QEMU: {ended:?}\n{}\n{}",

@@ -1,17 +1,12 @@
 //! A guest whose clock is this project's backend.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use tempfile::TempDir;
 
 use super::{Environment, Guest, Options, Transport};
 use crate::backend_process::BackendProcess;
 use crate::raw_driver::release_program;
-
-/// The longest life of a guest: some are stopped, reset or reloaded a hundred times on a busy
-/// machine.
-const LIFE: Duration = Duration::from_secs(900);
 
 /// A backend with both of its devices, and a guest that has the clock.
 pub struct ClockVm {
@@ -72,7 +67,7 @@ impl ClockVm {
         all.extend(args.iter().map(ToString::to_string));
         let (program, _) = release_program().expect("a backend program");
         let backend = BackendProcess::launch_with_state(&program, &all).expect("a backend");
-        let options = machine(Options::default().life_limit(LIFE), &clock_socket);
+        let options = machine(Options::default(), &clock_socket);
         let guest = Guest::start(environment, &options)
             .unwrap_or_else(|error| panic!("{error}\n{}", backend.log()));
         ClockVm {
@@ -103,9 +98,7 @@ impl ClockVm {
     ///
     /// Those of [`boot`](Self::boot).
     pub fn boot_again(&mut self, environment: &Environment, transport: Transport) {
-        let options = Options::default()
-            .life_limit(LIFE)
-            .rtc(transport, &self.clock_socket);
+        let options = Options::default().rtc(transport, &self.clock_socket);
         self.guest = Guest::boot(environment, &options)
             .unwrap_or_else(|error| panic!("{error}\n{}", self.backend.log()));
         self.load_driver();

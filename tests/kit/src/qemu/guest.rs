@@ -7,16 +7,15 @@ use std::time::Duration;
 use super::bracket::{Bracket, HostClock};
 use super::channel::{Channel, Deadline, listen};
 use super::process::Process;
-use super::{Environment, Error, Options, Qmp};
-
-/// How long QEMU may take to connect, and to answer a command of QMP.
-const QEMU_LIMIT: Duration = Duration::from_secs(20);
-
-/// How long a command in the guest may take by default.
-const COMMAND_LIMIT: Duration = Duration::from_secs(30);
+use super::qmp::Event;
+use super::{Environment, Error, Options, PATIENCE, Qmp};
 
 /// The start of the line that ends each command's output; a number follows.
 const MARK: &str = "end-of-command-";
+
+/// QEMU's event of a machine that was reset. Each is taken by what has caused it: one that is left
+/// would be taken for the next.
+const RESET: &str = "RESET";
 
 /// What a command printed, to stdout and stderr, and its exit status.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,38 +66,57 @@ impl Guest {
             .map_err(Error::system("make a directory for QEMU"))?;
         let commands = listen(&directory.path().join("commands"))?;
         let qmp = listen(&directory.path().join("qmp"))?;
-        let process = Process::start(environment, options, directory)?;
+        let mut process = Process::start(environment, options, directory)?;
         let connect = || {
-            let qmp = Qmp::new(Channel::accept(&qmp, QEMU_LIMIT)?, QEMU_LIMIT)?;
-            Ok((qmp, Channel::accept(&commands, QEMU_LIMIT)?))
+            let qmp = Qmp::new(Channel::accept(&qmp, PATIENCE)?)?;
+            Ok((qmp, Channel::accept(&commands, PATIENCE)?))
         };
         match connect() {
-            Ok((qmp, commands)) => Ok(Guest {
-                process,
-                commands,
-                qmp,
-                boot_limit: options.boot_limit,
-                count: 0,
-            }),
+            Ok((qmp, commands)) => {
+                process.limit_life(options.life_limit)?;
+                Ok(Guest {
+                    process,
+                    commands,
+                    qmp,
+                    boot_limit: options.boot_limit,
+                    count: 0,
+                })
+            }
             Err(source) => Err(boot_error(source, &process)),
         }
     }
 
-    /// Waits until the guest has booted, for the first time or after a reset. Output from before
-    /// the reset is dropped.
+    /// Waits until the guest has booted, for the first time or after a reset, and takes commands.
+    /// Output from before the reset is dropped.
     ///
     /// # Errors
     ///
     /// If it is not ready within its limit.
     pub fn await_ready(&mut self) -> Result<(), Error> {
-        let deadline = Deadline::after(self.boot_limit);
-        // Output that a reset cut off has no end of line.
-        while !self
-            .commands
-            .line(&deadline, "guest's `ready`")?
-            .ends_with("ready")
-        {}
-        Ok(())
+        // Its own `ready` may be of a boot that a reset has ended. QEMU keeps the command until the
+        // guest has opened its port, so no boot but the last one answers.
+        self.run_within(self.boot_limit, "true").map(drop)
+    }
+
+    /// Resets the machine. The guest is [ready](Self::await_ready) again later.
+    ///
+    /// # Errors
+    ///
+    /// If QEMU does not report that it has.
+    pub fn reset(&mut self) -> Result<Event, Error> {
+        self.qmp.command("system_reset")?;
+        self.qmp.event(RESET)
+    }
+
+    /// Has the guest reboot, and returns when it has left its kernel. It is
+    /// [ready](Self::await_ready) again later.
+    ///
+    /// # Errors
+    ///
+    /// If QEMU does not report that it has.
+    pub fn reboot(&mut self) -> Result<Event, Error> {
+        self.send("reboot -f")?;
+        self.qmp.event(RESET)
     }
 
     /// Runs a line of shell in the guest, which must succeed. Returns its output without
@@ -108,7 +126,7 @@ impl Guest {
     ///
     /// [`Error::Failed`] where it does not succeed; otherwise as [`run_within`](Self::run_within).
     pub fn run(&mut self, command: &str) -> Result<String, Error> {
-        let Output { status, text } = self.run_within(COMMAND_LIMIT, command)?;
+        let Output { status, text } = self.run_within(PATIENCE, command)?;
         let text = text.trim().to_owned();
         if status == 0 {
             return Ok(text);
@@ -130,7 +148,7 @@ impl Guest {
         self.finish(&mark, limit, command)
     }
 
-    /// Sends a command without waiting for its end, such as `reboot -f`.
+    /// Sends a command without waiting for its end, such as `poweroff -f`.
     ///
     /// # Errors
     ///
@@ -155,14 +173,14 @@ impl Guest {
         let mark = self.begin(&command)?;
         let mut brackets = Vec::with_capacity(count);
         for _ in 0..count {
-            let deadline = Deadline::after(COMMAND_LIMIT);
+            let deadline = Deadline::after(PATIENCE);
             let before = host.now();
             self.commands.send("")?;
             let line = self.commands.line(&deadline, "reading")?;
             let after = host.now();
             let Ok(reading) = line.parse() else {
                 // The last of the program's output; its end follows.
-                let Output { status, text } = self.finish(&mark, COMMAND_LIMIT, &command)?;
+                let Output { status, text } = self.finish(&mark, PATIENCE, &command)?;
                 let text = format!("{line}\n{text}").trim().to_owned();
                 return Err(Error::Failed {
                     command,
@@ -177,7 +195,7 @@ impl Guest {
             });
         }
         self.commands.send("q")?;
-        let Output { status, text } = self.finish(&mark, COMMAND_LIMIT, &command)?;
+        let Output { status, text } = self.finish(&mark, PATIENCE, &command)?;
         if status == 0 {
             return Ok(brackets);
         }
@@ -251,9 +269,9 @@ impl Guest {
     ///
     /// # Errors
     ///
-    /// If it has not within the limit.
-    pub fn wait(&mut self, limit: Duration) -> Result<ExitStatus, Error> {
-        self.process.wait(limit)
+    /// If it does not.
+    pub fn wait(&mut self) -> Result<ExitStatus, Error> {
+        self.process.wait(PATIENCE)
     }
 }
 

@@ -32,9 +32,7 @@ impl Kernel {
         let options = Options::default()
             .machine("virt,virtualization=on,gic-version=3")
             // LPA2's page tables of five levels, at two stages, double the time that TCG takes.
-            .vcpus("max,lpa2=off", 2)
-            .boot_limit(Duration::from_secs(300))
-            .life_limit(Duration::from_secs(1800));
+            .vcpus("max,lpa2=off", 2);
         match self {
             Kernel::Newest => options,
             Kernel::Nvhe => options.kernel_arg("kvm-arm.mode=nvhe"),

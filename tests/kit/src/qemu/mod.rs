@@ -29,6 +29,7 @@ mod timer_vm;
 mod witness;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{fs, io};
 
 pub use bracket::{Bracket, HostClock};
@@ -38,8 +39,12 @@ pub use guest::{Guest, Output};
 pub use kvm_host::{Kernel, KvmHost};
 pub use options::{Options, Transport};
 pub use qmp::{Event, Qmp, Status};
-pub use timer_vm::{Link, Shape, TimerVm};
+pub use timer_vm::{Link, Shape, TimerVm, UNHURRIED};
 pub use witness::Seen;
+
+/// How long an answer or an event of QEMU may take, and a command in the guest: many times what
+/// they take on a busy machine. Only where something is broken does a test wait for so long.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// QEMU and what it boots, as `tests/qemu/environment` made them.
 #[derive(Clone, Debug)]

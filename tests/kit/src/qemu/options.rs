@@ -28,6 +28,12 @@ impl Transport {
     }
 }
 
+/// How long a guest may take to boot. It takes seconds of CPU time, and a minute with systemd.
+const BOOT_LIMIT: Duration = Duration::from_secs(600);
+
+/// The longest life of a QEMU whose test does not end, although each of its waits has a limit.
+const LIFE_LIMIT: Duration = Duration::from_secs(3600);
+
 /// The machine that a [`Guest`](super::Guest) gets, by default with no device but its console.
 ///
 /// Two vCPUs of a kind that TCG emulates fast (`max` takes almost twice as long to boot, for its
@@ -66,8 +72,8 @@ impl Default for Options {
             memory: 256,
             kernel: None,
             archives: Vec::new(),
-            boot_limit: Duration::from_secs(120),
-            life_limit: Duration::from_secs(300),
+            boot_limit: BOOT_LIMIT,
+            life_limit: LIFE_LIMIT,
             rtcs: 0,
         }
     }

@@ -9,11 +9,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tempfile::TempDir;
 
 use super::{Environment, Error, Options};
+use crate::backend_process::exit_within;
 
 /// How much of each log is shown.
 const TAIL: usize = 30;
@@ -22,13 +22,14 @@ const TAIL: usize = 30;
 #[derive(Debug)]
 pub(super) struct Process {
     /// Dropping it ends the watch. It is dropped before the child, which the watch may kill.
-    _watch: Sender<()>,
+    watch: Option<Sender<()>>,
     child: Child,
     directory: TempDir,
 }
 
 impl Process {
-    /// Starts QEMU with its channels in this directory.
+    /// Starts QEMU with its channels in this directory. Its [life](Self::limit_life) has no limit
+    /// yet.
     pub(super) fn start(
         environment: &Environment,
         options: &Options,
@@ -57,18 +58,16 @@ impl Process {
                 "start {}",
                 command.get_program().display()
             )))?;
-        let mut process = Process {
-            _watch: channel().0,
+        Ok(Process {
+            watch: None,
             child,
             directory,
-        };
-        process._watch = process.watch(options.life_limit)?;
-        Ok(process)
+        })
     }
 
     /// Has it killed after this time, by a process descriptor: the id may be another process's by
     /// then.
-    fn watch(&self, limit: Duration) -> Result<Sender<()>, Error> {
+    pub(super) fn limit_life(&mut self, limit: Duration) -> Result<(), Error> {
         let pid = Pid::from_child(&self.child);
         let pidfd = pidfd_open(pid, PidfdFlags::empty())
             .map_err(|error| Error::system("watch QEMU")(error.into()))?;
@@ -79,7 +78,8 @@ impl Process {
                 let _ = pidfd_send_signal(&pidfd, Signal::KILL);
             }
         });
-        Ok(sender)
+        self.watch = Some(sender);
+        Ok(())
     }
 
     /// Its process id.
@@ -89,18 +89,10 @@ impl Process {
 
     /// Waits until it has ended.
     pub(super) fn wait(&mut self, limit: Duration) -> Result<ExitStatus, Error> {
-        let pidfd = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty())
-            .map_err(|error| Error::system("watch QEMU")(error.into()))?;
-        let timeout = Timespec::try_from(limit).ok();
-        let mut descriptors = [PollFd::new(&pidfd, PollFlags::IN)];
-        match poll(&mut descriptors, timeout.as_ref()) {
-            Ok(0) => Err(Error::Late {
-                what: "end of QEMU".to_owned(),
-                limit,
-            }),
-            Ok(_) => self.child.wait().map_err(Error::system("reap QEMU")),
-            Err(error) => Err(Error::system("wait for QEMU")(error.into())),
-        }
+        exit_within(&mut self.child, limit).ok_or_else(|| Error::Late {
+            what: "end of QEMU".to_owned(),
+            limit,
+        })
     }
 
     /// What the guest's kernel has written to its log.

@@ -7,8 +7,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::Error;
 use super::channel::{Channel, Deadline};
+use super::{Error, PATIENCE};
 
 /// An event.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -58,23 +58,20 @@ struct Refusal {
 #[derive(Debug)]
 pub struct Qmp {
     channel: Channel,
-    /// How long an answer may take.
-    limit: Duration,
     /// Events that have arrived and were not taken yet.
     events: VecDeque<Event>,
 }
 
 impl Qmp {
     /// Takes the greeting, and enters command mode.
-    pub(super) fn new(mut channel: Channel, limit: Duration) -> Result<Self, Error> {
-        let line = channel.line(&Deadline::after(limit), "greeting")?;
+    pub(super) fn new(mut channel: Channel) -> Result<Self, Error> {
+        let line = channel.line(&Deadline::after(PATIENCE), "greeting")?;
         let Message::Greeting { .. } = parse(&line)? else {
             let what = "a greeting of QMP";
             return Err(Error::Malformed { what, text: line });
         };
         let mut qmp = Qmp {
             channel,
-            limit,
             events: VecDeque::new(),
         };
         qmp.command("qmp_capabilities")?;
@@ -97,7 +94,7 @@ impl Qmp {
     /// Those of [`command`](Self::command).
     pub fn command_with(&mut self, name: &str, arguments: Value) -> Result<Value, Error> {
         self.send(name, arguments)?;
-        self.answer(name, self.limit)
+        self.answer(name, PATIENCE)
     }
 
     /// Sends a command. Take its [`answer`](Self::answer) before you send another.
@@ -143,8 +140,13 @@ impl Qmp {
     ///
     /// # Errors
     ///
-    /// If it does not come within the limit.
-    pub fn event(&mut self, name: &str, limit: Duration) -> Result<Event, Error> {
+    /// If it does not come.
+    pub fn event(&mut self, name: &str) -> Result<Event, Error> {
+        self.event_within(name, PATIENCE)
+    }
+
+    /// [`event`](Self::event), within this time.
+    pub(super) fn event_within(&mut self, name: &str, limit: Duration) -> Result<Event, Error> {
         let deadline = Deadline::after(limit);
         loop {
             while let Some(event) = self.events.pop_front() {
@@ -179,15 +181,6 @@ impl Qmp {
     /// Those of [`command`](Self::command).
     pub fn cont(&mut self) -> Result<(), Error> {
         self.command("cont").map(drop)
-    }
-
-    /// Resets the machine. The guest is [ready](super::Guest::await_ready) again later.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`command`](Self::command).
-    pub fn reset(&mut self) -> Result<(), Error> {
-        self.command("system_reset").map(drop)
     }
 
     /// A property of an object, such as of `/machine/peripheral/ID`, a device with that id.

@@ -2,7 +2,6 @@
 //! device.
 
 use std::mem;
-use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -14,8 +13,9 @@ use crate::raw_driver::release_program;
 /// The device, as QEMU's object tree has it.
 const DEVICE: &str = "/machine/peripheral/timer";
 
-/// The longest life of a QEMU: some tests migrate a guest twenty times on a busy machine.
-const LIFE: Duration = Duration::from_secs(600);
+/// The device's time-out where the backend answers, however busy the machine is. It is less than
+/// [`PATIENCE`](super::PATIENCE), so that QEMU says what did not come.
+pub const UNHURRIED: &str = "timeout=60000";
 
 /// How QEMU reaches the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +48,7 @@ impl Default for Shape {
         Shape {
             link: Link::Chardev,
             properties: String::new(),
-            options: Options::default().vcpus("cortex-a72", 4).life_limit(LIFE),
+            options: Options::default().vcpus("cortex-a72", 4),
             has_clock: false,
             backend_args: Vec::new(),
         }
@@ -63,7 +63,7 @@ impl Shape {
         self
     }
 
-    /// With this property of the device, such as `timeout=1000`.
+    /// With this property of the device. Without `timeout=`, it is [`UNHURRIED`].
     #[must_use]
     pub fn property(mut self, property: &str) -> Self {
         self.properties.push(',');
@@ -179,6 +179,9 @@ impl TimerVm {
             }
         }
         device += &shape.properties;
+        if !shape.properties.contains("timeout=") {
+            device = format!("{device},{UNHURRIED}");
+        }
         let guest = Guest::start(environment, &options.arg("-device").arg(device))?;
         Ok(TimerVm {
             guest,
