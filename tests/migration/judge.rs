@@ -2,10 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use vhost_user_timer_kit::qemu::{Environment, Guest, Seen, Shape, TimerVm};
-
-/// How long a vCPU may take to run on a busy host.
-const LIMIT: Duration = Duration::from_secs(30);
+use vhost_user_timer_kit::qemu::{Environment, Guest, PATIENCE, Seen, Shape, TimerVm};
 
 /// A guest with a witness that watches.
 pub(crate) fn watched(environment: &Environment, shape: &Shape) -> TimerVm {
@@ -69,9 +66,10 @@ pub(crate) fn await_all(guest: &mut Guest, before: &[Seen]) -> Vec<Seen> {
             seen.recent_ns = *recent;
         }
         let has_run = |(seen, earlier): (&Seen, &Seen)| {
-            seen.last > last(before) && seen.wakes > earlier.wakes
+            let has_read = seen.last > last(before) && seen.readings > earlier.readings;
+            has_read && seen.wakes > earlier.wakes
         };
-        if after.iter().zip(before).all(has_run) || began.elapsed() > LIMIT {
+        if after.iter().zip(before).all(has_run) || began.elapsed() > PATIENCE {
             return after;
         }
     }
