@@ -120,7 +120,7 @@ fn run(args: &Args, given: &str, places: &Places) -> Result<(), Box<dyn Error>> 
     let _pid_file = args.pid_file.as_deref().map(PidFile::write).transpose()?;
     logging::first(&first_line(args, given, &device, &endpoints));
     let supervision = Manager::from_environment().map(|manager| Supervision::new(manager, device));
-    server::serve(endpoints, &signals, args.terminate, supervision)?;
+    server::serve(endpoints, signals, args.terminate, supervision)?;
     Ok(())
 }
 

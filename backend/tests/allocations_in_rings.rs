@@ -59,7 +59,7 @@ impl Backend {
                 Endpoint::timer(timer, socket(timer_backend)).polling(poll_max),
                 Endpoint::clock(Arc::new(clock), socket(clock_backend)).polling(poll_max),
             ];
-            serve(endpoints, &Signals::catch().unwrap(), false, None).unwrap();
+            serve(endpoints, Signals::catch().unwrap(), false, None).unwrap();
         });
         let setup = Setup {
             queues: 3,

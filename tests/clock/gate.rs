@@ -342,7 +342,7 @@ fn disabling_a_ring_is_never_held_back() {
 /// Ends the backend; its log is complete then.
 fn held_nobody_back(mut rig: Rig) {
     assert!(rig.backend.terminate().success());
-    rig.log_with("Ending on a signal");
+    rig.log_with("Ending on SIGTERM");
     assert_eq!(rig.said(HOLDING), 0);
 }
 

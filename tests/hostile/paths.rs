@@ -61,7 +61,7 @@ fn ends_quietly(rig: &mut Rig) -> String {
     rig.backend.signal(Signal::TERM);
     let status = rig.backend.exit_within(DEADLINE).expect("it ends");
     assert_eq!(status.code(), Some(0));
-    let log = rig.log_with("Ending on a signal");
+    let log = rig.log_with("Ending on SIGTERM");
     assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
     log
 }

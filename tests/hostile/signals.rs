@@ -1,6 +1,6 @@
 //! Signals, and launchers that ignore or block them.
 
-use rustix::process::Signal;
+use rustix::process::{Signal, geteuid};
 use vhost_user_timer_kit::backend_process::{Devices, Launch};
 use vhost_user_timer_kit::contract::Client;
 use vhost_user_timer_kit::raw_driver::Rig;
@@ -14,10 +14,17 @@ fn launched_by(script: &str) -> Rig {
     Rig::watch(launch.start().expect("a backend"))
 }
 
-/// Checks that a signal ends the backend with 0, with a frontend connected, and that its sockets
-/// are gone.
+/// The signals that end the backend, by name.
+const ENDING: [(&str, Signal); 3] = [
+    ("TERM", Signal::TERM),
+    ("INT", Signal::INT),
+    ("HUP", Signal::HUP),
+];
+
+/// Checks that a signal ends the backend with 0, with a frontend connected, that its sockets are
+/// gone, and that its log says which signal it was and who sent it.
 #[track_caller]
-fn ends(mut rig: Rig, signal: Signal) {
+fn ends(mut rig: Rig, (name, signal): (&str, Signal)) {
     let paths = [
         rig.backend.socket_path().to_owned(),
         rig.backend.clock_path(),
@@ -30,12 +37,18 @@ fn ends(mut rig: Rig, signal: Signal) {
     let status = status.unwrap_or_else(|| panic!("{signal:?} does not end it"));
     assert_eq!(status.code(), Some(0), "{signal:?}: {status}");
     assert!(!paths.iter().any(|path| path.exists()), "{signal:?}");
-    rig.log_with("Ending on a signal");
+    let sender = format!(
+        "process {} of uid {}",
+        std::process::id(),
+        geteuid().as_raw()
+    );
+    rig.log_with(&format!("Ending on SIG{name} from {sender}\n"));
 }
 
 #[test]
 fn sighup_ends_it_with_0_and_the_sockets_are_gone() {
-    ends(launched_by("exec \"$@\""), Signal::HUP);
+    let [_, _, hangup] = ENDING;
+    ends(launched_by("exec \"$@\""), hangup);
 }
 
 #[test]
@@ -44,20 +57,22 @@ fn sighup_that_the_launcher_ignores_stays_ignored() {
     rig.backend.signal(Signal::HUP);
     Client::connect(&rig).configure(1);
     assert_eq!(rig.backend.exit_within(std::time::Duration::ZERO), None);
-    assert_eq!(rig.said("Ending on a signal"), 0);
+    assert_eq!(rig.said("Ending on"), 0);
     assert_eq!(rig.backend.terminate().code(), Some(0));
 }
 
 #[test]
 fn sigterm_and_sigint_end_it_even_if_the_launcher_ignores_them() {
-    for (name, signal) in [("TERM", Signal::TERM), ("INT", Signal::INT)] {
-        ends(launched_by(&format!("trap '' {name}; exec \"$@\"")), signal);
+    let [term, int, _] = ENDING;
+    for signal in [term, int] {
+        let trap = format!("trap '' {}; exec \"$@\"", signal.0);
+        ends(launched_by(&trap), signal);
     }
 }
 
 #[test]
 fn signals_that_the_launcher_has_blocked_end_it() {
-    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+    for signal in ENDING {
         ends(launched_by("exec env --block-signal \"$@\""), signal);
     }
 }

@@ -214,7 +214,7 @@ fn the_first_backend_of_the_readme_answers_as_it_is_written() {
         ))
         .env("PATH", format!("{}:{path}", bin.display())));
     assert!(ends_well, "{script}{text}");
-    for part in ["phase           NEW\n", "Ending on a signal"] {
+    for part in ["phase           NEW\n", "Ending on SIGTERM"] {
         assert!(text.contains(part), "no {part:?}: {script}{text}");
     }
     assert!(vm.join("state").is_file());

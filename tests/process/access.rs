@@ -239,7 +239,7 @@ fn strangers_without_end_keep_nobody_out_and_do_not_flood_the_log() {
     Client::connect(&rig).configure(1);
     rig.backend.log_with_times("was turned away: process", 100);
     assert_eq!(rig.backend.terminate().code(), Some(0));
-    let log = rig.log_with("Ending on a signal");
+    let log = rig.log_with("Ending on SIGTERM");
     // 100 at once, and one more every 5 s.
     assert!(
         log.matches("was turned away: process").count() < 110,

@@ -50,7 +50,7 @@ pub enum ServerError {
 /// an error here: its connection ends, and the next one is served.
 pub fn serve(
     mut endpoints: Vec<Endpoint>,
-    signals: &Signals,
+    mut signals: Signals,
     terminate: bool,
     mut supervision: Option<Supervision>,
 ) -> Result<(), ServerError> {
@@ -81,8 +81,10 @@ pub fn serve(
             // What is due, and what the VM has become, is handled with every turn of the loop.
             None | Some(Token::VmChanged) => {}
             Some(Token::Signal) => {
-                log::info!("Ending on a signal");
-                break;
+                if let Some(signal) = signals.take() {
+                    log::info!("Ending on {signal}");
+                    break;
+                }
             }
             Some(Token::Endpoint(event, index)) => {
                 let Some(endpoint) = endpoints.get_mut(index) else {

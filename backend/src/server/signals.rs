@@ -1,5 +1,6 @@
 //! The signals that end the process, and those that must not.
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -7,6 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::backend::SignalDelivery;
+use signal_hook::iterator::exfiltrator::WithRawSiginfo;
+use signal_hook::low_level::signal_name;
 use vmm_sys_util::signal::{get_blocked_signals, unblock_signal};
 
 /// Unblocks every signal. A launcher's mask survives execve(2), and a signal that the launcher has
@@ -24,7 +28,7 @@ pub fn unblock_all() {
 /// SIGHUP stays ignored where the launcher ignores it, which is how nohup(1) keeps a process alive.
 /// SIGTERM and SIGINT end the process in any case.
 #[derive(Debug)]
-pub struct Signals(UnixStream);
+pub struct Signals(SignalDelivery<UnixStream, WithRawSiginfo>);
 
 impl Signals {
     /// Catches the signals from now on. One that arrives before the process serves ends it then.
@@ -38,19 +42,62 @@ impl Signals {
     pub fn catch() -> io::Result<Self> {
         let (read_end, write_end) = UnixStream::pair()?;
         let hangup = (!is_ignored(SIGHUP)?).then_some(SIGHUP);
-        for signal in [SIGTERM, SIGINT].into_iter().chain(hangup) {
-            signal_hook::low_level::pipe::register(signal, write_end.try_clone()?)?;
-        }
+        let ending = [SIGTERM, SIGINT].into_iter().chain(hangup);
+        let caught = SignalDelivery::with_pipe(read_end, write_end, WithRawSiginfo, ending)?;
         // Nobody reads the flag. With any handler, write(2) returns the error.
         signal_hook::flag::register(libc::SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
-        Ok(Signals(read_end))
+        Ok(Signals(caught))
+    }
+
+    /// A signal that has arrived and was not taken yet.
+    pub(super) fn take(&mut self) -> Option<Arrived> {
+        self.0.pending().next().map(|info| Arrived::new(&info))
     }
 }
 
 impl AsRawFd for Signals {
     /// Readable once a signal has arrived.
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.0.get_read().as_raw_fd()
+    }
+}
+
+/// A signal, and who sent it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Arrived {
+    signal: libc::c_int,
+    /// Process and user. The process is 0 where it is in a PID namespace that this one does not
+    /// see.
+    sender: Option<(libc::pid_t, libc::uid_t)>,
+}
+
+impl Arrived {
+    #[expect(unsafe_code, reason = "no crate without C code reads the sender")]
+    fn new(info: &libc::siginfo_t) -> Self {
+        // sigaction(2): a code above 0 is the kernel's own signal.
+        let is_of_a_process = info.si_code <= 0;
+        // SAFETY: the field is an integer within `info`.
+        let pid = unsafe { info.si_pid() };
+        // SAFETY: as above.
+        let uid = unsafe { info.si_uid() };
+        Arrived {
+            signal: info.si_signo,
+            sender: is_of_a_process.then_some((pid, uid)),
+        }
+    }
+}
+
+impl fmt::Display for Arrived {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match signal_name(self.signal) {
+            Some(name) => f.write_str(name)?,
+            None => write!(f, "signal {}", self.signal)?,
+        }
+        match self.sender {
+            Some((pid, uid)) => write!(f, " from process {pid} of uid {uid}"),
+            // The kernel sends these for Ctrl-C and for a terminal that is closed.
+            None => f.write_str(" from the terminal"),
+        }
     }
 }
 
@@ -65,4 +112,19 @@ fn is_ignored(signal: libc::c_int) -> io::Result<bool> {
         return Err(io::Error::last_os_error());
     }
     Ok(action.sa_sigaction == libc::SIG_IGN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_is_named_with_the_process_or_the_terminal_that_sent_it() {
+        let text = |signal, sender| Arrived { signal, sender }.to_string();
+        assert_eq!(
+            text(SIGTERM, Some((4711, 1000))),
+            "SIGTERM from process 4711 of uid 1000"
+        );
+        assert_eq!(text(SIGINT, None), "SIGINT from the terminal");
+    }
 }

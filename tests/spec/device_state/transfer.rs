@@ -144,7 +144,7 @@ fn sigterm_ends_the_backend_at_once_whatever_stalls() {
         let writer = start_load(&client.driver.control);
         let control = client.driver.control.clone();
         let check = checking.then(|| thread::spawn(move || control.check_device_state().is_err()));
-        let log = "Ending on a signal";
+        let log = "Ending on SIGTERM";
         let signalled = Instant::now();
         rig.backend.signal(Signal::TERM);
         let status = rig.backend.wait(Duration::from_secs(20));
