@@ -46,7 +46,8 @@ pub struct Target {
 
     /// Wait for up to this many seconds, each time, until the backend accepts the connection and
     /// until it answers; more than 0, at most 3600
-    #[arg(long, value_name = "SECONDS", default_value_t = 3.0, value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 3.0, value_parser = seconds,
+          allow_negative_numbers = true)]
     timeout: f64,
 }
 
@@ -57,11 +58,8 @@ impl Target {
     }
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
-    let seconds = text.parse::<f64>().map_err(|error| error.to_string())?;
-    if seconds > 0.0 && seconds <= 3600.0 {
-        Ok(seconds)
-    } else {
-        Err("must be more than 0 and at most 3600".to_owned())
-    }
+fn seconds(text: &str) -> Result<f64, &'static str> {
+    let seconds = text.parse::<f64>().ok();
+    let in_range = seconds.filter(|seconds| *seconds > 0.0 && *seconds <= 3600.0);
+    in_range.ok_or("a number of seconds, more than 0 and at most 3600")
 }

@@ -12,11 +12,14 @@ pub(crate) enum Error {
     /// The backend accepted the connection, or has it in its backlog, and does not answer.
     #[error(
         "the backend at {} does not answer; it serves one frontend at a time, so check whether \
-         a VMM is connected to it",
+         a VMM is connected to it, and whether this is the socket of its timer device",
         .0.display()
     )]
     Busy(PathBuf),
-    /// The backend could not be reached or asked.
+    /// The backend could not be reached.
+    #[error(transparent)]
+    Unreachable(frontend::Error),
+    /// The backend could not be asked.
     #[error("cannot {what}")]
     Failed {
         /// What was tried.

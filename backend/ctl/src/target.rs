@@ -16,6 +16,6 @@ pub(crate) fn connect(target: &Target) -> Result<Frontend, Error> {
     match Frontend::connect(&target.socket_path, options) {
         // The connection is in the listening socket's backlog: another frontend is served.
         Err(frontend::Error::TimedOut { .. }) => Err(Error::Busy(target.socket_path.clone())),
-        connected => connected.map_err(Error::failed_to("connect to the backend")),
+        connected => connected.map_err(Error::Unreachable),
     }
 }
