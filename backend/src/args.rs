@@ -1,6 +1,5 @@
 //! The command line.
 
-use std::num::ParseIntError;
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -31,6 +30,7 @@ const EXIT_STATUS: &str = "Exit status:
 /// device's, and of two, named timer and clock, each is the device's of its name.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vhost-user-timer", version, max_term_width = 100)]
+#[command(allow_negative_numbers = true)]
 #[command(after_help = EXIT_STATUS)]
 pub struct Args {
     /// Listen on a Unix socket at this path. A socket there on which no process listens is replaced
@@ -65,7 +65,8 @@ pub struct Args {
     pub socket_mode: Option<SocketMode>,
 
     /// Serve frontends of this user only, by name or uid; repeat the option for more users. Others
-    /// are disconnected at once, and the log says so. Also on inherited sockets: the user of a
+    /// are disconnected, and the log says so: at once, or, as each socket serves one frontend at a
+    /// time, when the frontend before them has left. Also on inherited sockets: the user of a
     /// connected one is the user that made the socket pair. Without the option every user that can
     /// reach the socket is served
     #[arg(long, value_name = "USER", value_parser = User::parse)]
@@ -143,13 +144,15 @@ pub struct Args {
 }
 
 impl Args {
-    /// The error of a command line without a socket, where none was passed either.
-    pub fn no_socket() -> clap::Error {
-        Self::command().error(
-            ErrorKind::MissingRequiredArgument,
+    /// The error of a command line without a socket, where none was passed either, and why one that
+    /// was passed does not count.
+    pub fn no_socket(ignored: Option<&str>) -> clap::Error {
+        let why = ignored.map(|why| format!("\n{why}")).unwrap_or_default();
+        let text = format!(
             "no socket to serve on: name one with --socket-path, --fd, --rtc-socket-path or \
-             --rtc-fd, or have a service manager pass one (LISTEN_FDS, sd_listen_fds(3))",
-        )
+             --rtc-fd, or have a service manager pass one (LISTEN_FDS, sd_listen_fds(3)){why}"
+        );
+        Self::command().error(ErrorKind::MissingRequiredArgument, text)
     }
 }
 
@@ -181,11 +184,12 @@ impl Args {
 }
 
 /// A number of ticks, decimal or, after 0x, hexadecimal.
-fn ticks(text: &str) -> Result<u64, ParseIntError> {
-    match text.strip_prefix("0x") {
+fn ticks(text: &str) -> Result<u64, &'static str> {
+    let ticks = match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16),
         None => text.parse(),
-    }
+    };
+    ticks.map_err(|_| "an offset is 0 to 2^64 - 1 ticks, decimal or, after 0x, hexadecimal")
 }
 
 /// Most bytes of a VM's name: as systemd allows in a unit's.
@@ -222,7 +226,7 @@ mod tests {
         assert!(parse(&["--socket-path=/run/x"]).is_ok());
         assert_eq!(parse(&["--fd", "3"]).unwrap().fd, Some(3));
         assert!(parse(&[]).is_ok(), "a service manager may pass them");
-        assert_eq!(Args::no_socket().kind(), MissingRequiredArgument);
+        assert_eq!(Args::no_socket(None).kind(), MissingRequiredArgument);
         assert_eq!(
             parse(&["--fd=3", "--socket-path=/x"]).unwrap_err(),
             ArgumentConflict
@@ -302,11 +306,15 @@ mod tests {
             "--counter-frequency=0",
             "--counter-frequency=10000000001",
             "--fd=-1",
+            "--rtc-fd -1",
+            "--max-vcpus -1",
             "--log-level=loud",
             "--poll-max-us=10001",
             "--counter-source=sundial",
         ] {
-            let kind = parse(&["--socket-path=/x", bad]).unwrap_err();
+            // Also as two words: a number is the value of the option before it.
+            let words: Vec<_> = bad.split(' ').collect();
+            let kind = parse(&[&["--socket-path=/x"], words.as_slice()].concat()).unwrap_err();
             assert!(
                 matches!(
                     kind,

@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         Err(text) if !text.use_stderr() => return after_printing(text.print()),
         Err(wrong) => return wrong_usage(&wrong),
     };
+    logging::name_vm(args.name.as_deref());
     let passed = match Passed::from_environment() {
         Ok(passed) => passed,
         Err(error) => return fail(&error.to_string()),
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
         }
     };
     if places.are_none() {
-        return wrong_usage(&Args::no_socket());
+        return wrong_usage(&Args::no_socket(server::passed_to_another().as_deref()));
     }
     match run(&args, &given, &places) {
         Ok(()) => {
@@ -84,7 +85,7 @@ fn fail(why: &str) -> ExitCode {
 }
 
 fn run(args: &Args, given: &str, places: &Places) -> Result<(), Box<dyn Error>> {
-    logging::start(args.log_level, args.name.as_deref())
+    logging::start(args.log_level)
         .map_err(|error| format!("starting the log's thread failed: {error}"))?;
     logging::wait_for_first();
     let device = Arc::new(TimerDevice::new(&TimerConfig {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
-use crate::sys::{FileId, file_id};
+use crate::sys::{FileId, file_id, folder_of};
 
 /// Most bytes that are read. The longest number has 10, and an end of its line.
 const LONGEST: u64 = 32;
@@ -39,6 +39,13 @@ pub enum PidFileError {
         .0.display()
     )]
     Foreign(PathBuf),
+    /// There is no folder for the file.
+    #[error(
+        "--pid-file {}: there is no folder {}; make the folder, or name another file",
+        .0.display(),
+        folder_of(.0).display()
+    )]
+    NoFolder(PathBuf),
     /// The system refuses.
     #[error("--pid-file {}: writing it failed", path.display())]
     Io {
@@ -80,7 +87,10 @@ impl PidFile {
             .create_new(true)
             .mode(0o644)
             .open(&beside)
-            .map_err(failed)?;
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => PidFileError::NoFolder(path.to_owned()),
+                _ => failed(error),
+            })?;
         let written = writeln!(file, "{}", std::process::id())
             .and_then(|()| Ok(flock(&file, FlockOperation::NonBlockingLockExclusive)?))
             .map_err(failed)

@@ -26,7 +26,7 @@ fn started() -> bool {
     let Ok(level) = std::env::var(LEVEL) else {
         return false;
     };
-    logging::start(level.parse::<LevelFilter>().unwrap(), None).unwrap();
+    logging::start(level.parse::<LevelFilter>().unwrap()).unwrap();
     true
 }
 

@@ -90,6 +90,25 @@ fn without_any_socket_the_error_names_both_ways_to_have_one() {
 }
 
 #[test]
+fn sockets_that_are_passed_to_another_process_are_ignored_and_the_error_says_so() {
+    for (variable, whose) in [
+        (None, "LISTEN_PID is not set"),
+        (Some(("LISTEN_PID", "1")), "LISTEN_PID=1"),
+    ] {
+        let output = Command::new(find_program().unwrap())
+            .env("LISTEN_FDS", "1")
+            .env_remove("LISTEN_PID")
+            .envs(variable)
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("\nLISTEN_FDS=1 is ignored: "), "{said}");
+        assert!(said.contains(&format!(", and {whose}\n")), "{said}");
+    }
+}
+
+#[test]
 fn sockets_that_cannot_be_served_as_passed_are_an_error_that_says_why() {
     let two = [("LISTEN_FDS", "2"), ("LISTEN_FDNAMES", "timer:other")];
     let clock = [("LISTEN_FDS", "1"), ("LISTEN_FDNAMES", "clock")];

@@ -104,6 +104,36 @@ fn a_state_file_without_its_folder_or_that_is_a_folder_says_so() {
 }
 
 #[test]
+fn a_pid_file_without_its_folder_says_so_and_leaves_no_socket() {
+    let folder = TempDir::new().unwrap();
+    let socket = folder.path().join("socket");
+    let missing = folder.path().join("missing");
+    let file = missing.join("pid");
+    let why = format!(
+        "--pid-file {}: there is no folder {}; make the folder, or name another file",
+        file.display(),
+        missing.display()
+    );
+    let options = [
+        option("--socket-path", &socket),
+        option("--pid-file", &file),
+    ];
+    cannot(&options.each_ref().map(String::as_str), Stdio::null(), &why);
+    assert!(!socket.exists());
+}
+
+#[test]
+fn an_error_names_the_vm_however_early_it_is() {
+    let output = run_with(&["--name=vm1", "--fd=0", "--rtc-clock=utc"], Stdio::null());
+    let said = text(&output.stderr);
+    assert!(
+        said.starts_with("vhost-user-timer vm1: --rtc-clock is for "),
+        "{said}"
+    );
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
 fn an_abstract_socket_is_2_and_says_how_to_name_such_a_file() {
     is_wrong(
         &["--socket-path=@vm1"],

@@ -99,15 +99,20 @@ impl Logger {
     }
 }
 
-/// Starts the log: lines of this level and more severe ones are written, each with the VM's name
-/// where it has one. Where stderr is the journal's, lines have the journal's form. With
-/// [`LevelFilter::Off`] there is no thread. A panic is reported by the log as well from now on.
+/// Has each line name the VM, where it has a name. To be called before anything else here.
+pub fn name_vm(name: Option<&str>) {
+    LOGGER.form.get_or_init(|| Form::new(name));
+}
+
+/// Starts the log: lines of this level and more severe ones are written. Where stderr is the
+/// journal's, lines have the journal's form. With [`LevelFilter::Off`] there is no thread. A panic
+/// is reported by the log as well from now on.
 ///
 /// # Errors
 ///
 /// Where the system refuses the thread. Called a second time, this changes nothing.
-pub fn start(level: LevelFilter, name: Option<&str>) -> io::Result<()> {
-    let form = LOGGER.form.get_or_init(|| Form::new(name));
+pub fn start(level: LevelFilter) -> io::Result<()> {
+    let form = LOGGER.form();
     if level != LevelFilter::Off && LOGGER.started.get().is_none() {
         std::thread::Builder::new()
             .name(THREAD.to_owned())

@@ -129,6 +129,28 @@ impl Passed {
     }
 }
 
+/// Why sockets that the environment names are not this process's, where it names any: a launcher
+/// that forks, or starts the program by a shell, passes the number of another process.
+pub fn passed_to_another() -> Option<String> {
+    let text = |name| std::env::var_os(name).map(|value| shown(&value.to_string_lossy()));
+    meant_for_another(std::process::id(), text)
+}
+
+fn meant_for_another(
+    own_pid: u32,
+    variable: impl Fn(&'static str) -> Option<String>,
+) -> Option<String> {
+    let fds = variable("LISTEN_FDS")?;
+    let meant_for = match variable("LISTEN_PID") {
+        None => "LISTEN_PID is not set".to_owned(),
+        Some(pid) if pid == own_pid.to_string() => return None,
+        Some(pid) => format!("LISTEN_PID={pid}"),
+    };
+    Some(format!(
+        "LISTEN_FDS={fds} is ignored: this process is {own_pid}, and {meant_for}"
+    ))
+}
+
 /// The beginning of a text that may be long.
 fn shown(text: &str) -> String {
     text.chars().take(SHOWN).collect()
@@ -137,6 +159,26 @@ fn shown(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sockets_for_another_process_are_known_by_its_number() {
+        let why = |fds: Option<&str>, pid: Option<&str>| {
+            meant_for_another(4711, |name| match name {
+                "LISTEN_FDS" => fds.map(str::to_owned),
+                _ => pid.map(str::to_owned),
+            })
+        };
+        assert_eq!(why(None, Some("1")), None);
+        assert_eq!(why(Some("1"), Some("4711")), None);
+        assert_eq!(
+            why(Some("2"), None).unwrap(),
+            "LISTEN_FDS=2 is ignored: this process is 4711, and LISTEN_PID is not set"
+        );
+        assert_eq!(
+            why(Some("1"), Some("1")).unwrap(),
+            "LISTEN_FDS=1 is ignored: this process is 4711, and LISTEN_PID=1"
+        );
+    }
 
     const PID: u32 = 4711;
 

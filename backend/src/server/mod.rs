@@ -19,7 +19,7 @@ use std::os::fd::AsRawFd;
 
 pub use access::{Access, AccessError, ModeError, SocketMode, Stranger};
 pub(crate) use activation::LISTEN_FDS;
-pub use activation::{ActivationError, Passed};
+pub use activation::{ActivationError, Passed, passed_to_another};
 pub use bound::PathError;
 pub use endpoint::Endpoint;
 pub use manager::Manager;
