@@ -212,6 +212,26 @@ fn the_manager_is_told_of_readiness_of_each_change_and_of_the_end() {
 }
 
 #[test]
+fn an_open_restore_is_reported_as_it_progresses() {
+    let manager = Manager::new();
+    let rig = manager.launch(Devices::Timer, "");
+    let mut client = Client::connect(&rig);
+    client.configure(2);
+    client.restore_begin(2, 0);
+    // What of the status before it is sent depends on which thread is faster.
+    let wait_for = |restored| {
+        let wanted = format!(
+            "STATUS=VM RESTORING, {restored} of 2 vCPUs restored, epoch 2; connected: timer"
+        );
+        while manager.next() != wanted {}
+    };
+    wait_for(0);
+    client.bring(1, 1_000);
+    client.restore_done(1);
+    wait_for(1);
+}
+
+#[test]
 fn the_managers_address_can_be_an_abstract_name() {
     let name = format!("vhost-user-timer-test-{}", std::process::id());
     let address = SocketAddr::from_abstract_name(&name).unwrap();
@@ -298,6 +318,18 @@ fn an_address_that_is_none_is_logged_and_the_frontends_are_served() {
     let rig = launch("vsock:2:1", Devices::Timer, "");
     rig.log_with("The service manager is not notified");
     Client::connect(&rig).configure(1);
+}
+
+#[test]
+fn a_manager_that_is_not_there_is_logged_once_and_the_frontends_are_served() {
+    let rig = launch("/nowhere/notify", Devices::Timer, "");
+    let failed = "Notifying the service manager (NOTIFY_SOCKET) failed: No such file or directory";
+    let log = rig.log_with(failed);
+    let line = log.lines().find(|line| line.contains(failed)).unwrap();
+    assert!(line.contains("Z WARN  "), "{line}");
+    Client::connect(&rig).configure(1);
+    rig.log_with("disconnected");
+    assert_eq!(rig.said(failed), 1);
 }
 
 #[test]

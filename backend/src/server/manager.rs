@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
+use log::Level;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sendto, socket_with,
@@ -145,7 +146,16 @@ impl Manager {
             Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM | Errno::INTR) => false,
             Err(error) => {
                 let error = io::Error::from(error);
-                log::debug!("Notifying the service manager failed: {error}");
+                // Once: it may be that the manager alone is gone.
+                let level = if self.is_ready {
+                    Level::Debug
+                } else {
+                    Level::Warn
+                };
+                log::log!(
+                    level,
+                    "Notifying the service manager (NOTIFY_SOCKET) failed: {error}"
+                );
                 true
             }
         }

@@ -2,23 +2,32 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::device::TimerDevice;
 use crate::server::endpoint::Endpoint;
 use crate::server::manager::Manager;
 use crate::server::poll::{Poll, Token};
 
+/// How often a restore that is open is asked how far it is.
+const PROGRESS: Duration = Duration::from_secs(1);
+
 /// A service manager, and the VM that it is told of.
 pub struct Supervision {
     manager: Manager,
     device: Arc<TimerDevice>,
+    /// When an open restore is asked next.
+    progress_at: Option<Instant>,
 }
 
 impl Supervision {
     /// Has this manager notified of this device's VM.
     pub fn new(manager: Manager, device: Arc<TimerDevice>) -> Self {
-        Supervision { manager, device }
+        Supervision {
+            manager,
+            device,
+            progress_at: None,
+        }
     }
 
     /// Has the loop woken by each change of the VM's status.
@@ -32,6 +41,8 @@ impl Supervision {
     pub(super) fn report(&mut self, endpoints: &[Endpoint]) {
         let connected: Vec<_> = endpoints.iter().filter_map(Endpoint::connected).collect();
         let vm = self.device.status();
+        let progresses = vm.is_some_and(|vm| vm.is_progressing());
+        self.progress_at = progresses.then(|| Instant::now() + PROGRESS);
         let vm = vm.map(|vm| vm.to_string()).unwrap_or_default();
         let status = match connected.as_slice() {
             [] => format!("{vm}; no frontend connected"),
@@ -44,7 +55,10 @@ impl Supervision {
 
     /// When [`report`](Self::report) is to be called at the latest.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.manager.due()
+        [self.manager.due(), self.progress_at]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Reports that the process ends.

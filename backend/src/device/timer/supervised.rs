@@ -20,9 +20,18 @@ impl TimerDevice {
         Ok(self.watch.get_or_init(|| watch).as_raw_fd())
     }
 
-    /// The VM in brief, once it is [watched](Self::watch).
+    /// The VM in brief, once it is [watched](Self::watch). Never waits for the device's lock: where
+    /// that is taken, a restore has progressed as far as it had the last time.
     pub fn status(&self) -> Option<VmStatus> {
-        self.watch.get().map(Watch::status)
+        let watch = self.watch.get()?;
+        let status = watch.status();
+        if !status.is_progressing() {
+            return Some(status);
+        }
+        if let Ok(mut state) = self.state.try_lock() {
+            watch.renew(&mut state);
+        }
+        Some(watch.status())
     }
 
     /// Whether the device's lock is free at this moment. However busy the device is, it is free

@@ -11,13 +11,21 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::device::timer::state::TimerState;
 use crate::sys::lock;
 
-/// The VM as it was at the last change of its phase, or when its restore timed out.
+/// The VM as it was at the last change of its phase, or when its restore was last
+/// [asked about](Watch::renew).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VmStatus {
     phase: Phase,
     vcpus: u32,
     epoch: u64,
     restored: u32,
+}
+
+impl VmStatus {
+    /// Whether it changes without a report: vCPUs are being restored.
+    pub fn is_progressing(&self) -> bool {
+        self.phase == Phase::Restoring
+    }
 }
 
 impl fmt::Display for VmStatus {
@@ -32,10 +40,11 @@ impl fmt::Display for VmStatus {
             return f.write_str("No VM yet");
         }
         let plural = if *vcpus == 1 { "" } else { "s" };
-        write!(f, "VM {phase}, {vcpus} vCPU{plural}")?;
-        // A restore begins with none.
-        if *phase == Phase::Restoring && *restored > 0 {
-            write!(f, " ({restored} restored when the restore timed out)")?;
+        write!(f, "VM {phase}, ")?;
+        if *phase == Phase::Restoring {
+            write!(f, "{restored} of {vcpus} vCPU{plural} restored")?;
+        } else {
+            write!(f, "{vcpus} vCPU{plural}")?;
         }
         write!(f, ", epoch {epoch}")
     }
@@ -62,9 +71,15 @@ impl Watch {
         })
     }
 
+    /// Counts the vCPUs that are restored by now. They are not reported one by one: a restore does
+    /// not wait for those who watch it.
+    pub(super) fn renew(&self, state: &mut TimerState) {
+        *lock(&self.status) = brief(state);
+    }
+
     /// The status has changed.
     pub(super) fn update(&self, state: &mut TimerState) {
-        *lock(&self.status) = brief(state);
+        self.renew(state);
         // Fails only where the counter is full, and then it is readable as well.
         let _ = self.changed.write(1);
     }
@@ -99,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_status_names_the_phase_the_vcpus_and_what_a_restore_lacks() {
+    fn the_status_names_the_phase_the_vcpus_and_how_many_are_restored() {
         let status = |phase, vcpus, restored| {
             let epoch = 3;
             VmStatus {
@@ -115,11 +130,11 @@ mod tests {
         assert_eq!(status(Phase::Armed, 1, 1), "VM ARMED, 1 vCPU, epoch 3");
         assert_eq!(
             status(Phase::Restoring, 4, 0),
-            "VM RESTORING, 4 vCPUs, epoch 3"
+            "VM RESTORING, 0 of 4 vCPUs restored, epoch 3"
         );
         assert_eq!(
-            status(Phase::Restoring, 4, 3),
-            "VM RESTORING, 4 vCPUs (3 restored when the restore timed out), epoch 3"
+            status(Phase::Restoring, 1, 0),
+            "VM RESTORING, 0 of 1 vCPU restored, epoch 3"
         );
     }
 }
