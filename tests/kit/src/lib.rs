@@ -11,6 +11,7 @@
 //! - [`rounds`]: what the VMM reports of its restores on a real KVM;
 //! - [`race`]: vCPU threads that all restore at once;
 //! - [`state_file`]: state files as a test edits them;
+//! - [`time_out`]: time-outs that run while a test sets its scene up;
 //! - [`watch`]: the count as a guest reads it, and whether it decreased;
 //! - [`victim`]: a backend under attack, and what must be true of it afterwards;
 //! - `shadow`: what a VM must be like, judging by the answers that its frontend got.
@@ -28,6 +29,7 @@ pub mod rounds;
 #[doc(hidden)]
 pub mod shadow;
 pub mod state_file;
+pub mod time_out;
 pub mod victim;
 pub mod watch;
 

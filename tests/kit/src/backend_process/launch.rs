@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 
 use super::{
     BackendProcess, CLOCK_SOCKET, Devices, TIMER_SOCKET, private_directory, spawn_binding,
@@ -93,6 +94,8 @@ impl Launch {
                 socket_path: directory.path().join(TIMER_SOCKET),
                 log_path: directory.path().join("log"),
                 unread: None,
+                log_writer: None,
+                waited_for: Mutex::default(),
                 directory,
             };
             backend.until_ready(self.unread)?;

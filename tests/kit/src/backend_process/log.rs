@@ -1,29 +1,48 @@
 //! What a backend has logged.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::{BackendProcess, GRACE};
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl BackendProcess {
-    /// What it has written to stderr so far. A thread of its own writes the log, so a line may come
-    /// after the answer to the action that it reports: while the process lives, only
-    /// [`log_with`](Self::log_with) can tell that there is one.
+    /// What it has written to stderr so far: all of it once the process is known to have ended. A
+    /// thread of its own writes the log, so a line may come after the answer to the action that it
+    /// reports: while the process lives, only [`log_with`](Self::log_with) can tell that there is
+    /// one.
+    ///
+    /// # Panics
+    ///
+    /// If its stderr is a pipe from the start that nobody reads ([`Launch::unread`]).
+    ///
+    /// [`Launch::unread`]: super::Launch::unread
     pub fn log(&self) -> String {
-        let bytes = std::fs::read(&self.log_path).unwrap_or_default();
+        let bytes = std::fs::read(&self.log_path).expect("its stderr is written to a file");
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Waits until the log contains `text`, and returns the log.
+    /// Waits until the log contains `text`, and returns the log. Where the same text was waited for
+    /// before, it must be there once more: an earlier line is not taken for the next one.
     ///
     /// # Panics
     ///
     /// If it does not.
     #[track_caller]
     pub fn log_with(&self, text: &str) -> String {
-        self.log_with_times(text, 1)
+        let times = {
+            let mut waited_for = lock(&self.waited_for);
+            let times = waited_for.entry(text.to_owned()).or_default();
+            *times += 1;
+            *times
+        };
+        self.log_with_times(text, times)
     }
 
-    /// As [`log_with`](Self::log_with), at least this many times.
+    /// Waits until the log contains `text` at least this many times from its beginning.
     ///
     /// # Panics
     ///
@@ -36,7 +55,10 @@ impl BackendProcess {
             if log.matches(text).count() >= times {
                 return log;
             }
-            assert!(Instant::now() < deadline, "{text:?} is not in: {log}");
+            assert!(
+                Instant::now() < deadline,
+                "{text:?} is not {times} times in: {log}"
+            );
             std::thread::yield_now();
         }
     }

@@ -11,10 +11,11 @@ mod program;
 #[cfg(test)]
 mod tests;
 
-pub use ending::exit_within;
+pub use ending::{exit_within, kill_and_wait};
 pub use launch::Launch;
-pub use program::{BACKEND_VARIABLE, find_program};
+pub use program::{BACKEND_VARIABLE, copy_program, find_program, write_script};
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -22,6 +23,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
@@ -32,8 +35,9 @@ use tempfile::TempDir;
 use ending::has_ended;
 use program::PROGRAM;
 
-/// How long a backend may take to end after SIGTERM before it is killed.
-const GRACE: Duration = Duration::from_secs(10);
+/// How long a backend may take to end after SIGTERM before it is killed, and to write a line of its
+/// log. Only a failure takes this long.
+const GRACE: Duration = Duration::from_secs(30);
 
 /// The sockets' file names.
 const TIMER_SOCKET: &str = "timer.sock";
@@ -74,6 +78,10 @@ pub struct BackendProcess {
     log_path: PathBuf,
     /// A stderr that nobody reads.
     unread: Option<BufReader<ChildStderr>>,
+    /// Writes what comes by a stderr that is a pipe to the log file, until the process has ended.
+    log_writer: Option<JoinHandle<io::Result<u64>>>,
+    /// How often [`log_with`](Self::log_with) has waited for each text.
+    waited_for: Mutex<BTreeMap<String, usize>>,
     directory: TempDir,
 }
 
@@ -201,16 +209,19 @@ impl BackendProcess {
     }
 
     /// Starts another backend at the same socket paths and on the same state file, in the place of
-    /// one that was killed, and returns when it is ready. The new log follows the old one.
+    /// one that has ended, and returns when it is ready. The new log follows the old one.
     ///
     /// # Errors
     ///
-    /// Those of [`launch_binding`](Self::launch_binding).
+    /// Those of [`launch_binding`](Self::launch_binding), or where the previous one still runs.
     pub fn relaunch_with_state<A: AsRef<OsStr>>(
         &mut self,
         program: &Path,
         extra_args: &[A],
     ) -> io::Result<()> {
+        if self.try_wait()?.is_none() {
+            return Err(io::Error::other("the previous backend still runs"));
+        }
         let args = with_state_file(self.directory(), extra_args);
         let command = Command::new(program);
         self.child = spawn_binding(command, self.directory(), self.devices, &args)?;
@@ -240,10 +251,23 @@ impl BackendProcess {
             self.unread = Some(lines);
             return Ok(());
         }
-        std::thread::Builder::new()
-            .name("backend log".to_owned())
-            .spawn(move || io::copy(&mut lines, &mut log))?;
+        let thread = std::thread::Builder::new().name("backend log".to_owned());
+        self.log_writer = Some(thread.spawn(move || io::copy(&mut lines, &mut log))?);
         Ok(())
+    }
+
+    /// The log of a process that has ended is whole from here on.
+    fn complete_log(&mut self) {
+        if let Some(writer) = self.log_writer.take() {
+            let _ = writer.join();
+        }
+    }
+
+    /// Reaps the process, which has ended or is about to.
+    fn reap(&mut self) -> ExitStatus {
+        let status = self.child.wait().expect("the child is ours to reap");
+        self.complete_log();
+        status
     }
 
     fn launch_on<A: AsRef<OsStr>>(
@@ -287,6 +311,8 @@ impl BackendProcess {
             socket_path: directory.path().join(TIMER_SOCKET),
             log_path: directory.path().join("log"),
             unread: None,
+            log_writer: None,
+            waited_for: Mutex::default(),
             directory,
         })
     }
@@ -341,12 +367,20 @@ impl BackendProcess {
     ///
     /// If the system has lost track of the child.
     pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
-        self.child.try_wait()
+        let status = self.child.try_wait()?;
+        if status.is_some() {
+            self.complete_log();
+        }
+        Ok(status)
     }
 
     /// Its exit status, if it ends by itself within `limit`.
+    ///
+    /// # Panics
+    ///
+    /// If something else in this process has reaped the child.
     pub fn exit_within(&mut self, limit: Duration) -> Option<ExitStatus> {
-        exit_within(&mut self.child, limit)
+        has_ended(&mut self.child, limit).then(|| self.reap())
     }
 
     /// Waits for it to end by itself. After `limit` it is killed, which the status shows.
@@ -358,11 +392,10 @@ impl BackendProcess {
         if !has_ended(&mut self.child, limit) {
             let _ = self.child.kill();
         }
-        self.child.wait().expect("the child is ours to reap")
+        self.reap()
     }
 
-    /// Ends it by SIGTERM and waits. A backend that does not end within ten seconds is killed,
-    /// which the status shows.
+    /// Ends it by SIGTERM and waits. A backend that does not end is killed, which the status shows.
     ///
     /// # Panics
     ///
@@ -379,7 +412,7 @@ impl BackendProcess {
     /// If something else in this process has reaped the child.
     pub fn kill(&mut self) -> ExitStatus {
         let _ = self.child.kill();
-        self.child.wait().expect("the child is ours to reap")
+        self.reap()
     }
 
     /// Sends a signal, unless the process is known to have ended.
@@ -395,6 +428,7 @@ impl Drop for BackendProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        self.complete_log();
     }
 }
 

@@ -1,8 +1,10 @@
 //! Which program is the backend.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The environment variable that names the backend program.
 pub const BACKEND_VARIABLE: &str = "VHOST_USER_TIMER";
@@ -51,6 +53,34 @@ pub fn find_program() -> io::Result<PathBuf> {
             Err(io::Error::new(io::ErrorKind::NotFound, text))
         }
     }
+}
+
+/// Copies a program, so that it can be executed at once.
+///
+/// # Panics
+///
+/// If that fails.
+pub fn copy_program(from: &Path, to: &Path) {
+    by_shell("cp -- \"$1\" \"$2\"", &[from.as_os_str(), to.as_os_str()]);
+}
+
+/// Makes a shell script that can be executed at once.
+///
+/// # Panics
+///
+/// If that fails.
+pub fn write_script(path: &Path, text: &str) {
+    let script = "printf '#!/bin/sh\\n%s' \"$2\" >\"$1\" && chmod 700 \"$1\"";
+    by_shell(script, &[path.as_os_str(), text.as_ref()]);
+}
+
+/// Has a process of its own write a program. What this process has open for writing, a child that
+/// another thread starts has open as well until it executes its own program, and meanwhile the
+/// system executes no such file (ETXTBSY).
+fn by_shell(script: &str, args: &[&OsStr]) {
+    let mut shell = Command::new("sh");
+    let status = shell.args(["-e", "-c", script, "sh"]).args(args).status();
+    assert!(status.is_ok_and(|status| status.success()), "{shell:?}");
 }
 
 /// The checkout that the program was built from, if our crate is not in it. Cargo lists the sources

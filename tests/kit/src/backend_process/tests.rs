@@ -57,6 +57,31 @@ fn a_relaunched_backend_has_the_vm_of_the_one_that_was_killed() {
 }
 
 #[test]
+fn the_log_of_a_backend_that_has_ended_is_whole() {
+    const END: &str = "Ending on SIGTERM";
+    let program = find_program().unwrap();
+    let mut backend = BackendProcess::launch_with_state::<&str>(&program, &[]).unwrap();
+    for starts in 1..=3 {
+        assert_eq!(backend.log().matches(END).count(), starts - 1);
+        assert!(backend.terminate().success(), "{}", backend.log());
+        assert_eq!(backend.log().matches(END).count(), starts);
+        backend.relaunch_with_state::<&str>(&program, &[]).unwrap();
+    }
+    let again = backend.relaunch_with_state::<&str>(&program, &[]);
+    assert!(again.unwrap_err().to_string().contains("still runs"));
+}
+
+#[test]
+fn a_line_is_not_taken_for_the_next_one_like_it() {
+    const LEFT: &str = "The frontend of the timer device disconnected";
+    let backend = BackendProcess::launch::<&str>(&[]).unwrap();
+    for times in 1..=3 {
+        drop(Frontend::connect(backend.socket_path(), Options::default()).unwrap());
+        assert_eq!(backend.log_with(LEFT).matches(LEFT).count(), times);
+    }
+}
+
+#[test]
 fn a_backend_that_cannot_get_ready_says_why() {
     let error = BackendProcess::launch_binding(&["--max-vcpus=0"]).unwrap_err();
     assert!(error.to_string().contains("--max-vcpus"), "{error}");

@@ -144,21 +144,21 @@ impl Rig {
         UnixStream::connect(self.backend.clock_path()).expect("the backend listens")
     }
 
-    /// Waits until the log contains `text`, and returns the log.
+    /// [`BackendProcess::log_with`].
     ///
     /// # Panics
     ///
-    /// If it does not.
+    /// If the text does not come.
     #[track_caller]
     pub fn log_with(&self, text: &str) -> String {
         self.backend.log_with(text)
     }
 
-    /// As [`log_with`](Self::log_with), at least this many times.
+    /// [`BackendProcess::log_with_times`].
     ///
     /// # Panics
     ///
-    /// If it does not.
+    /// If the text does not come.
     #[track_caller]
     pub fn log_with_times(&self, text: &str, times: usize) -> String {
         self.backend.log_with_times(text, times)
