@@ -9,6 +9,7 @@ use vhost_user_timer_frontend::{
     Frontend, Operation, Options, RegValue, RequestQueue, RestoreOptions, Run, SavedVcpu, Ticket,
 };
 use vhost_user_timer_kit::backend_process::BackendProcess;
+use vhost_user_timer_kit::time_out::with_a_time_out;
 use vhost_user_timer_kit::watch::HOST_FREQUENCY;
 use vhost_user_timer_protocol::wire::ctl;
 use vhost_user_timer_protocol::{Abi, IndexRanges, Phase, Register, Status};
@@ -18,9 +19,6 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 const VCPUS: u32 = 64;
 const MISSING: [u32; 3] = [7, 12, 13];
-
-/// The restore's time-out: longer than all its requests take on a loaded machine.
-const TIMEOUT: Duration = Duration::from_secs(2);
 
 const SECOND: u64 = HOST_FREQUENCY;
 
@@ -53,7 +51,7 @@ impl Served {
         self.queue().info(LIMIT).unwrap().phase
     }
 
-    /// Has all vCPUs but the missing ones done and waiting.
+    /// Has all vCPUs but the missing ones done and waiting at the backend.
     fn all_but_stragglers_wait(&self) -> Vec<Ticket<Run>> {
         let queue = self.queue();
         let rows: Vec<_> = (0..VCPUS).map(|vcpu| row(vcpu, 1_000)).collect();
@@ -69,6 +67,8 @@ impl Served {
         for done in done {
             done.wait(LIMIT).unwrap();
         }
+        // Requests of one queue are carried out in order.
+        queue.info(LIMIT).unwrap();
         waits
     }
 
@@ -80,8 +80,11 @@ impl Served {
     }
 }
 
+/// With a time-out that does not pass.
 fn options() -> RestoreOptions {
-    RestoreOptions::default().autorun(true).timeout(TIMEOUT)
+    RestoreOptions::default()
+        .autorun(true)
+        .timeout(Duration::from_secs(3_600))
 }
 
 fn row(vcpu: u32, count: u64) -> SavedVcpu {
@@ -107,11 +110,14 @@ fn realtime_ns() -> u64 {
 
 #[test]
 fn the_missing_vcpus_are_named_as_ranges_by_the_log_and_by_the_library() {
-    let served = Served::launch(VCPUS);
-    served.begin(options());
-    let waits = served.all_but_stragglers_wait();
-    all_refused(waits, Status::TimedOut, 3);
-
+    let served = with_a_time_out(|time_out| {
+        let served = Served::launch(VCPUS);
+        served.begin(options().timeout(time_out.length()));
+        let waits = served.all_but_stragglers_wait();
+        time_out.scene_is_set()?;
+        all_refused(waits, Status::TimedOut, 3);
+        Some(served)
+    });
     let queue = served.queue();
     let missing = queue.missing_vcpus(LIMIT).unwrap();
     assert_eq!(missing, MISSING);

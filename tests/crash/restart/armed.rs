@@ -162,24 +162,28 @@ fn a_vm_that_resume_armed_comes_back_armed_without_a_restore() {
 
 #[test]
 fn the_time_out_of_a_restore_in_armed_goes_on_and_the_log_names_confirm_run() {
-    let life = Life::new();
-    let (rig, mut client) = serve(&life);
-    let began = Instant::now();
-    let timeout = Duration::from_millis(1_500);
-    arm_by_restore(&mut client, timeout);
-    end(rig, client, End::Killed);
+    with_a_time_out(|time_out| {
+        let life = Life::new();
+        let (rig, mut client) = serve(&life);
+        let began = Instant::now();
+        arm_by_restore(&mut client, time_out.length());
+        end(rig, client, End::Killed);
 
-    let (rig, mut client) = serve(&life);
-    let waiting = client.wait_run(1, 1);
-    let late = client.released(1, waiting);
-    assert!(began.elapsed() >= timeout);
-    assert_eq!(late.outcome(), (status::ETIMEDOUT, 0));
-    assert_eq!(client.info().phase, phase::ARMED);
-    rig.log_with(
-        "Restore timed out: all 3 vCPUs are restored, and CONFIRM_RUN is missing; the VM stays \
-         ARMED",
-    );
-    client.confirm();
+        let (rig, mut client) = serve(&life);
+        let waiting = client.wait_run(1, 1);
+        client.settle();
+        time_out.scene_is_set()?;
+        let late = client.released(1, waiting);
+        assert!(began.elapsed() >= time_out.length());
+        assert_eq!(late.outcome(), (status::ETIMEDOUT, 0));
+        assert_eq!(client.info().phase, phase::ARMED);
+        rig.log_with(
+            "Restore timed out: all 3 vCPUs are restored, and CONFIRM_RUN is missing; the VM \
+             stays ARMED",
+        );
+        client.confirm();
+        Some(())
+    });
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Counts, offsets, timers and the rest of a VM with no restore open.
 
+use vhost_user_timer_counter::{HostCounter, Source};
+
 use super::*;
 
 #[test]
@@ -62,12 +64,11 @@ fn the_count_goes_on_at_its_rate_whatever_it_is_derived_from() {
     for source in ["monotonic", "boottime", "tsc"] {
         let mut life = Life::new();
         life.args = vec![format!("--counter-source={source}")];
-        let mut backend = life.launch(&[]);
-        if backend.exit_within(Duration::from_millis(200)).is_some() {
-            eprintln!("{source} is not to be had here: {}", backend.log());
+        let named = Source::ALL.iter().find(|named| named.name() == source);
+        if let Err(error) = HostCounter::open(*named.unwrap()) {
+            eprintln!("skipped: {source}: {error}");
             continue;
         }
-        drop(backend);
 
         let served = life.serve();
         served.configure(1);

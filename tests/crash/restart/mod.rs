@@ -19,6 +19,7 @@ use vhost_user_timer_frontend::{
 };
 use vhost_user_timer_kit::backend_process::BackendProcess;
 use vhost_user_timer_kit::state_file;
+use vhost_user_timer_kit::time_out::with_a_time_out;
 use vhost_user_timer_kit::watch::{HOST_FREQUENCY, host_count};
 use vhost_user_timer_protocol::wire::ctl;
 use vhost_user_timer_protocol::{Abi, Phase, Register, Status};

@@ -59,38 +59,44 @@ fn a_restore_that_is_aborted_after_a_restart_leads_back_to_the_vm_from_before() 
 
 #[test]
 fn a_restores_time_out_goes_on() {
-    for (dead_until_it_passed, ms) in [(false, 1_500), (true, 200)] {
-        let timeout = Duration::from_millis(ms);
-        let life = Life::new();
-        let served = life.serve();
-        served.configure(4);
-        let began = Instant::now();
-        let options = autorun().timeout(timeout);
-        served.begin_restore(options);
-        served.queue().restore_vcpu(&row(1, 5), LIMIT).unwrap();
-        served.end(End::Killed);
-        while dead_until_it_passed && began.elapsed() <= timeout {
-            std::thread::yield_now();
-        }
+    for dead_until_it_passed in [false, true] {
+        with_a_time_out(|time_out| {
+            let life = Life::new();
+            let served = life.serve();
+            served.configure(4);
+            let began = Instant::now();
+            served.begin_restore(autorun().timeout(time_out.length()));
+            served.queue().restore_vcpu(&row(1, 5), LIMIT).unwrap();
+            served.end(End::Killed);
 
-        let mut served = life.serve();
-        if dead_until_it_passed {
-            // The log says it whether or not anybody waits.
-            let deadline = Instant::now() + LIMIT;
-            while !served.backend.log().contains("timed out") && Instant::now() < deadline {
+            let mut served = if dead_until_it_passed {
+                time_out.scene_is_set()?;
+                while began.elapsed() <= time_out.length() {
+                    std::thread::yield_now();
+                }
+                life.serve()
+            } else {
+                let served = life.serve();
+                let late = served.queue().submit(&Operation::wait_run(1)).unwrap();
+                served.queue().kick();
+                // Requests of one queue are carried out in order.
                 served.info();
-            }
-        } else {
-            let late = served.queue().wait_run(1, LIMIT).unwrap_err();
-            let refusal = late.refusal().unwrap();
-            assert_eq!((refusal.status, refusal.detail), (Status::TimedOut, 3));
-        }
-        assert!(began.elapsed() >= timeout);
-        let info = served.info();
-        assert_eq!((info.phase, info.restored), (Phase::Restoring, 1));
-        assert!(served.backend.terminate().success());
-        let log = served.backend.log();
-        assert!(log.contains("3 of 4 vCPUs missing: 0, 2-3"), "{log}");
+                time_out.scene_is_set()?;
+                let late = late.wait(LIMIT).unwrap_err();
+                let refusal = late.refusal().unwrap();
+                assert_eq!((refusal.status, refusal.detail), (Status::TimedOut, 3));
+                served
+            };
+            // The log says it whether or not anybody waits.
+            served
+                .backend
+                .log_with("Restore timed out: 3 of 4 vCPUs missing: 0, 2-3");
+            assert!(began.elapsed() >= time_out.length());
+            let info = served.info();
+            assert_eq!((info.phase, info.restored), (Phase::Restoring, 1));
+            assert!(served.backend.terminate().success());
+            Some(())
+        });
     }
 }
 

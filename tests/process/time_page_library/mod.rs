@@ -24,6 +24,7 @@ use vhost_user_timer_frontend::{
 };
 use vhost_user_timer_kit::backend_process::{BackendProcess, find_program};
 use vhost_user_timer_kit::raw_driver::seed;
+use vhost_user_timer_kit::time_out::with_a_time_out;
 use vhost_user_timer_kit::watch::{HOST_FREQUENCY, host_count};
 use vhost_user_timer_protocol::counter::Anchor;
 use vhost_user_timer_protocol::{Abi, Phase, Register, Status};
@@ -164,19 +165,27 @@ impl Waiters {
     /// Returns once all of them sleep: they have read the page and wait.
     fn come_to_rest(&self) {
         let deadline = Instant::now() + LIMIT;
+        assert!(
+            self.rest_before(|| Instant::now() >= deadline),
+            "some do not sleep"
+        );
+        self.nobody_came();
+    }
+
+    /// Waits until all of them sleep. Returns whether they do before it is too late.
+    fn rest_before(&self, is_too_late: impl Fn() -> bool) -> bool {
         let mut last = None;
-        loop {
+        while !is_too_late() {
             let threads = self.threads.lock().unwrap().clone();
             let all = threads.len() == self.count;
             let now: Option<Vec<_>> = threads.iter().map(|thread| asleep(*thread)).collect();
             if all && now.is_some() && now == last {
-                self.nobody_came();
-                return;
+                return !is_too_late();
             }
             last = now.filter(|_| all);
-            assert!(Instant::now() < deadline, "{threads:?} do not sleep");
             std::thread::yield_now();
         }
+        false
     }
 
     fn refused(&self, count: u32) -> Vec<Status> {

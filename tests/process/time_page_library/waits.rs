@@ -88,10 +88,19 @@ fn a_new_restore_is_estale_an_abort_ecanceled_and_a_time_out_etimedout_for_all_w
             assert_eq!(waiters.refused(4), [Status::Canceled; 4]);
         });
     }
-    served.begin(Some(Duration::from_secs(2)));
-    served.waiting(4, Deadline::from(LIMIT), |waiters| {
-        waiters.come_to_rest();
-        assert_eq!(waiters.refused(4), [Status::TimedOut; 4]);
+    with_a_time_out(|time_out| {
+        served.begin(Some(time_out.length()));
+        served.waiting(4, Deadline::from(LIMIT), |waiters| {
+            if waiters.rest_before(|| time_out.may_have_passed()) {
+                assert_eq!(waiters.refused(4), [Status::TimedOut; 4]);
+                return Some(());
+            }
+            queue.restore_abort(LIMIT).unwrap();
+            for _ in 0..4 {
+                waiters.next().1.unwrap_err();
+            }
+            None
+        })
     });
     // A later wait goes on.
     served.waiting(4, Deadline::from(LIMIT), |waiters| {
