@@ -7,10 +7,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use rustix::process::{Gid, Uid, getegid, geteuid};
 use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
-use vhost_user_timer_kit::backend_process::{Devices, Launch, find_program};
+use vhost_user_timer_kit::backend_process::{Devices, Launch, copy_program, find_program};
 use vhost_user_timer_kit::contract::Client;
 use vhost_user_timer_kit::raw_driver::{PATIENCE, Rig};
 
@@ -113,7 +114,7 @@ fn other_user_cannot(args: &[&str], why: &str) {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
     let copy = folder.path().join("program");
-    fs::copy(find_program().unwrap(), &copy).unwrap();
+    copy_program(&find_program().unwrap(), &copy);
     let output = as_other_user(&[], || {
         let mut command = Command::new(&copy);
         ends(command.args(args).arg("--counter-source=monotonic"))
@@ -220,6 +221,9 @@ fn each_allowed_user_is_served_by_name_or_number() {
     }
 }
 
+/// How many come: more than are said, however slow this is.
+const STRANGERS: usize = 500;
+
 #[test]
 fn strangers_without_end_keep_nobody_out_and_do_not_flood_the_log() {
     let mut rig = making(
@@ -228,8 +232,9 @@ fn strangers_without_end_keep_nobody_out_and_do_not_flood_the_log() {
         &["--socket-mode=666", "--allow-uid=0"],
     );
     let path = rig.backend.socket_path().to_owned();
+    let begun = Instant::now();
     let connected = as_other_user(&[], || {
-        for _ in 0..500 {
+        for _ in 0..STRANGERS {
             is_turned_away(UnixStream::connect(&path).unwrap());
         }
     });
@@ -241,10 +246,9 @@ fn strangers_without_end_keep_nobody_out_and_do_not_flood_the_log() {
     assert_eq!(rig.backend.terminate().code(), Some(0));
     let log = rig.log_with("Ending on SIGTERM");
     // 100 at once, and one more every 5 s.
-    assert!(
-        log.matches("was turned away: process").count() < 110,
-        "{log}"
-    );
+    let at_most = 100 + 1 + begun.elapsed().as_secs() / 5;
+    let said = log.matches("was turned away: process").count();
+    assert!(said < STRANGERS && said as u64 <= at_most, "{said}: {log}");
 }
 
 #[test]

@@ -4,16 +4,17 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use vhost_user_timer_frontend::{
     Abi, ApplyError, Backend, Error, Info, Options, Phase, Register, Restore, RestoreOptions,
     SavedVcpu, SavedVm, Status, VcpuRestore, VmOptions,
 };
+use vhost_user_timer_kit::backend_process::kill_and_wait;
 
 use crate::restore_object::{VCPUS, saved};
-use crate::spawned::{kill, options, replaced, spawn};
+use crate::spawned::{options, replaced, spawn};
 
 /// Something that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -73,6 +74,21 @@ enum Kill {
     Always,
 }
 
+/// Kills the backend, once one lives that is not among those killed before: a vCPU that waits has
+/// the library launch it.
+fn kill_the_next(backend: &Backend, killed: &mut Vec<u32>) {
+    let deadline = Instant::now() + LIMIT;
+    let pid = loop {
+        match backend.pid() {
+            Some(pid) if !killed.contains(&pid) => break pid,
+            _ => thread::yield_now(),
+        }
+        assert!(Instant::now() < deadline, "no backend after {killed:?}");
+    };
+    kill_and_wait(pid);
+    killed.push(pid);
+}
+
 #[test]
 fn nobody_runs_before_the_offset_is_applied_once_wherever_the_backend_is_killed() {
     for at in [
@@ -86,9 +102,10 @@ fn nobody_runs_before_the_offset_is_applied_once_wherever_the_backend_is_killed(
         let directory = TempDir::new().unwrap();
         let backend = spawn(replaced(&directory)).unwrap();
         let hypervisor = Hypervisor::default();
+        let killed = Mutex::new(Vec::new());
         let kill_if = |now: Kill| {
             if at == now || at == Kill::Always {
-                kill(backend.pid().unwrap());
+                kill_the_next(&backend, &mut killed.lock().unwrap());
             }
         };
         let mut restore = restore_in(&backend);
@@ -115,6 +132,12 @@ fn nobody_runs_before_the_offset_is_applied_once_wherever_the_backend_is_killed(
         });
         assert_eq!(hypervisor.applied.into_inner(), 1, "{at:?}");
         assert_eq!(phase(&backend), Phase::Running);
+        let times = match at {
+            Kill::Never => 0,
+            Kill::Always => 4,
+            _ => 1,
+        };
+        assert_eq!(killed.into_inner().unwrap().len(), times, "{at:?}");
     }
 }
 

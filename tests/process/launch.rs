@@ -318,7 +318,10 @@ fn messages_right_behind_each_other_are_taken_apart_on_a_connected_descriptor() 
 fn a_stale_socket_is_replaced() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("socket");
-    drop(UnixListener::bind(&path).unwrap());
+    let listener = UnixListener::bind(&path).unwrap();
+    // A child that another thread starts may have the socket as well, for a moment.
+    rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).unwrap();
+    drop(listener);
     assert!(path.exists());
     let mut child = Command::new(find_program().unwrap())
         .arg("--socket-path")

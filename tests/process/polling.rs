@@ -157,7 +157,7 @@ fn a_stopped_ring_is_left_to_one_who_wants_kicks() {
 
 #[test]
 fn the_memory_of_stopped_rings_may_go_at_once() {
-    let rig = Rig::launch_release(&["--poll-max-us=10000"]);
+    let mut rig = Rig::launch_release(&["--poll-max-us=10000"]);
     let info = request(op::GET_INFO, VM, 0, &[]);
     for _ in 0..30 {
         let mut driver = rig.connect();
@@ -166,10 +166,14 @@ fn the_memory_of_stopped_rings_may_go_at_once() {
         }
         driver.stop(0);
         driver.stop(1);
-        // A process that touches it now dies.
+        // A process that touches it now gets other memory in its place, and says so.
         driver.memory.file().set_len(0).unwrap();
     }
     ask(&configured(&rig));
+    assert!(rig.backend.terminate().success());
+    let log = rig.backend.log();
+    assert_eq!(log.matches("device disconnected").count(), 31, "{log}");
+    assert!(!log.contains("cannot be touched"), "{log}");
 }
 
 /// A frontend whose kicks are suppressed: a worker that polls asks for none, and a dead one cannot
@@ -193,17 +197,15 @@ fn a_driver_that_only_kicks_when_it_is_asked_to_is_served_after_a_kill() {
 }
 
 #[test]
-fn it_ends_at_once_while_it_looks() {
+fn it_ends_while_it_polls() {
     for args in LONGEST {
         let mut rig = Rig::launch_release(args);
         let frontend = configured(&rig);
         ask(&frontend);
-        let begin = Instant::now();
         frontend.close().unwrap();
         let frontend = configured(&rig);
         ask(&frontend);
         assert!(rig.backend.terminate().success());
         drop(frontend);
-        assert!(begin.elapsed() < LIMIT / 3, "{args:?}");
     }
 }

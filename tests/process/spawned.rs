@@ -4,12 +4,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use vhost_user_timer_frontend::{
     Abi, Backend, Error, InvalidArgument, Options, Phase, Reconnect, SpawnOptions,
 };
-use vhost_user_timer_kit::backend_process::find_program;
+use vhost_user_timer_kit::backend_process::{find_program, kill_and_wait};
 
 /// Something that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -30,11 +29,6 @@ pub(crate) fn replaced(directory: &TempDir) -> SpawnOptions {
     options()
         .state_file(directory.path().join("state"))
         .frontend(Options::default().timeout(LIMIT).reconnect(reconnect))
-}
-
-pub(crate) fn kill(pid: u32) {
-    let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
-    kill_process(pid, Signal::KILL).unwrap();
 }
 
 /// Whether the process exists, be it as a zombie.
@@ -107,7 +101,7 @@ fn a_program_that_cannot_be_started_is_an_error_that_names_it() {
 #[test]
 fn a_spawned_backend_that_is_killed_is_disconnected_and_tells_how_it_ended() {
     let backend = spawn(options()).unwrap();
-    kill(backend.pid().unwrap());
+    kill_and_wait(backend.pid().unwrap());
     let error = backend.frontend().queue().info(LIMIT).unwrap_err();
     assert!(matches!(error, Error::Disconnected), "{error}");
     let status = backend.exit_status(LIMIT).unwrap();
@@ -124,7 +118,7 @@ fn a_spawned_backend_that_is_killed_is_replaced_and_the_vm_continues() {
     let resumed = queue.resume(LIMIT).unwrap();
     let mut pids = vec![backend.pid().unwrap()];
     for _ in 0..3 {
-        kill(*pids.last().unwrap());
+        kill_and_wait(*pids.last().unwrap());
         let info = queue.info(LIMIT).unwrap();
         assert_eq!((info.phase, info.vcpus), (Phase::Running, 3));
         assert_eq!(info.cntvoff, resumed.cntvoff);

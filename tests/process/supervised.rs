@@ -274,6 +274,8 @@ fn a_manager_that_does_not_read_delays_nobody_and_has_the_newest_status_when_it_
     let mut rig = manager.launch(Devices::Timer, "");
     Client::connect(&rig).configure(1);
     rig.log_with("disconnected");
+    // It has no earlier status in hand, but waits until it can send the newest.
+    assert!(rig.comes_to_rest());
     // Nothing comes between: READY is not lost, and earlier statuses are.
     let told = loop {
         let message = manager.next();
