@@ -23,7 +23,7 @@ use vhost_user_timer_protocol::wire::{self, ResponseHeader, request_flags};
 use vhost_user_timer_protocol::{Op, Phase, Status, VERSION};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{DescriptorChain, QueueOwnedT};
+use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 use vm_memory::{
     Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard,
     GuestMemoryMmap,
@@ -180,6 +180,10 @@ impl State {
     fn chains(&self, vring: &VringRwLock, most: usize) -> Vec<Chain> {
         let memory = self.memory.as_ref().unwrap().memory();
         let mut state = vring.get_mut();
+        // vhost-user-backend gives a ring a turn when it is enabled; it may be stopped by then.
+        if !state.get_queue().ready() {
+            return Vec::new();
+        }
         let chains = state.get_queue_mut().iter(memory).unwrap();
         chains.take(most).collect()
     }
