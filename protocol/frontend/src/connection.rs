@@ -153,7 +153,8 @@ impl Connection {
         })
     }
 
-    /// Exchanges messages within the deadline.
+    /// Exchanges messages within the deadline. Nothing is sent after it, and then the connection
+    /// stays as it is.
     fn exchange<T>(
         &self,
         what: &'static str,
@@ -164,6 +165,10 @@ impl Connection {
         let mut channel = lock(&self.channel);
         if heed_shutdown && self.shutdown.was_used() {
             return Err(Error::ShutDown);
+        }
+        // Another thread's exchange may have taken all the time.
+        if deadline.has_passed() {
+            return Err(Error::TimedOut { what });
         }
         let done = eventfd()?;
         // By the exchange or by the deadline, whichever is first: what was answered in time does
@@ -379,4 +384,23 @@ fn enable(channel: &mut ControlChannel, vrings: impl Iterator<Item = u16>) -> Re
         message("SET_VRING_ENABLE", enabled)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_its_deadline_an_exchange_sends_nothing_and_leaves_the_connection_as_it_is() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let connection = Connection::new(ours, ShutdownHandle::new().unwrap()).unwrap();
+        let passed = Deadline::from(std::time::Duration::ZERO);
+        let late = connection.exchange("a message", passed, true, |_| -> Result<(), Error> {
+            panic!("it is too late to send")
+        });
+        assert!(matches!(late, Err(Error::TimedOut { what: "a message" })));
+        let mut end = [PollFd::new(&theirs, PollFlags::IN | PollFlags::RDHUP)];
+        poll(&mut end, passed).unwrap();
+        assert!(end[0].revents().is_empty(), "the connection was closed");
+    }
 }
