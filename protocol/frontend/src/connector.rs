@@ -46,7 +46,8 @@ impl Connector {
     }
 
     /// A function that connects, each time that a connection is needed. It should not take long:
-    /// nothing interrupts it.
+    /// nothing interrupts it. Before it connects to another process than last time, the previous
+    /// process must have ended: one that was only slow would still write to the shared memory.
     pub fn function(connect: impl Fn() -> io::Result<UnixStream> + Send + Sync + 'static) -> Self {
         Connector(Kind::Again(Reconnector::Function(Box::new(connect))))
     }

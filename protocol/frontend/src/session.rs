@@ -6,10 +6,18 @@
 //! of attempts, to the next thread.
 //!
 //! The shared memory and the eventfds stay the same, so the descriptors in a VMM's event loop stay
-//! valid. The old backend cannot use them to disturb the new connection: a dead process has
-//! neither, and a living one answers the new connection's first message only when it is done with
-//! the old connection (SPEC.md, "Connection": one frontend at a time). The rings are touched only
-//! after that answer.
+//! valid. The old backend must not use them to disturb the new connection, and this project's does
+//! not:
+//!
+//! - A dead process has neither.
+//! - The same process answers the new connection's first message only when it is done with the old
+//!   connection (SPEC.md, "Connection": one frontend at a time). The rings are touched only after
+//!   that answer.
+//! - Another process does not get the VM while the old one lives, even stopped: the old one has the
+//!   lock of the state file. [`Backend`](crate::Backend) kills the old process first.
+//!
+//! The library cannot tell whether another backend keeps to that. An answer of the old process
+//! would be taken for the new one's, or end the queue as a fault of the ring.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
