@@ -110,7 +110,15 @@ fn with_the_shared_library(folder: &Path, options: &[&str]) -> PathBuf {
     compile(folder, options)
 }
 
-/// Runs the program, which ends with the name of its last test.
+/// The tests of the program, in its sources.
+fn tests() -> usize {
+    let sources = fs::read_dir(here().join("tests/c")).expect("tests/c");
+    let texts = sources.map(|source| fs::read_to_string(source.expect("a file").path()));
+    let counts = texts.map(|text| text.expect("UTF-8").matches("    RUN(").count());
+    counts.sum()
+}
+
+/// Runs the program, which prints the name of each test that has passed.
 fn passes(program: &Path, folder: &Path) {
     let backend = find_program().expect("the backend");
     let output = run(Command::new(program)
@@ -120,7 +128,7 @@ fn passes(program: &Path, folder: &Path) {
         .env("ASAN_OPTIONS", "detect_leaks=1"));
     let passed = String::from_utf8_lossy(&output.stdout);
     print!("{passed}");
-    assert!(passed.lines().count() > 20, "{passed}");
+    assert_eq!(passed.lines().count(), tests(), "{passed}");
 }
 
 fn folder() -> TempDir {

@@ -37,6 +37,9 @@ void returns(const char *file, int line, int expected, int found, const char *ca
 extern const char *backend;
 extern const char *directory;
 
+/* The default options, with LONG for what happens at once on a machine that is not busy. */
+void patient(struct vut_options *options);
+
 /* A path in the directory, in memory that the next call with the same buffer overwrites. */
 const char *path_of(char buffer[256], const char *name);
 
@@ -54,6 +57,12 @@ void kill_backend(struct vut_frontend *frontend);
 pthread_t start(void *(*run)(void *), void *argument);
 void join(pthread_t thread);
 
+struct vcpu;
+/* Starts one of the functions below, and returns once its thread waits. A thread that sleeps for a
+ * moment for another reason is taken for one that waits: a test may show less by that, and must not
+ * fail. */
+pthread_t start_waiting(void *(*run)(void *), struct vcpu *vcpu);
+
 /* What an apply callback got, and what it answers. */
 struct applied {
     int calls;
@@ -64,6 +73,8 @@ int apply(const struct vut_info *info, void *applied);
 
 /* A vCPU's thread: waits to run, and keeps what it got. */
 struct vcpu {
+    /* The thread's id, once it runs. */
+    _Atomic pid_t thread;
     struct vut_frontend *frontend;
     struct vut_restore *restore;
     uint32_t index;
@@ -73,6 +84,7 @@ struct vcpu {
 };
 void *wait_run(void *vcpu);
 void *restore_run(void *vcpu);
+void *keep_connected(void *vcpu);
 
 /* The tests, by file. */
 void life(void);

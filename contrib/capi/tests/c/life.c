@@ -34,7 +34,7 @@ static void a_vm_runs_once_its_offsets_are_applied(void)
 
     for (uint32_t n = 0; n < VCPUS; n++) {
         vcpus[n] = (struct vcpu){ .frontend = vm, .index = n };
-        threads[n] = start(wait_run, &vcpus[n]);
+        threads[n] = start_waiting(wait_run, &vcpus[n]);
     }
     applied.answer = 0;
     OK(vut_resume_with(vm, apply, &applied, &run, LONG));
@@ -135,7 +135,7 @@ static void the_host_counter_is_what_the_anchor_says(void)
     struct vut_frontend *vm;
     struct vut_run run;
 
-    vut_options_default(&options);
+    patient(&options);
     OK(vut_spawn(backend, NULL, NULL, &options, &vm));
     OK(vut_configure(vm, 1, VUT_ABI_ARM64, SECOND, VUT_CONFIRM, LONG));
     OK(vut_set_anchor(vm, 0, 0, LONG));
@@ -171,7 +171,7 @@ static void calls_of_many_threads_do_not_disturb_each_other(void)
 {
     struct vut_frontend *vm = launch_vm(0, NULL, false);
     struct vcpu vcpus[VCPUS], waiting = { .frontend = vm };
-    pthread_t threads[VCPUS], wait = start(wait_run, &waiting);
+    pthread_t threads[VCPUS], wait = start_waiting(wait_run, &waiting);
 
     for (uint32_t n = 0; n < VCPUS; n++) {
         vcpus[n] = (struct vcpu){ .frontend = vm, .index = n };

@@ -25,6 +25,12 @@ void returns(const char *file, int line, int expected, int found, const char *ca
     }
 }
 
+void patient(struct vut_options *options)
+{
+    vut_options_default(options);
+    options->timeout_ns = LONG;
+}
+
 const char *path_of(char buffer[256], const char *name)
 {
     CHECK(snprintf(buffer, 256, "%s/%s", directory, name) < 256);
@@ -37,7 +43,7 @@ struct vut_frontend *launch(const char *state_file, bool reconnect)
     struct vut_frontend *frontend;
     struct vut_options options;
 
-    vut_options_default(&options);
+    patient(&options);
     options.host_counter = VUT_COUNTER_MONOTONIC;
     options.reconnect = reconnect;
     OK(vut_spawn(backend, args, state_file, &options, &frontend));
@@ -76,6 +82,36 @@ pthread_t start(void *(*run)(void *), void *argument)
     return thread;
 }
 
+/* Whether a thread of this process sleeps, or has ended (proc_pid_stat(5)). */
+static bool waits(pid_t thread)
+{
+    char path[64], state = 0;
+    FILE *stat;
+
+    snprintf(path, sizeof(path), "/proc/self/task/%d/stat", thread);
+    stat = fopen(path, "r");
+    if (!stat) {
+        return true;
+    }
+    if (fscanf(stat, "%*d (%*[^)]) %c", &state) != 1) {
+        state = 'X';
+    }
+    fclose(stat);
+    return state == 'S' || state == 'X' || state == 'Z';
+}
+
+pthread_t start_waiting(void *(*run)(void *), struct vcpu *vcpu)
+{
+    pthread_t thread;
+
+    vcpu->thread = 0;
+    thread = start(run, vcpu);
+    while (!vcpu->thread || !waits(vcpu->thread)) {
+        sched_yield();
+    }
+    return thread;
+}
+
 void join(pthread_t thread)
 {
     CHECK(pthread_join(thread, NULL) == 0);
@@ -100,6 +136,7 @@ void *wait_run(void *opaque)
 {
     struct vcpu *vcpu = opaque;
 
+    vcpu->thread = gettid();
     vcpu->result = vut_wait_run(vcpu->frontend, vcpu->index, &vcpu->run, LONG);
     return keep_message(vcpu);
 }
@@ -108,7 +145,17 @@ void *restore_run(void *opaque)
 {
     struct vcpu *vcpu = opaque;
 
+    vcpu->thread = gettid();
     vcpu->result = vut_restore_vcpu_run(vcpu->restore, vcpu->index, &vcpu->run, LONG);
+    return keep_message(vcpu);
+}
+
+void *keep_connected(void *opaque)
+{
+    struct vcpu *vcpu = opaque;
+
+    vcpu->thread = gettid();
+    vcpu->result = vut_keep_connected(vcpu->frontend);
     return keep_message(vcpu);
 }
 
