@@ -31,8 +31,9 @@ pub(crate) type Memory = GuestMemoryAtomic<GuestMemoryMmap<BitmapMmapRegion>>;
 pub(crate) type Vring = VringMutex<Memory>;
 pub(crate) type Daemon = VhostUserDaemon<Arc<Device>>;
 
-/// How long anything may take. Only a fault takes this long.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+/// What has to happen happens within this time on any machine. Only a fault that is gone takes this
+/// long.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of a region.
 pub(crate) const REGION: u64 = 0x1_0000;
 const QUEUES: usize = 2;

@@ -10,13 +10,18 @@ mod rings;
 mod threads;
 
 use std::env;
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 
 use backend::PATIENCE;
+
+/// What takes so long waits forever. Too short, it hides only that a fault is gone.
+const HANGS: Duration = Duration::from_secs(5);
 
 /// How a fault shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +30,7 @@ enum Sign {
     Seen,
     /// SIGBUS ends the process.
     Sigbus,
-    /// The program waits forever.
+    /// The program prints a line, and then waits forever.
     Hang,
 }
 
@@ -51,14 +56,26 @@ const FAULTS: [Fault; 12] = [
 fn run((name, sign, _): Fault) -> bool {
     println!("{name}:");
     let program = env::current_exe().expect("this program");
-    let mut child = Command::new(program)
-        .args(["--child", name])
-        .spawn()
-        .expect("a child process");
+    let mut command = Command::new(program);
+    command.args(["--child", name]);
+    if sign == Sign::Hang {
+        command.stdout(Stdio::piped());
+    }
+    let mut child = command.spawn().expect("a child process");
+    if let Some(stdout) = &mut child.stdout {
+        let mut begins = String::new();
+        let read = BufReader::new(stdout).read_line(&mut begins);
+        assert!(read.expect("the child's line") > 0, "it ended at once");
+        print!("{begins}");
+    }
     let pid = Pid::from_child(&child);
     let ended = pidfd_open(pid, PidfdFlags::empty()).expect("a child's pidfd");
     // A child that gives up by itself does so after one time-out.
-    let patience = Timespec::try_from(2 * PATIENCE).expect("seconds");
+    let patience = match sign {
+        Sign::Hang => HANGS,
+        Sign::Seen | Sign::Sigbus => 2 * PATIENCE,
+    };
+    let patience = Timespec::try_from(patience).expect("seconds");
     let mut ended = [PollFd::new(&ended, PollFlags::IN)];
     let status = match poll(&mut ended, Some(&patience)).expect("poll") {
         0 => None,
