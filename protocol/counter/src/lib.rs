@@ -247,13 +247,16 @@ pub fn ticks_of(time: Timespec, frequency: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
     use vhost_user_timer_protocol::counter::NS_PER_SEC;
 
+    /// The counters of this host; each of the others is reported.
     fn usable() -> impl Iterator<Item = HostCounter> {
-        Source::ALL.iter().copied().flat_map(HostCounter::open)
+        let open = |source| HostCounter::open(source).inspect_err(|e| eprintln!("skipped: {e}"));
+        Source::ALL.iter().copied().flat_map(open)
     }
 
     #[test]
@@ -273,8 +276,9 @@ mod tests {
     #[test]
     fn a_counter_never_goes_back_from_one_thread_to_another() {
         for counter in usable() {
-            let published = AtomicU64::new(0);
+            let (published, both) = (AtomicU64::new(0), Barrier::new(2));
             let reader = || {
+                both.wait();
                 for _ in 0..10_000 {
                     let before = published.load(Ordering::Acquire);
                     // The branch that the reading follows.
