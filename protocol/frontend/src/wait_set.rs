@@ -225,7 +225,7 @@ mod tests {
             let call = &room.call;
             scope.spawn(move || {
                 // Ends a sleep that would otherwise be endless.
-                if over.recv_timeout(LONG / 360) == Err(RecvTimeoutError::Timeout) {
+                if over.recv_timeout(LONG / 120) == Err(RecvTimeoutError::Timeout) {
                     signal(call);
                 }
             });

@@ -283,7 +283,7 @@ fn no_notification_is_lost_between_two_threads() {
         let (kick, call) = (eventfd().unwrap(), eventfd().unwrap());
         let sleep = |fd: &std::os::fd::OwnedFd| {
             let mut fds = [rustix::event::PollFd::new(fd, rustix::event::PollFlags::IN)];
-            poll(&mut fds, Duration::from_secs(20).into()).unwrap();
+            poll(&mut fds, Duration::from_secs(30).into()).unwrap();
             assert!(!fds[0].revents().is_empty(), "a notification was lost");
             drain(fd);
         };
