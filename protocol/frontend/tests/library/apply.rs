@@ -89,13 +89,13 @@ fn while_all_wait<T>(
 ) -> T {
     let count = parts.len();
     thread::scope(|scope| {
-        let waiting: Vec<_> = parts
+        let threads: Vec<_> = parts
             .iter_mut()
-            .map(|part| scope.spawn(|| part.run(LONG).map(|run| run.cntvoff)))
+            .map(|part| waiting(scope, || part.run(LONG).map(|run| run.cntvoff)))
             .collect();
         rig.fake.wait_for_held(count);
         let then = then();
-        for thread in waiting {
+        for thread in threads {
             check(thread.join().unwrap());
         }
         then
@@ -161,7 +161,6 @@ fn where_the_offsets_are_not_applied_nobody_runs_and_everyone_gets_the_error_and
     let (rig, _frontend, mut restore) = opened();
     let mut parts: Vec<_> = restore.vcpus().collect();
     for _ in 0..2 {
-        // In the second round a thread may come to the gate after the failure.
         let error = while_all_wait(
             &rig,
             &mut parts,

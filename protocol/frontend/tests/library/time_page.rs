@@ -188,7 +188,10 @@ fn a_futex_that_the_backend_never_wakes_delays_and_does_not_hang() {
     rig.say(page(Phase::Restoring));
     scope(|scope| {
         let threads: Vec<_> = (0..8)
-            .map(|vcpu| scope.spawn(move || frontend.queue_of(vcpu).wait_run_by_page(vcpu, LONG)))
+            .map(|vcpu| {
+                let queue = frontend.queue_of(vcpu);
+                waiting(scope, move || queue.wait_run_by_page(vcpu, LONG))
+            })
             .collect();
         rig.pair.fake.wait_for_held(1);
         // No wake, and the same number in the futex. All threads return but the leader, which waits
