@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use counting::{NOTHING, cost_to_others};
+use rustix::io::{FdFlags, fcntl_setfd};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
 use vhost_user_timer::device::{ClockConfig, ClockDevice, SourceChoice, TimerConfig, TimerDevice};
@@ -53,6 +54,8 @@ impl Backend {
         let (clock_end, clock_backend) = UnixStream::pair().unwrap();
         let server = std::thread::spawn(move || {
             let socket = |end: UnixStream| {
+                // As one that a launcher passes.
+                fcntl_setfd(&end, FdFlags::empty()).unwrap();
                 Socket::from_fd("--fd", end.into_raw_fd(), &Access::default()).unwrap()
             };
             let endpoints = vec![

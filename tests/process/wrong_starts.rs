@@ -11,7 +11,7 @@ use rustix::net::{AddressFamily, SocketType, socket};
 use tempfile::TempDir;
 use vhost_user_timer_kit::backend_process::find_program;
 
-use crate::launch::{fails, run_with, text};
+use crate::launch::{ends, fails, run_with, text};
 
 /// Checks that the program takes this for a wrong command line, and says exactly why.
 #[track_caller]
@@ -276,6 +276,28 @@ fn a_descriptor_that_is_not_a_unix_stream_socket_is_1_and_says_so() {
     fails(&["--fd=0"], OwnedFd::from(datagram).into(), not);
     let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     fails(&["--fd=0"], OwnedFd::from(tcp).into(), not);
+}
+
+#[test]
+fn a_descriptor_of_the_programs_own_is_not_one_that_it_was_passed() {
+    let close = "exec \"$@\" 3<&- 4<&- 5<&- 6<&- 7<&- 8<&- 9<&-";
+    for fd in 3..=9 {
+        for option in ["--fd", "--rtc-fd"] {
+            let mut command = Command::new("sh");
+            command
+                .args(["-c", close, "sh"])
+                .arg(find_program().unwrap())
+                .args([option, &fd.to_string()])
+                .stdin(Stdio::null());
+            let output = ends(&mut command);
+            let why = format!(
+                "vhost-user-timer: {option} {fd}: not an open descriptor; pass the number of one \
+                 that this process inherits, without FD_CLOEXEC\n"
+            );
+            assert_eq!(text(&output.stderr), why);
+            assert_eq!(output.status.code(), Some(1));
+        }
+    }
 }
 
 #[test]

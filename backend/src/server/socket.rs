@@ -18,9 +18,10 @@ pub enum SocketError {
     /// The path cannot be listened at.
     #[error(transparent)]
     Path(#[from] PathError),
-    /// The descriptor is not open.
+    /// The launcher has not passed the descriptor.
     #[error(
-        "{option} {fd}: not an open descriptor; pass the number of one that this process inherits"
+        "{option} {fd}: not an open descriptor; pass the number of one that this process inherits, \
+         without FD_CLOEXEC"
     )]
     NotOpen {
         /// The option that names the descriptor.
@@ -121,12 +122,11 @@ impl Socket {
         reason = "a descriptor that the launcher passed is only a number"
     )]
     pub fn from_fd(option: &'static str, fd: RawFd, access: &Access) -> Result<Self, SocketError> {
-        let link = format!("/proc/self/fd/{fd}");
-        if fd < 0 || std::fs::symlink_metadata(link).is_err() {
+        if !is_inherited(fd) {
             return Err(SocketError::NotOpen { option, fd });
         }
-        // SAFETY: the descriptor is open, was passed on the command line for this purpose, and
-        // nothing else in this process knows of it.
+        // SAFETY: the descriptor is open, was passed on the command line for this purpose, and is
+        // none that this process has opened itself.
         let owned = unsafe { OwnedFd::from_raw_fd(fd) };
         let is_unix_stream = sockopt::socket_domain(owned.as_fd()) == Ok(AddressFamily::UNIX)
             && sockopt::socket_type(owned.as_fd()) == Ok(SocketType::STREAM);
@@ -187,6 +187,16 @@ impl Socket {
     pub(super) fn is_for_one_frontend(&self) -> bool {
         matches!(self.origin, Origin::Connected(_))
     }
+}
+
+/// Whether the launcher has passed a descriptor. Where it has not, the number may be one of this
+/// process's own descriptors by now, even a socket; those have FD_CLOEXEC, and no descriptor that
+/// has come through execve(2) does.
+#[expect(unsafe_code, reason = "a number that may be no descriptor")]
+fn is_inherited(fd: RawFd) -> bool {
+    // SAFETY: the call takes numbers only.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    flags != -1 && flags & libc::FD_CLOEXEC == 0
 }
 
 impl fmt::Debug for Socket {
