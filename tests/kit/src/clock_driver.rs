@@ -153,6 +153,20 @@ pub mod host {
         }
     }
 
+    /// Calls `act` with a span of time, ns, in which it has to be done with something, and again
+    /// with twice the span until it says that it was: where its thread was off the CPU for that
+    /// long, it has shown nothing. What it checks must hold either way.
+    ///
+    /// # Panics
+    ///
+    /// If it is never done in time.
+    #[track_caller]
+    pub fn with_longer_spans(mut act: impl FnMut(u64) -> bool) {
+        let spans = std::iter::successors(Some(60 * MS), |span| Some(2 * span));
+        let mut spans = spans.take_while(|span| *span < 120 * SECOND);
+        assert!(spans.any(&mut act), "it is never in time");
+    }
+
     /// The ids of a device's clocks on this host.
     pub fn ids() -> Vec<u16> {
         let tai = tai().map(|_| TAI);

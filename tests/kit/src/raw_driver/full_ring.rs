@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::memory::Memory;
 use super::ring::{INDIRECT, NEXT, Ring, descriptor};
+use super::until;
 
 /// The longest indirect table, descriptors.
 const TABLE: u16 = u16::MAX;
@@ -35,25 +36,28 @@ impl FullRing {
 
     /// Keeps as many chains available as the ring has descriptors while `act` runs, which begins
     /// when the device has served the first.
+    ///
+    /// # Panics
+    ///
+    /// If the device does not.
     pub fn while_full<T>(&mut self, memory: &Memory, act: impl FnOnce() -> T) -> T {
         let (started, over) = (AtomicBool::new(false), AtomicBool::new(false));
         std::thread::scope(|scope| {
             scope.spawn(|| self.keep_full(memory, &started, &over));
             // Whatever `act` does, the other thread ends.
             let _end = SetOnDrop(&over);
-            while !started.load(Ordering::Acquire) {
-                std::thread::yield_now();
-            }
+            until("a full ring is served", || started.load(Ordering::Acquire));
             act()
         })
     }
 
     fn keep_full(&mut self, memory: &Memory, started: &AtomicBool, over: &AtomicBool) {
+        let first = self.0.used_index(memory);
         let mut last = None;
         while !over.load(Ordering::Acquire) {
             let used = self.0.used_index(memory);
             if last.replace(used) != Some(used) {
-                started.fetch_or(used != 0, Ordering::Release);
+                started.fetch_or(used != first, Ordering::Release);
                 self.0
                     .set_avail_index(memory, used.wrapping_add(self.0.size()));
                 self.0.kick_anyway();

@@ -29,7 +29,7 @@ pub use state::{load, save, start_load, start_save};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vhost::vhost_user::message::{
     VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
@@ -39,6 +39,20 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 
 /// How long a test waits for what must come. Only a failure takes this long.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until something is so that the system has no event for.
+///
+/// # Panics
+///
+/// If it is not so within [`PATIENCE`].
+#[track_caller]
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        std::thread::yield_now();
+    }
+}
 
 /// VIRTIO_F_VERSION_1.
 pub const VERSION_1: u64 = 1 << 32;

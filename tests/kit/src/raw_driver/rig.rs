@@ -8,13 +8,14 @@ use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{Driver, Setup};
 use crate::backend_process::{BACKEND_VARIABLE, BackendProcess, Devices, find_program};
 
-/// After this time the backend is killed, which ends every wait for it.
-const LIMIT: Duration = Duration::from_secs(90);
+/// After this time the backend is killed, which ends every wait for it. It is for a whole test, on
+/// a slow machine.
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// A running backend that cannot leave its test hanging.
 pub struct Rig {
@@ -76,8 +77,12 @@ impl Rig {
     ///
     /// If the other one does not start.
     pub fn die_and_go_on(self, meanwhile: impl FnOnce(), args: &[&str]) -> Self {
-        let Rig { mut backend, .. } = self;
+        let Rig {
+            mut backend,
+            _watch,
+        } = self;
         backend.kill();
+        drop(_watch);
         meanwhile();
         let (program, _) = release_program().expect("a backend program");
         let relaunched = backend.relaunch_with_state(&program, args);
@@ -93,13 +98,11 @@ impl Rig {
     /// [`watch`](Self::watch), for a test that takes up to `limit`.
     pub fn watch_within(backend: BackendProcess, limit: Duration) -> Self {
         let (sender, receiver) = channel();
-        let pid = backend.pid();
+        let kill = kill_later(&backend);
         std::thread::spawn(move || {
-            if receiver.recv_timeout(limit) == Err(RecvTimeoutError::Timeout)
-                && let Some(pid) = Pid::from_raw(pid as i32)
-            {
+            if receiver.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
                 eprintln!("the test hangs: killing its backend");
-                let _ = kill_process(pid, Signal::KILL);
+                kill();
             }
         });
         Rig {
@@ -208,11 +211,11 @@ impl Rig {
     #[track_caller]
     pub fn in_time<T>(&self, limit: Duration, what: &str, act: impl FnOnce() -> T) -> T {
         let (done, wait) = channel::<()>();
-        let pid = self.backend.pid();
+        let kill = kill_later(&self.backend);
         let watch = std::thread::spawn(move || {
             let late = wait.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
-            if let Some(pid) = Pid::from_raw(pid as i32).filter(|_| late) {
-                let _ = kill_process(pid, Signal::KILL);
+            if late {
+                kill();
             }
             late
         });
@@ -233,6 +236,18 @@ impl Rig {
                 return usage;
             }
             std::thread::yield_now();
+        }
+    }
+}
+
+/// Kills the backend when it is called, by a process descriptor: the id may be another process's by
+/// then. Without effect where the backend has ended.
+fn kill_later(backend: &BackendProcess) -> impl FnOnce() + Send + 'static {
+    let pid = Pid::from_raw(backend.pid() as i32);
+    let pidfd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    move || {
+        if let Some(pidfd) = pidfd {
+            let _ = pidfd_send_signal(pidfd, Signal::KILL);
         }
     }
 }

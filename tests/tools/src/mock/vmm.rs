@@ -20,7 +20,7 @@ use super::hypervisor::Hypervisor;
 use vhost_user_timer_kit::backend_process::BackendProcess;
 
 /// How long anything may take before it counts as failed.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// vCPUs for each request queue, as long as there are queues.
 const VCPUS_PER_QUEUE: u32 = 32;
@@ -85,7 +85,7 @@ impl Vmm {
             Ok(frontend) => frontend,
             Err(source) => {
                 // A backend that failed to start has logged more than its closed socket shows.
-                return Err(match backend.exit_within(Duration::from_secs(1)) {
+                return Err(match backend.exit_within(PATIENCE) {
                     Some(status) => Error::BackendEnded {
                         side,
                         status,
