@@ -1,10 +1,10 @@
 //! The tool `hostile` itself: what holds is OK, and what does not is reported with the command that
 //! repeats it.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use vhost_user_timer_kit::raw_driver::release_program;
 
 fn hostile(args: &[&str]) -> (Output, String) {
@@ -36,17 +36,22 @@ fn a_round_of_each_campaign_leaves_the_backend_unharmed_and_is_counted() {
 #[test]
 fn a_backend_that_dies_is_a_violation_with_the_command_that_repeats_it() {
     let (program, _) = release_program().unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let dying = folder.path().join("dying");
-    let script = format!(
-        "#!/bin/sh\n(sleep 1; kill -KILL $$) &\nexec {} \"$@\"\n",
-        program.display()
-    );
-    fs::write(&dying, script).unwrap();
-    fs::set_permissions(&dying, fs::Permissions::from_mode(0o700)).unwrap();
-    let backend = dying.to_str().unwrap();
-    let (output, text) = hostile(&["--seed=7", "--campaign=gate", "--backend", backend]);
-    assert_eq!(output.status.code(), Some(1), "{text}");
+    let mut tool = Command::new(env!("CARGO_BIN_EXE_hostile"))
+        .args(["--seed=7", "--campaign=gate", "--backend"])
+        .arg(program)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(tool.stdout.take().unwrap()).lines();
+    let pid = lines.by_ref().find_map(|line| {
+        let line = line.unwrap();
+        let pid = line.strip_prefix("hostile: the backend is process ")?;
+        Pid::from_raw(pid.parse().unwrap())
+    });
+    kill_process(pid.expect("the backend"), Signal::KILL).unwrap();
+    let text: Vec<_> = lines.map(Result::unwrap).collect();
+    let text = text.join("\n");
+    assert_eq!(tool.wait().unwrap().code(), Some(1), "{text}");
     for part in [
         "hostile: the backend has ended: signal: 9 (SIGKILL)",
         "hostile: to repeat: hostile --seed 7 --campaign gate --round ",
