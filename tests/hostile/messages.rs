@@ -1,7 +1,6 @@
 //! Control messages that the door keeps out: unfinished ones, and those that can only go wrong.
 
 use std::os::fd::AsFd;
-use std::time::Duration;
 
 use vhost_user_timer_kit::contract::{VM, op, request};
 use vhost_user_timer_kit::raw_driver::message::{
@@ -11,9 +10,6 @@ use vhost_user_timer_kit::raw_driver::{
     Control, Layout, Memory, REGION_SIZE, Ring, header, memfd, pair,
 };
 use vhost_user_timer_kit::victim::{DEADLINE, Victim};
-
-/// A message that is not finished within 5 s ends the connection.
-const UNFINISHED: Duration = Duration::from_secs(10);
 
 fn unfinished() -> [Vec<u8>; 2] {
     let head = header(SET_FEATURES, false, 8).to_vec();
@@ -30,15 +26,15 @@ fn a_message_that_is_never_finished_frees_the_socket() {
             control.ask(GET_FEATURES, &[], &[]).unwrap();
             control.send(&bytes, &[]).unwrap();
         }
+        // After the 5 s that a message has.
         for control in &mut controls {
-            victim
-                .rig
-                .in_time(UNFINISHED, "the connection ends", || control.wait_for_end());
+            victim.in_time("the connection ends", || control.wait_for_end());
         }
     }
-    victim
-        .rig
-        .log_with("a message is not finished (SET_FEATURES, 12 of 20 bytes)");
+    victim.rig.log_with_times(
+        "a message is not finished (SET_FEATURES, 12 of 20 bytes)",
+        2,
+    );
     victim.unharmed();
 }
 
@@ -51,11 +47,9 @@ fn an_unfinished_message_with_the_frontends_own_end_frees_the_socket_when_the_fr
         let control = Control::over(stream);
         control.send(&bytes, &[own_end.as_fd()]).unwrap();
         drop((control, own_end));
-        victim
-            .rig
-            .in_time(UNFINISHED, "the next frontend is served", || {
-                victim.control().ask(GET_FEATURES, &[], &[]).unwrap();
-            });
+        victim.in_time("the next frontend is served", || {
+            victim.control().ask(GET_FEATURES, &[], &[]).unwrap();
+        });
     }
     victim.unharmed();
 }

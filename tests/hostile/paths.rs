@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use vhost_user_timer_kit::backend_process::{Devices, Launch};
@@ -47,6 +48,14 @@ impl Drop for Starter {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A socket on which nobody listens. Nobody ever did: a child that another test starts now has all
+/// our descriptors until it executes its program, so a socket that listened might listen on.
+fn stale_socket(path: &Path) {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+    bind(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
 }
 
 /// A backend that has bound its socket itself.
@@ -118,7 +127,7 @@ fn of_two_that_find_a_stale_socket_one_listens_and_is_reached() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("socket");
     for round in 0..100 {
-        drop(UnixListener::bind(&path).unwrap());
+        stale_socket(&path);
         let mut starters = [Starter::at(&path), Starter::at(&path)];
         let listening = starters.iter_mut().filter_map(|starter| {
             let listens = starter.listens();
@@ -137,7 +146,7 @@ fn of_two_that_find_a_stale_socket_one_listens_and_is_reached() {
 fn a_path_at_which_another_process_is_about_to_listen_is_in_use() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("socket");
-    drop(UnixListener::bind(&path).unwrap());
+    stale_socket(&path);
     let before = fs::symlink_metadata(&path).unwrap().ino();
     // As that process holds it.
     let lock = File::create(folder.path().join("socket.lock")).unwrap();
@@ -146,8 +155,8 @@ fn a_path_at_which_another_process_is_about_to_listen_is_in_use() {
     assert!(!starter.listens());
     assert_eq!(starter.child.wait().unwrap().code(), Some(1));
     assert_eq!(fs::symlink_metadata(&path).unwrap().ino(), before);
-    // The lock of one that was killed is none.
-    drop(lock);
+    // The lock of one that was killed is none. Closing it here might not end it, as above.
+    flock(&lock, FlockOperation::Unlock).unwrap();
     assert!(Starter::at(&path).listens());
 }
 

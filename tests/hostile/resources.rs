@@ -165,6 +165,8 @@ fn threads_that_run_out_at_any_step_cost_the_newcomer_its_connection_and_nobody_
         let mut client = Client::connect(&rig);
         client.configure(2);
         let before = client.info().at_rest();
+        // Nobody is about to map more.
+        assert!(rig.comes_to_rest());
         let size = address_space(&rig) + stacks * (STACK + 0x4000) + STACK / 2;
         let limit = |most| {
             let pid = Pid::from_raw(rig.backend.pid() as i32);
@@ -223,6 +225,7 @@ fn a_connected_sockets_message_in_pieces_keeps_no_more_descriptors_than_a_messag
     let mut control = Control::over(ours);
     control.ask(GET_FEATURES, &[], &[]).unwrap();
     let pid = rig.backend.pid();
+    assert!(rig.comes_to_rest());
     let before = Usage::of(pid).unwrap().fds;
     let file = memfd(REGION);
     let many = vec![file.as_fd(); 32];

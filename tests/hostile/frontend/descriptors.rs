@@ -95,6 +95,9 @@ fn a_call_descriptor_made_to_block_later_does_not_keep_a_signal_out() {
     clog(&driver.rings[1]);
     let info = request(op::GET_INFO, VM, 0, &[]);
     driver.submit(1, &info, 80, &Layout::plain());
+    // The worker is in the write that blocks.
+    assert!(victim.rig.comes_to_rest());
+    assert!(driver.used_already(1).is_some());
     victim.rig.backend.signal(Signal::TERM);
     assert_eq!(victim.rig.backend.wait(PATIENCE).code(), Some(0));
 }
