@@ -104,26 +104,33 @@ fn a_notification_marks_its_buffer_and_the_used_rings_and_no_other_page() {
     let rig = launch();
     let setup = Setup::default();
     let (mut guest, log) = migrating(&rig, setup);
-    for n in 0..5 {
-        let head = guest.driver.submit(ALARMQ, &[], APART, &Layout::plain());
-        let (at, _) = guest.driver.rings[usize::from(ALARMQ)].writable(head)[0];
-        assert!(rig.comes_to_rest());
-        log.taken();
-        // By the timerfd alone: no request is sent when it expires.
-        guest.set_alarm(UTC, host::utc() + 100 * MS, true);
-        assert_eq!(guest.notified(), UTC);
-        assert!(rig.comes_to_rest());
-        let marked = log.taken();
-        let mut expected = of_used_ring(&guest, ALARMQ, n, setup);
-        expected.extend(pages(at, 16));
-        assert!(marked.is_superset(&expected), "{marked:x?} {expected:x?}");
-        // And those of SET_ALARM's response: one page, and its used ring's.
-        let others: BTreeSet<_> = marked.difference(&expected).copied().collect();
-        let used = pages(guest.driver.rings[0].used_at(), 4);
-        assert!(
-            others.is_superset(&used) && others.len() <= 2,
-            "{others:x?}"
-        );
+    let mut n = 0;
+    for _ in 0..5 {
+        host::with_longer_spans(|span| {
+            let head = guest.driver.submit(ALARMQ, &[], APART, &Layout::plain());
+            let (at, _) = guest.driver.rings[usize::from(ALARMQ)].writable(head)[0];
+            assert!(rig.comes_to_rest());
+            log.taken();
+            // By the timerfd alone: no request is sent when it expires.
+            let time = host::utc() + span;
+            guest.set_alarm(UTC, time, true);
+            let in_time = host::utc() < time;
+            assert_eq!(guest.notified(), UTC);
+            assert!(rig.comes_to_rest());
+            let marked = log.taken();
+            let mut expected = of_used_ring(&guest, ALARMQ, n, setup);
+            expected.extend(pages(at, 16));
+            assert!(marked.is_superset(&expected), "{marked:x?} {expected:x?}");
+            // And those of SET_ALARM's response: one page, and its used ring's.
+            let others: BTreeSet<_> = marked.difference(&expected).copied().collect();
+            let used = pages(guest.driver.rings[0].used_at(), 4);
+            assert!(
+                others.is_superset(&used) && others.len() <= 2,
+                "{others:x?}"
+            );
+            n += 1;
+            in_time
+        });
     }
 }
 
@@ -203,26 +210,33 @@ fn what_is_written_while_the_memory_changes_is_marked_as_well() {
 
 #[test]
 fn nothing_is_marked_once_the_rings_are_stopped() {
-    let rig = launch();
-    let (mut guest, log) = migrating(&rig, Setup::default());
-    for _ in 0..4 {
-        guest.post_alarm_buffer();
-    }
-    let time = host::utc() + 100 * MS;
-    guest.set_alarm(UTC, time, true);
-    guest.set_alarm(MONOTONIC, host::boottime() + 100 * MS, true);
-    for queue in [REQUESTQ, ALARMQ] {
-        guest.driver.stop(queue);
-    }
-    log.taken();
-    guest
-        .driver
-        .add(REQUESTQ, &proper(msg::READ, UTC), 16, &Layout::plain());
-    for ring in &guest.driver.rings {
-        ring.kick_anyway();
-    }
-    host::wait_until(UTC, time + MS);
-    host::wait_until(MONOTONIC, host::boottime() + 100 * MS);
-    assert!(rig.comes_to_rest());
-    assert_eq!(log.taken(), BTreeSet::new());
+    host::with_longer_spans(|span| {
+        let rig = launch();
+        let (mut guest, log) = migrating(&rig, Setup::default());
+        for _ in 0..4 {
+            guest.post_alarm_buffer();
+        }
+        let times = [UTC, MONOTONIC].map(|clock| (clock, host::clock(clock) + span));
+        for (clock, time) in times {
+            guest.set_alarm(clock, time, true);
+        }
+        for queue in [REQUESTQ, ALARMQ] {
+            guest.driver.stop(queue);
+        }
+        let in_time = times
+            .into_iter()
+            .all(|(clock, time)| host::clock(clock) < time);
+        log.taken();
+        let read = proper(msg::READ, UTC);
+        guest.driver.add(REQUESTQ, &read, 16, &Layout::plain());
+        for ring in &guest.driver.rings {
+            ring.kick_anyway();
+        }
+        for (clock, time) in times {
+            host::wait_until(clock, time + MS);
+        }
+        assert!(rig.comes_to_rest());
+        assert_eq!(log.taken(), BTreeSet::new());
+        in_time
+    });
 }

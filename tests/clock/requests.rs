@@ -1,7 +1,5 @@
 //! The clock device's requests (virtio 1.4 §5.23.6), over the rings, as a guest makes them.
 
-use std::time::Instant;
-
 use vhost_user_timer_kit::backend_process::Devices;
 use vhost_user_timer_kit::clock_driver::{
     ClockCap, ClockDriver, F_ALARM, MONOTONIC, REQUESTQ, UTC, clock_type, counter, host, msg,
@@ -9,7 +7,7 @@ use vhost_user_timer_kit::clock_driver::{
 };
 use vhost_user_timer_kit::contract::u64_at;
 use vhost_user_timer_kit::raw_driver::{
-    Cut, Driver, Layout, NEXT, PATIENCE, POISON, Rig, Setup, WRITE, descriptor,
+    Cut, Driver, Layout, NEXT, POISON, Rig, Setup, WRITE, descriptor, until,
 };
 
 /// READs of each clock.
@@ -410,11 +408,7 @@ fn excess_is_ignored_wherever_it_lies() {
     let before = host::utc();
     ring.make_available(memory, 0);
     ring.kick_anyway();
-    let deadline = Instant::now() + PATIENCE;
-    while ring.used_index(memory) == 0 {
-        assert!(Instant::now() < deadline, "the request is not answered");
-        std::thread::yield_now();
-    }
+    until("an answer", || ring.used_index(memory) != 0);
     let entry = memory.read(ring.used_at() + 4, 8);
     assert_eq!(
         entry,

@@ -16,10 +16,10 @@ use vhost_user_timer_kit::clock_driver::{
 };
 use vhost_user_timer_kit::contract::Client;
 use vhost_user_timer_kit::raw_driver::{
-    Cut, Driver, Layout, POISON, Rig, Setup, load, save, start_save,
+    Control, Cut, Driver, Layout, POISON, Rig, Setup, load, save, start_save,
 };
 
-/// Short enough to wait for, long enough to do something before it on most machines.
+/// Some times that are soon past.
 const SOON: u64 = 60 * MS;
 const HOUR: u64 = 3_600 * SECOND;
 

@@ -103,21 +103,18 @@ fn an_address_means_the_memory_of_the_connection_that_names_it() {
         ring.kick_anyway();
         before
     };
-    let served = |driver: &Driver, queue: u16, before| {
-        driver.rings[usize::from(queue)].used_index(&driver.memory) != before
+    let is_served = |driver: &Driver, queue: u16, before| {
+        let ring = &driver.rings[usize::from(queue)];
+        until("an answer", || ring.used_index(&driver.memory) != before);
     };
     let before = add(&mut guest.driver, REQUESTQ, 8);
-    while !served(&guest.driver, REQUESTQ, before) {
-        thread::yield_now();
-    }
+    is_served(&guest.driver, REQUESTQ, before);
     let written = guest.driver.memory.read(answer, 80);
     assert_eq!((written[0], written[8]), (rtc_status::OK, 2));
     assert_eq!(timer.driver.memory.read(answer, 80), [POISON; 80]);
 
     let before = add(&mut timer.driver, 1, 16);
-    while !served(&timer.driver, 1, before) {
-        thread::yield_now();
-    }
+    is_served(&timer.driver, 1, before);
     let info = Info::of(&timer.driver.memory.read(answer, 80)[16..]);
     assert_eq!((info.phase, info.vcpus), (phase::PAUSED, 1));
     assert_eq!(guest.driver.memory.read(answer, 80), written);

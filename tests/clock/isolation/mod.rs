@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::channel;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
 
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -24,7 +24,7 @@ use vhost_user_timer_kit::contract::{
 };
 use vhost_user_timer_kit::raw_driver::{
     Control, Driver, INDIRECT, Memory, NEXT, PATIENCE, POISON, REGION_GPA, REGION_SIZE, REGION_VA,
-    RING_EVENT_IDX, RING_INDIRECT, Rig, Ring, Setup, VERSION_1, WRITE, descriptor, seed,
+    RING_EVENT_IDX, RING_INDIRECT, Rig, Ring, Setup, VERSION_1, WRITE, descriptor, seed, until,
 };
 
 const GET_FEATURES: u32 = 1;
