@@ -7,7 +7,7 @@ use vhost_user_timer_kit::contract::{
     request, restore_body, status, u32_at, words,
 };
 use vhost_user_timer_kit::raw_driver::{
-    Descriptor, Layout, NEXT, POISON, REGION_GPA, REGION_SIZE, Rig, WRITE,
+    Descriptor, Layout, NEXT, POISON, REGION_GPA, REGION_SIZE, Rig, WRITE, until,
 };
 
 scenarios! {
@@ -180,9 +180,7 @@ fn chain(client: &mut Client, readable: (u64, u32), writable: (u64, u32)) {
 fn first_used(client: &Client) -> u32 {
     let memory = &client.driver.memory;
     let ring = &client.driver.rings[1];
-    while ring.used_index(memory) == 0 {
-        std::thread::yield_now();
-    }
+    until("an answer", || ring.used_index(memory) != 0);
     let element = memory.read(ring.used_at() + 4, 8);
     assert_eq!(u32_at(&element, 0), 0, "the head");
     u32_at(&element, 4)
@@ -255,9 +253,7 @@ fn a_kill_leaves_at_most_one_change_without_its_answer() {
             let used = |queue: usize| client.driver.rings[queue].used_index(&client.driver.memory);
             u64::from(used(1) - before) + u64::from(used(2))
         };
-        while answered(&client) < 1 + round % 20 {
-            std::hint::spin_loop();
-        }
+        until("some answers", || answered(&client) > round % 20);
         let mut answers = 0;
         let rig = rig.die_and_go_on(|| answers = answered(&client), &args);
         drop(client);

@@ -1,7 +1,10 @@
 //! SPEC.md, "Restore": who is answered when, that all get the same, and the time-out.
 
+use std::collections::HashMap;
+
+use vhost_user_timer_kit::clock_driver::{MONOTONIC, host};
 use vhost_user_timer_kit::contract::{
-    Client, Run, VM, Vcpu, op, phase, request, restore, restore_body, status,
+    Answer, Client, Run, VM, Vcpu, op, phase, request, restore, restore_body, status,
 };
 use vhost_user_timer_kit::raw_driver::{Layout, Rig};
 use vhost_user_timer_model::vm::Notice;
@@ -320,64 +323,85 @@ fn configured(rig: &Rig, vcpus: u32) -> Client {
     client
 }
 
+/// The answers on queue 1, by head, once a time-out of so many nanoseconds has passed. It has begun
+/// before the call. A WAIT_RUN that came after it waits on, and has no answer.
+pub(crate) fn answers_by_the_time_out(
+    rig: &Rig,
+    client: &mut Client,
+    timeout_ns: u64,
+) -> HashMap<u16, Answer> {
+    host::wait_until(MONOTONIC, host::boottime() + timeout_ns);
+    assert!(rig.comes_to_rest());
+    let used = std::iter::from_fn(|| client.driver.used_already(1));
+    used.map(|used| (used.head, Answer::of(&used))).collect()
+}
+
 fn when_the_time_out_passes_the_log_names_the_missing_vcpus_and_the_restore_goes_on() {
-    let rig = Rig::launch_release(&[]);
-    let mut client = configured(&rig, 16);
-    // All with one kick, so that it takes a stop of 300 ms in the backend to spoil it.
-    let begin = restore_body(16, restore::AUTORUN, 0, 300_000_000);
-    let begin = request(op::RESTORE_BEGIN, VM, 0, &begin);
-    let mut others = vec![client.driver.add(1, &begin, 16, &Layout::plain())];
-    let heads: Vec<u16> = (0..3)
-        .map(|vcpu| {
+    host::with_longer_spans(|span| {
+        let timeout_ns = 5 * span;
+        let rig = Rig::launch_release(&[]);
+        let mut client = configured(&rig, 16);
+        // All with one kick, so that it takes a stop of that long in the backend to spoil it.
+        let begin = restore_body(16, restore::AUTORUN, 0, timeout_ns);
+        let begin = request(op::RESTORE_BEGIN, VM, 0, &begin);
+        let begin = client.driver.add(1, &begin, 16, &Layout::plain());
+        let waiting = [0, 1, 2].map(|vcpu| {
             let wait = request(op::WAIT_RUN, vcpu, 0, &[]);
             client.driver.add(1, &wait, 56, &Layout::plain())
-        })
-        .collect();
-    let there: Vec<u32> = (0..16).filter(|vcpu| ![7, 12, 13].contains(vcpu)).collect();
-    let brought: Vec<u8> = there
-        .iter()
-        .flat_map(|vcpu| Vcpu::with(*vcpu, [0, 5, 0, 0, 0, 0]).to_bytes())
-        .collect();
-    let set_vm = request(op::SET_VM, VM, 0, &brought);
-    others.push(client.driver.add(1, &set_vm, 16, &Layout::plain()));
-    for vcpu in there {
-        let done = request(op::RESTORE_DONE, vcpu, 0, &[]);
-        others.push(client.driver.add(1, &done, 24, &Layout::plain()));
-    }
-    client.driver.rings[1].kick(&client.driver.memory);
-    let answers = client.all_released(1, &[&heads[..], &others[..]].concat());
-    let (waited, done) = answers.split_at(3);
-    assert!(done.iter().all(|answer| answer.status == status::OK));
-    // As many as were missing when it passed, the same for all; three unless this was slow.
-    let missing = waited[0].detail;
-    assert!((3..=16).contains(&missing));
-    for answer in waited {
-        assert_eq!(answer.outcome(), (status::ETIMEDOUT, missing));
-    }
-    client.settle();
-    if missing == 3 {
+        });
+        let there: Vec<u32> = (0..16).filter(|vcpu| ![7, 12, 13].contains(vcpu)).collect();
+        let brought: Vec<u8> = there
+            .iter()
+            .flat_map(|vcpu| Vcpu::with(*vcpu, [0, 5, 0, 0, 0, 0]).to_bytes())
+            .collect();
+        let set_vm = request(op::SET_VM, VM, 0, &brought);
+        let mut others = vec![client.driver.add(1, &set_vm, 16, &Layout::plain())];
+        for vcpu in there {
+            let done = request(op::RESTORE_DONE, vcpu, 0, &[]);
+            others.push(client.driver.add(1, &done, 24, &Layout::plain()));
+        }
+        client.driver.rings[1].kick(&client.driver.memory);
+        client.released(1, begin).ok(0);
+        let answers = answers_by_the_time_out(&rig, &mut client, timeout_ns);
+        for head in others {
+            assert_eq!(answers[&head].status, status::OK);
+        }
+        // As many as were missing when it passed, the same for all; three unless this was slow.
+        let waited = waiting.map(|head| answers.get(&head).map(Answer::outcome));
+        if waited != [Some((status::ETIMEDOUT, 3)); 3] {
+            let slow = |outcome| matches!(outcome, Some((status::ETIMEDOUT, 3..=16)) | None);
+            assert!(waited.into_iter().all(slow), "{waited:?}");
+            return false;
+        }
         rig.log_with("7, 12-13");
-    }
 
-    assert_eq!(client.info().phase, phase::RESTORING);
-    assert_eq!(client.info().restored, 13);
-    for vcpu in [7, 12, 13] {
-        client.bring(vcpu, 6);
-        client.restore_done(vcpu);
-    }
-    assert_eq!(client.info().phase, phase::RUNNING);
+        assert_eq!(client.info().phase, phase::RESTORING);
+        assert_eq!(client.info().restored, 13);
+        for vcpu in [7, 12, 13] {
+            client.bring(vcpu, 6);
+            client.restore_done(vcpu);
+        }
+        assert_eq!(client.info().phase, phase::RUNNING);
+        true
+    });
 }
 
 fn the_time_out_comes_without_any_request() {
-    let rig = Rig::launch_release(&[]);
-    let mut client = configured(&rig, 2);
-    // Waiting already when the restore begins would be ESTALE: it is asked right after.
-    let begin = restore_body(2, 0, 0, 300_000_000);
-    let begin = request(op::RESTORE_BEGIN, VM, 0, &begin);
-    let begin = client.driver.add(1, &begin, 16, &Layout::plain());
-    let wait = request(op::WAIT_RUN, 1, 0, &[]);
-    let wait = client.driver.submit(1, &wait, 56, &Layout::plain());
-    let answers = client.all_released(1, &[begin, wait]);
-    answers[0].ok(0);
-    assert_eq!(answers[1].outcome(), (status::ETIMEDOUT, 2));
+    host::with_longer_spans(|span| {
+        let rig = Rig::launch_release(&[]);
+        let mut client = configured(&rig, 2);
+        // Waiting already when the restore begins would be ESTALE: it is asked right after.
+        let begin = restore_body(2, 0, 0, span);
+        let begin = request(op::RESTORE_BEGIN, VM, 0, &begin);
+        let begin = client.driver.add(1, &begin, 16, &Layout::plain());
+        let wait = request(op::WAIT_RUN, 1, 0, &[]);
+        let wait = client.driver.submit(1, &wait, 56, &Layout::plain());
+        client.released(1, begin).ok(0);
+        let answers = answers_by_the_time_out(&rig, &mut client, span);
+        let Some(answer) = answers.get(&wait) else {
+            return false;
+        };
+        assert_eq!(answer.outcome(), (status::ETIMEDOUT, 2));
+        true
+    });
 }

@@ -1,13 +1,15 @@
 //! A VM that the last RESTORE_DONE has armed is still in that restore.
 
 use vhost_user_timer_kit::backend_process::Devices;
+use vhost_user_timer_kit::clock_driver::host::with_longer_spans;
 use vhost_user_timer_kit::contract::{
     CNT, CTL, CVAL, Client, PCNT, VM, configure, op, phase, restore, restore_body, status, words,
 };
 use vhost_user_timer_kit::raw_driver::Rig;
 use vhost_user_timer_model::vm::Notice;
 
-use crate::world::{Clock, HZ, MS, World};
+use crate::wait_run::answers_by_the_time_out;
+use crate::world::{Clock, HZ, MS, Vm, World};
 
 scenarios! {
     both {
@@ -135,33 +137,43 @@ fn a_confirmation_ends_the_restore(on: World) {
     assert_eq!(vm.refused(op::RESTORE_DONE, 0, &[]), busy);
 }
 
-/// A VM that a restore with a time-out of so many nanoseconds has armed.
-fn armed_with_time_out(on: World, timeout_ns: u64) -> crate::world::Vm {
+/// A VM that a restore with a time-out of so many nanoseconds has armed, and CLOCK_MONOTONIC, ns,
+/// before that restore began.
+fn armed_with_time_out(on: World, timeout_ns: u64) -> (Vm, u64) {
     let mut vm = on.configured(2, configure::CONFIRM);
+    let began = vm.driver.monotonic();
     vm.begin(2, restore::AUTORUN, 0, timeout_ns);
     vm.restored(0, 5);
     vm.restored(1, 5);
-    vm
+    (vm, began)
 }
 
 fn the_time_out_counts_on_in_armed(on: World) {
-    let mut vm = armed_with_time_out(on, 200 * MS);
-    let offsets = vm.offsets();
-    let waiters = [vm.wait(1), vm.wait_on(2, 0)];
-    vm.pass(200 * MS);
-    for answer in vm.answers(&waiters) {
-        assert_eq!(answer.outcome(), (status::ETIMEDOUT, 0));
-    }
-    assert_eq!((vm.phase(), vm.offsets()), (phase::ARMED, offsets));
-    let waiter = vm.wait(0);
-    vm.pass(200 * MS);
-    vm.no_answer(1);
-    let (_, released) = vm.releasing((op::CONFIRM_RUN, VM, &words(&offsets)), &[waiter]);
-    released[0].ok(40);
+    with_longer_spans(|span| {
+        let (mut vm, began) = armed_with_time_out(on, span);
+        let offsets = vm.offsets();
+        let waiters = [(1, vm.wait_run(1, 1)), (2, vm.wait_run(2, 0))];
+        vm.settle();
+        if vm.driver.monotonic() - began >= span {
+            // Who asks after the time-out waits on.
+            return false;
+        }
+        vm.pass(span);
+        for answer in vm.answers(&waiters) {
+            assert_eq!(answer.outcome(), (status::ETIMEDOUT, 0));
+        }
+        assert_eq!((vm.phase(), vm.offsets()), (phase::ARMED, offsets));
+        let waiter = vm.wait(0);
+        vm.pass(span);
+        vm.no_answer(1);
+        let (_, released) = vm.releasing((op::CONFIRM_RUN, VM, &words(&offsets)), &[waiter]);
+        released[0].ok(40);
+        true
+    });
 }
 
 fn the_log_says_that_the_vmm_has_not_confirmed(on: World) {
-    let mut vm = armed_with_time_out(on, HZ);
+    let (mut vm, _) = armed_with_time_out(on, HZ);
     vm.pass(HZ - 1);
     vm.exact().notices();
     assert_eq!(vm.exact().ticks_to_next(), Some(1));
@@ -173,16 +185,22 @@ fn the_log_says_that_the_vmm_has_not_confirmed(on: World) {
 }
 
 fn the_backends_log_says_that_the_vmm_has_not_confirmed() {
-    let rig = Rig::launch_release(&[]);
-    let mut client = Client::connect(&rig);
-    client.configure_with(1, configure::CONFIRM);
-    let body = restore_body(1, restore::AUTORUN, 0, 1_000_000);
-    client.vm(op::RESTORE_BEGIN, &body).ok(0);
-    client.set_done(0, &[(CTL, 0), (CNT, 5), (CVAL, 0)]);
-    let waiter = client.wait_run(1, 0);
-    let answer = client.released(1, waiter);
-    assert_eq!(answer.outcome(), (status::ETIMEDOUT, 0));
-    rig.log_with("all 1 vCPUs are restored, and CONFIRM_RUN is missing; the VM stays ARMED");
+    with_longer_spans(|span| {
+        let rig = Rig::launch_release(&[]);
+        let mut client = Client::connect(&rig);
+        client.configure_with(1, configure::CONFIRM);
+        let body = restore_body(1, restore::AUTORUN, 0, span);
+        client.vm(op::RESTORE_BEGIN, &body).ok(0);
+        client.set_done(0, &[(CTL, 0), (CNT, 5), (CVAL, 0)]);
+        let waiter = client.wait_run(1, 0);
+        let answers = answers_by_the_time_out(&rig, &mut client, span);
+        let Some(answer) = answers.get(&waiter) else {
+            return false;
+        };
+        assert_eq!(answer.outcome(), (status::ETIMEDOUT, 0));
+        rig.log_with("all 1 vCPUs are restored, and CONFIRM_RUN is missing; the VM stays ARMED");
+        true
+    });
 }
 
 fn a_backend_killed_in_armed_comes_back_armed_with_the_same_offsets() {

@@ -5,9 +5,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost_user_timer_kit::contract::{CVAL, Client, op, phase};
-use vhost_user_timer_kit::raw_driver::{Rig, load, save, start_load, start_save};
+use vhost_user_timer_kit::raw_driver::message::CHECK_DEVICE_STATE;
+use vhost_user_timer_kit::raw_driver::{self, Control, Rig, load, save, start_load, start_save};
 
 use super::{MANY, at_rest, configured, saved};
 
@@ -31,8 +32,11 @@ scenarios! {
 /// CHECK_DEVICE_STATE waits this long for a transfer that does not end.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Something that takes longer did wait.
-const AT_ONCE: Duration = Duration::from_secs(4);
+/// How often something is tried that a machine may be too slow for.
+const ROUNDS: u32 = 6;
+
+/// What the log says of a transfer that did not end in time.
+const UNFINISHED: &str = "the frontend has not read or written the whole state";
 
 fn every_truncation_and_every_single_bit_flip_is_refused_and_changes_nothing() {
     let stream = saved();
@@ -78,11 +82,10 @@ fn an_endless_stream_is_refused_at_once_while_its_writer_goes_on() {
             (4 << 20..5 << 20).contains(&written),
             "{written} bytes were taken"
         );
-        let started = Instant::now();
         assert!(client.driver.control.check_device_state().is_err());
-        assert!(started.elapsed() < AT_ONCE);
+        rig.log_with("longer than 4194304 bytes");
     }
-    rig.log_with("longer than 4194304 bytes");
+    assert_eq!(rig.said(UNFINISHED), 0);
     assert_eq!(at_rest(&mut client), before);
 }
 
@@ -119,9 +122,11 @@ fn a_writer_that_stalls_fails_the_check_and_nothing_else() {
     let rig = Rig::launch_release(&[]);
     let mut client = configured(&rig, 2);
     let before = at_rest(&mut client);
-    let mut writer = start_load(&client.driver.control);
-    writer.write_all(&stream[..stream.len() / 2]).unwrap();
-    stalls(&mut client);
+    let mut writer = stalls(&mut client, |control| {
+        let mut writer = start_load(control);
+        writer.write_all(&stream[..stream.len() / 2]).unwrap();
+        writer
+    });
     assert_eq!(at_rest(&mut client), before);
     let given_up = writer.write_all(&stream).unwrap_err();
     assert_eq!(given_up.kind(), ErrorKind::BrokenPipe);
@@ -131,33 +136,39 @@ fn a_writer_that_stalls_fails_the_check_and_nothing_else() {
 fn a_reader_that_stalls_fails_the_check_and_nothing_else() {
     let rig = Rig::launch_release(&["--max-vcpus=4096"]);
     let mut client = configured(&rig, MANY);
-    let reader = start_save(&client.driver.control);
-    stalls(&mut client);
-    drop(reader);
+    drop(stalls(&mut client, start_save));
     assert!(!save(&client.driver.control).is_empty(), "the next is fine");
 }
 
 fn sigterm_ends_the_backend_at_once_whatever_stalls() {
-    for checking in [false, true] {
-        let mut rig = Rig::launch_release(&[]);
-        let client = configured(&rig, 2);
-        let writer = start_load(&client.driver.control);
-        let control = client.driver.control.clone();
-        let check = checking.then(|| thread::spawn(move || control.check_device_state().is_err()));
-        let log = "Ending on SIGTERM";
-        let signalled = Instant::now();
-        rig.backend.signal(Signal::TERM);
-        let status = rig.backend.wait(Duration::from_secs(20));
-        assert!(
-            status.success() && rig.backend.log().contains(log),
-            "{status}"
-        );
-        assert!(signalled.elapsed() < AT_ONCE);
-        if let Some(check) = check {
-            assert!(check.join().unwrap());
-        }
-        drop(writer);
+    assert!(sigterm_during_a_load(false));
+    let mut rounds = 0..ROUNDS;
+    assert!(
+        rounds.any(|_| sigterm_during_a_load(true)),
+        "the check never waited"
+    );
+}
+
+/// Ends a backend by SIGTERM while a load stalls, which is being checked or not. Whether it was so
+/// when the signal came, and the check had not failed by then.
+fn sigterm_during_a_load(checking: bool) -> bool {
+    let mut rig = Rig::launch_release(&[]);
+    let stream = rig.stream();
+    let check = Control::over(stream.try_clone().unwrap());
+    let client = Client::over(stream);
+    let _writer = start_load(&client.driver.control);
+    if checking {
+        let sent = check.message(CHECK_DEVICE_STATE, false, &[], &[]);
+        sent.expect("the backend listens");
     }
+    assert!(rig.comes_to_rest());
+    rig.backend.signal(Signal::TERM);
+    let status = rig.backend.wait(raw_driver::PATIENCE);
+    let log = rig.backend.log();
+    assert!(status.success(), "{status}: {log}");
+    let (before, after) = log.split_once("Ending on SIGTERM").expect("it says so");
+    assert!(!after.contains(UNFINISHED), "it waited: {log}");
+    !before.contains(UNFINISHED)
 }
 
 fn a_second_transfer_replaces_one_that_stalls() {
@@ -234,31 +245,31 @@ fn threads_and_descriptors_stay_as_they_are_over_two_hundred_transfers() {
     assert_eq!((after.threads, after.fds), (idle.threads, idle.fds));
 }
 
-/// CHECK_DEVICE_STATE fails after a while, during which requests are served.
-fn stalls(client: &mut Client) {
-    let control = client.driver.control.clone();
-    let check = thread::spawn(move || {
-        let started = Instant::now();
-        (control.check_device_state().is_err(), started.elapsed())
-    });
-    let mut served = 0;
-    while !check.is_finished() {
-        let asked = Instant::now();
-        client.set(1, &[(CVAL, 1)]);
-        client.set(1, &[(CVAL, !1)]);
-        assert!(
-            asked.elapsed() < AT_ONCE,
-            "a request waits for the transfer"
-        );
-        served += 1;
-        thread::yield_now();
+/// CHECK_DEVICE_STATE of a transfer that `start` starts fails after a while, during which requests
+/// are served. Returns what `start` did.
+fn stalls<T>(client: &mut Client, start: impl Fn(&Frontend) -> T) -> T {
+    for _ in 0..ROUNDS {
+        let control = client.driver.control.clone();
+        let end = start(&control);
+        let check = thread::spawn(move || {
+            let started = Instant::now();
+            (control.check_device_state().is_err(), started.elapsed())
+        });
+        let mut served = 0;
+        while !check.is_finished() {
+            client.set(1, &[(CVAL, 1)]);
+            client.set(1, &[(CVAL, !1)]);
+            served += u32::from(!check.is_finished());
+            thread::yield_now();
+        }
+        let (failed, took) = check.join().unwrap();
+        assert!(failed && took >= PATIENCE, "{failed} after {took:?}");
+        // Fewer if this thread was off the CPU for that long, too.
+        if served > 10 {
+            return end;
+        }
     }
-    let (failed, took) = check.join().unwrap();
-    assert!(
-        failed && took >= PATIENCE && took < PATIENCE + AT_ONCE,
-        "{failed} after {took:?}"
-    );
-    assert!(served > 10, "{served} requests were served");
+    panic!("requests wait for the transfer");
 }
 
 /// CRC-32 (IEEE 802.3), bit by bit.

@@ -12,7 +12,7 @@ use vhost_user_timer_kit::contract::{
     restore_body, status, words,
 };
 use vhost_user_timer_kit::raw_driver::{
-    Layout, REGION_GPA, REGION_SIZE, RING_EVENT_IDX, RING_INDIRECT, Rig, VERSION_1, save,
+    Layout, REGION_GPA, REGION_SIZE, RING_EVENT_IDX, RING_INDIRECT, Rig, VERSION_1, save, until,
 };
 use vm_memory::{Bytes, GuestAddress};
 
@@ -312,12 +312,12 @@ fn a_page_whose_region_is_removed_is_forgotten() {
         } else {
             control.remove_mem_region(&page).unwrap();
         }
+        rig.log_with("time page");
         let (before, after) = vm.over_a(|client| {
             client.resume();
             client.pause();
         });
         assert_eq!(after, before);
-        rig.log_with("time page");
         assert_eq!(vm.start().outcome(), (status::EINVAL, 0));
         // Its coming back does not bring the page back.
         vm.client.driver.control.add_mem_region(&page).unwrap();
@@ -460,9 +460,7 @@ fn what_the_page_says_is_in_the_state_file_already() {
             memory.read_slice(&mut bytes, GuestAddress(AT + 4)).unwrap();
             u32::from_le_bytes(bytes)
         };
-        while phase() != phase::RUNNING {
-            std::hint::spin_loop();
-        }
+        until("the page says RUNNING", || phase() == phase::RUNNING);
         // Killed as soon as it is seen, answered or not.
         let rig = rig.die_and_go_on(|| drop(vm), &[]);
         let info = Client::connect(&rig).info();
