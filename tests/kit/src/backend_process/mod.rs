@@ -240,6 +240,8 @@ impl BackendProcess {
         while ready < self.devices.sockets().len() {
             let start = said.len();
             if lines.read_line(&mut said)? == 0 {
+                // Its stderr is closed before it has ended, and then another can take its place.
+                self.wait(GRACE);
                 let words: Vec<_> = said.split_whitespace().collect();
                 let text = format!("{PROGRAM} ended before it was ready: {}", words.join(" "));
                 return Err(io::Error::other(text));
