@@ -15,6 +15,20 @@ keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 flavour=cloud-arm64
 cross=aarch64-linux-gnu-
 
+# hosts_apt ARGUMENT…: runs the host's apt-get, when no other apt holds its locks. One that updates
+# the machine may hold them for minutes.
+hosts_apt() {
+    local said limit=$((SECONDS + 600))
+    until said=$(LC_ALL=C apt-get -q "$@" 2>&1); do
+        if [[ $said != *'Could not get lock'* ]] || ((SECONDS > limit)); then
+            printf '%s\n' "$said"
+            return 1
+        fi
+        sleep 2
+    done
+    printf '%s\n' "$said"
+}
+
 # The Debian mirror in the lists of the host's apt, if any.
 apts_mirror() {
     # shellcheck disable=SC2016 # apt expands it
@@ -26,7 +40,7 @@ mirror() {
     local mirror=${VHOST_USER_TIMER_MIRROR:-}
     [[ -n $mirror ]] || mirror=$(apts_mirror) || true
     # A new machine may have no lists yet.
-    if [[ -z $mirror && $EUID -eq 0 ]] && apt-get -q update >&2; then
+    if [[ -z $mirror && $EUID -eq 0 ]] && hosts_apt update >&2; then
         mirror=$(apts_mirror) || true
     fi
     [[ -n $mirror ]] || {
