@@ -102,7 +102,7 @@ fn a_smeared_clock_is_an_rtc_whose_alarms_wake_a_waiting_process() {
         let interrupts = vm.interrupts();
         for seconds in [1, 2] {
             // It fails if no interrupt comes, and prints how many came: one, the alarm's.
-            let answer = vm.run(&format!("guest alarm {rtc} {seconds}"));
+            let answer = vm.run(&format!("guest alarm {rtc} {seconds} 100"));
             assert!(answer.contains("data=0x1a0"), "{answer}");
             let at = |key: &str| {
                 let word = answer.split_whitespace().find_map(|w| w.strip_prefix(key));

@@ -180,7 +180,7 @@ fn an_alarm_is_waited_for() {
         return;
     };
     let mut guest = boot(&environment, &Options::default());
-    let answer = guest.run("guest alarm rtc0 2").unwrap();
+    let answer = guest.run("guest alarm rtc0 2 100").unwrap();
     assert!(answer.contains("data=0x1a0"), "{answer}");
     guest.run("guest alarm-set rtc0 1000").unwrap();
     let answer = guest.run("guest alarm-read rtc0").unwrap();

@@ -20,8 +20,8 @@ fn time_stands_still_while_the_guest_is_stopped() {
         let paused = vm.number("paused-count");
         vm.guest.qmp().cont().unwrap();
         assert_eq!(vm.phase().unwrap(), "running");
-        assert_gate(&mut vm, paused);
         let after = before.assert_right_since(&mut vm);
+        assert_gate(&mut vm, paused);
         assert_eq!(vm.number("cntvoff"), 0);
         println!("stop and cont: {}", summary(&after));
     }

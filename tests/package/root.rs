@@ -114,7 +114,7 @@ impl Root {
 
 /// Functions for scripts: `serve OPTION…` starts the installed backend and waits until it serves
 /// both devices at $timer and $clock; `end` ends it, and prints its log.
-pub(crate) const BACKEND: &str = r"
+pub(crate) const BACKEND: &str = r#"
 timer=/run/vhost-user-timer/vm1/timer.sock
 clock=/run/vhost-user-timer/vm1/clock.sock
 serve() {
@@ -123,9 +123,12 @@ serve() {
     pid=$backend_PID
     # A descriptor that is there when the backend has ended.
     exec {log}<&${backend[0]}
-    local device line
+    local device line= said=
     for device in $timer $clock; do
-        until read -r -u $log line && [[ $line == *Ready*$device* ]]; do :; done
+        until [[ $line == *Ready*$device* ]]; do
+            read -r -u $log line || { echo "ended before it served $device: $said" >&2; exit 1; }
+            said+=$line$'\n'
+        done
     done
 }
 end() {
@@ -133,7 +136,7 @@ end() {
     wait $pid
     cat <&$log
 }
-";
+"#;
 
 /// Installs the package as a user does, with apt.
 pub(crate) const INSTALL: &str = "apt-get -qq install -y /package.deb >/dev/null";

@@ -74,7 +74,10 @@ fn save_restore_works_on_one_backend_and_says_why_it_does_not() {
         let lines = run("save_restore", &[backend.socket_path()]);
         assert!(lines.last().unwrap().starts_with("vCPU "), "{lines:?}");
     }
-    let output = example("save_restore").arg("/nowhere").output().unwrap();
+    let output = example("save_restore")
+        .arg("/dev/null/nowhere")
+        .output()
+        .unwrap();
     assert!(!output.status.success());
     assert!(text(&output).contains("/nowhere"), "{}", text(&output));
 }

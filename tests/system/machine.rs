@@ -2,12 +2,9 @@
 //! take turns.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::Instant;
 
-use vhost_user_timer_kit::qemu::{Guest, KvmHost, Options, environment};
-
-/// The longest that a command may take: on an emulated machine a service takes seconds to start.
-const LIMIT: Duration = Duration::from_secs(120);
+use vhost_user_timer_kit::qemu::{Guest, KvmHost, Options, PATIENCE, environment};
 
 type Shared = Mutex<Option<Machine>>;
 
@@ -20,8 +17,7 @@ impl Machine {
         let archives = KvmHost::programs("system/programs");
         let options = Options::default()
             .memory(1024)
-            .kernel_arg("rdinit=/system-init quiet")
-            .life_limit(Duration::from_secs(900));
+            .kernel_arg("rdinit=/system-init quiet");
         let archives = archives.to_str().expect("paths").lines();
         let options = archives.fold(options, |options, path| options.archive(path.into()));
         let booted = Guest::boot(&environment, &options);
@@ -32,7 +28,7 @@ impl Machine {
 
     /// What a command prints, and whether it succeeds.
     pub(crate) fn run(&mut self, command: &str) -> (bool, String) {
-        let output = self.0.run_within(LIMIT, command);
+        let output = self.0.run_within(PATIENCE, command);
         let output = output.unwrap_or_else(|error| panic!("{error}"));
         (output.status == 0, output.text.trim().to_owned())
     }
@@ -48,10 +44,21 @@ impl Machine {
     /// Waits until a command prints this.
     #[track_caller]
     pub(crate) fn until(&mut self, command: &str, wanted: &str) {
-        let (there, printed) = self.run(&format!(
-            "for try in $(seq 100); do [ \"$({command})\" = '{wanted}' ] && exit 0; usleep 100000; done; {command}; exit 1"
-        ));
-        assert!(there, "{command}: {printed:?}, and not {wanted:?}");
+        let began = Instant::now();
+        loop {
+            let (_, printed) = self.run(command);
+            if printed == wanted {
+                return;
+            }
+            let late = began.elapsed() > PATIENCE;
+            assert!(!late, "{command}: {printed:?}, and not {wanted:?}");
+        }
+    }
+
+    /// The lines of the journal that these options of journalctl choose, of all logged before.
+    #[track_caller]
+    pub(crate) fn journal(&mut self, options: &str) -> String {
+        self.output(&format!("journalctl --sync && journalctl -o cat {options}"))
     }
 }
 

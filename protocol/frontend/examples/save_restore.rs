@@ -18,16 +18,15 @@ use vhost_user_timer_frontend::{
     VmOptions,
 };
 
-const SECOND: Duration = Duration::from_secs(1);
-/// For a request, on a machine that may be busy.
-const REQUEST: Duration = Duration::from_secs(10);
+/// For the handshake and for each request, on a machine that may be busy.
+const REQUEST: Duration = Duration::from_secs(30);
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
     let source = args.next().ok_or("usage: save_restore SOCKET [SOCKET]")?;
     let destination = args.next();
 
-    let options = Options::default().timeout(SECOND);
+    let options = Options::default().timeout(REQUEST);
     let frontend = Frontend::connect(source.as_str(), options.clone())?;
     let bytes = save(&frontend)?;
     println!("saved {} bytes from {source}", bytes.len());

@@ -2,11 +2,14 @@
 //! device.
 
 use std::mem;
+use std::time::Instant;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Environment, Error, Guest, LIBRARY_VARIABLE, Options, Transport, timer_library};
+use super::{
+    Environment, Error, Guest, LIBRARY_VARIABLE, Options, PATIENCE, Transport, timer_library,
+};
 use crate::backend_process::{BackendProcess, Devices, Launch};
 use crate::raw_driver::release_program;
 
@@ -14,7 +17,7 @@ use crate::raw_driver::release_program;
 const DEVICE: &str = "/machine/peripheral/timer";
 
 /// The device's time-out where the backend answers, however busy the machine is. It is less than
-/// [`PATIENCE`](super::PATIENCE), so that QEMU says what did not come.
+/// [`PATIENCE`], so that QEMU says what did not come.
 pub const UNHURRIED: &str = "timeout=60000";
 
 /// How QEMU reaches the backend.
@@ -228,13 +231,20 @@ impl TimerVm {
         }
     }
 
-    /// A property of the device.
+    /// A property of the device. QEMU itself waits for the backend's answer for a second.
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] if QEMU cannot say, as when the backend does not answer.
+    /// [`Error::Refused`] if QEMU cannot say.
     pub fn property(&mut self, name: &str) -> Result<Value, Error> {
-        self.guest.qmp().property(DEVICE, name)
+        let began = Instant::now();
+        loop {
+            match self.guest.qmp().property(DEVICE, name) {
+                Err(Error::Refused { description, .. })
+                    if description.ends_with("in time") && began.elapsed() < PATIENCE => {}
+                answer => return answer,
+            }
+        }
     }
 
     /// A number that the device has as a property, such as `cntvoff`.

@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 use std::str::FromStr;
+use std::time::Instant;
 
-use super::{Error, Guest};
+use super::{Error, Guest, PATIENCE};
 
 /// What was seen on one vCPU since the witness was started. Counts are in ticks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -117,6 +118,9 @@ impl Guest {
     ///
     /// Those of [`run`](Self::run).
     pub fn gaps_around(&mut self, from: u64, to: u64) -> Result<Vec<Option<[u64; 2]>>, Error> {
+        // The guest itself waits for 10 s of its time.
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE && self.witness()?.iter().any(|seen| seen.last < to) {}
         let text = self.run(&format!("guest witness around {from} {to}"))?;
         let gap = |line| {
             let numbers = numbers(line);
