@@ -1,5 +1,6 @@
 //! A round: who starts in which order, what goes wrong on purpose, and what came of it.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -27,6 +28,8 @@ pub(crate) struct Plan {
     /// How the VM is paused at the end, KEEP_COUNTING or not; `None`: it stays RUNNING.
     pub(crate) pause: Option<bool>,
     kill_backend: Option<KillBackend>,
+    /// The backend was killed as planned.
+    killed: Cell<bool>,
     die: Option<Die>,
 }
 
@@ -42,6 +45,7 @@ impl Plan {
             interrupts: options.interrupts,
             pause: Some(false),
             kill_backend: options.kill_backend,
+            killed: Cell::new(false),
             die: options.die,
         }
     }
@@ -83,10 +87,11 @@ impl Plan {
         if self.die == Some(death) {
             die()?;
         }
-        match self.kill_backend == Some(kill) {
-            true => time.kill_backend(),
-            false => Ok(()),
+        if self.kill_backend == Some(kill) {
+            time.kill_backend()?;
+            self.killed.set(true);
         }
+        Ok(())
     }
 
     /// The fault of RUNNING.
@@ -187,9 +192,8 @@ impl Facts {
     /// All but what the vCPUs observed.
     pub(crate) fn round(&self, plan: &Plan) -> Round {
         let shared = self.shared();
-        let kill_backend = plan
-            .kill_backend
-            .map(|when| format!("backend-{}", name(when)));
+        let killed = plan.kill_backend.filter(|_| plan.killed.get());
+        let kill_backend = killed.map(|when| format!("backend-{}", name(when)));
         let die = plan.die.map(|when| format!("vmm-{}", name(when)));
         Round {
             round: plan.round,
