@@ -17,7 +17,7 @@ use vhost_user_timer::server::{
 use vhost_user_timer::{logging, with_causes};
 
 fn main() -> ExitCode {
-    server::unblock_all();
+    server::prepare_signals();
     // Ignores whatever else the command line says.
     if std::env::args_os().any(|arg| arg == "--print-capabilities") {
         let printed = writeln!(io::stdout(), "{}", capabilities());

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use rustix::net::{AddressFamily, SocketType, socket};
 use tempfile::TempDir;
@@ -120,6 +120,67 @@ fn a_pid_file_without_its_folder_says_so_and_leaves_no_socket() {
     ];
     cannot(&options.each_ref().map(String::as_str), Stdio::null(), &why);
     assert!(!socket.exists());
+}
+
+#[test]
+fn a_state_file_that_is_a_link_says_so() {
+    let folder = TempDir::new().unwrap();
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink("state", &link).unwrap();
+    let why = format!(
+        "the state file {} is a symbolic link; name the file itself",
+        link.display()
+    );
+    let options = ["--fd=0", &option("--state-file", &link)];
+    cannot(&options, Stdio::null(), &why);
+}
+
+/// Closes what the program would inherit of this process by accident.
+const CLOSE: &str = "exec 3<&- 4<&- 5<&- 6<&- 7<&- 8<&- 9<&-";
+
+/// Runs the program after this command of a shell, to its end.
+fn run_after(command: &str, args: &[&str]) -> Output {
+    let script = format!("{command}; exec \"$@\"");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &script, "sh"]);
+    ends(
+        shell
+            .arg(find_program().unwrap())
+            .args(args)
+            .stdin(Stdio::null()),
+    )
+}
+
+#[test]
+fn a_state_file_past_the_limit_of_file_sizes_is_1_and_says_so() {
+    let folder = TempDir::new().unwrap();
+    let file = option("--state-file", &folder.path().join("state"));
+    let output = run_after("ulimit -f 0", &["--fd=0", &file]);
+    let said = text(&output.stderr);
+    assert!(said.ends_with("File too large (os error 27)\n"), "{said}");
+    assert_eq!(output.status.code(), Some(1), "{said}");
+}
+
+#[test]
+fn a_start_without_enough_descriptors_says_so_at_each_step() {
+    let folder = TempDir::new().unwrap();
+    let socket = option("--socket-path", &folder.path().join("socket"));
+    let file = option("--state-file", &folder.path().join("state"));
+    // It ends by this where the descriptors are enough.
+    let last = "--pid-file=/nowhere/pid";
+    let mut ends = [0, 0];
+    // Below 4 the program cannot be loaded.
+    for limit in 4..=24 {
+        let command = format!("{CLOSE}; ulimit -n {limit}");
+        let output = run_after(&command, &[&socket, &file, last]);
+        let said = text(&output.stderr);
+        let has_enough = said.contains("there is no folder /nowhere");
+        let says_so = said.ends_with("Too many open files (os error 24)\n");
+        assert!(has_enough || says_so, "{limit}: {said}");
+        assert_eq!(output.status.code(), Some(1), "{limit}: {said}");
+        ends[usize::from(has_enough)] += 1;
+    }
+    assert!(ends.iter().all(|ends| *ends > 0), "{ends:?}");
 }
 
 #[test]
@@ -280,16 +341,9 @@ fn a_descriptor_that_is_not_a_unix_stream_socket_is_1_and_says_so() {
 
 #[test]
 fn a_descriptor_of_the_programs_own_is_not_one_that_it_was_passed() {
-    let close = "exec \"$@\" 3<&- 4<&- 5<&- 6<&- 7<&- 8<&- 9<&-";
     for fd in 3..=9 {
         for option in ["--fd", "--rtc-fd"] {
-            let mut command = Command::new("sh");
-            command
-                .args(["-c", close, "sh"])
-                .arg(find_program().unwrap())
-                .args([option, &fd.to_string()])
-                .stdin(Stdio::null());
-            let output = ends(&mut command);
+            let output = run_after(CLOSE, &[option, &fd.to_string()]);
             let why = format!(
                 "vhost-user-timer: {option} {fd}: not an open descriptor; pass the number of one \
                  that this process inherits, without FD_CLOEXEC\n"

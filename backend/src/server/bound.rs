@@ -235,16 +235,31 @@ fn listen_with(
 fn own_file(path: &Path) -> Result<(File, FileId), PathError> {
     let replaced = || PathError::Replaced(path.to_owned());
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = open(path, flags, Mode::empty()).map_err(|_| replaced())?;
+    let file = open(path, flags, Mode::empty()).map_err(|error| match error {
+        Errno::NOENT => replaced(),
+        error => PathError::from_io(path, error.into()),
+    })?;
     let file = File::from(file);
-    let found = file.metadata().map_err(|_| replaced())?;
-    // Our own socket does not listen yet.
-    let listened_at = is_listened_at(&path_of(&file));
-    let ours = found.file_type().is_socket() && found.uid() == geteuid().as_raw();
-    if !ours || !matches!(listened_at, Ok(false)) {
+    let found = file
+        .metadata()
+        .map_err(|error| PathError::from_io(path, error))?;
+    if !found.file_type().is_socket() || found.uid() != geteuid().as_raw() {
         return Err(replaced());
     }
-    Ok((file, FileId::of(&found)))
+    match is_listened_at(&path_of(&file)) {
+        // Our own socket does not listen yet.
+        Ok(false) => Ok((file, FileId::of(&found))),
+        Err(error) if is_shortage(&error) => Err(PathError::from_io(path, error)),
+        _ => Err(replaced()),
+    }
+}
+
+/// Whether this process or the host has no more of what a system call needs.
+fn is_shortage(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS)
+    )
 }
 
 /// Whether there is a socket at the path, at which no process listens.

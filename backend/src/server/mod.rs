@@ -25,7 +25,7 @@ pub use endpoint::Endpoint;
 pub use manager::Manager;
 use poll::{Poll, Token};
 use rustix::process::{Resource, getrlimit, setrlimit};
-pub use signals::{Signals, unblock_all};
+pub use signals::{Signals, prepare_signals};
 pub use socket::{Socket, SocketError};
 pub use supervision::Supervision;
 

@@ -16,7 +16,13 @@ use vmm_sys_util::signal::{get_blocked_signals, unblock_signal};
 /// Unblocks every signal. A launcher's mask survives execve(2), and a signal that the launcher has
 /// blocked would not end this process. To be called before any other thread starts: threads inherit
 /// the mask.
-pub fn unblock_all() {
+///
+/// From now on, writing past a limit of the size of files (RLIMIT_FSIZE) is an error, EFBIG: it
+/// does not end the process by SIGXFSZ.
+pub fn prepare_signals() {
+    // Nobody reads the flag. With any handler, write(2) returns the error. Registering fails for
+    // signals only that there are not.
+    let _ = signal_hook::flag::register(libc::SIGXFSZ, Arc::new(AtomicBool::new(false)));
     for signal in get_blocked_signals().unwrap_or_default() {
         // Nothing can be done about a signal that stays blocked.
         let _ = unblock_signal(signal);
@@ -33,9 +39,6 @@ pub struct Signals(SignalDelivery<UnixStream, WithRawSiginfo>);
 impl Signals {
     /// Catches the signals from now on. One that arrives before the process serves ends it then.
     ///
-    /// Writing past a limit of the size of files (RLIMIT_FSIZE) becomes an error, EFBIG: it does
-    /// not end the process by SIGXFSZ.
-    ///
     /// # Errors
     ///
     /// Those of socketpair(2) and sigaction(2).
@@ -44,8 +47,6 @@ impl Signals {
         let hangup = (!is_ignored(SIGHUP)?).then_some(SIGHUP);
         let ending = [SIGTERM, SIGINT].into_iter().chain(hangup);
         let caught = SignalDelivery::with_pipe(read_end, write_end, WithRawSiginfo, ending)?;
-        // Nobody reads the flag. With any handler, write(2) returns the error.
-        signal_hook::flag::register(libc::SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
         Ok(Signals(caught))
     }
 

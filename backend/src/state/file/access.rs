@@ -35,16 +35,17 @@ pub(super) fn open_locked(path: &Path) -> Result<File, StateFileError> {
         .map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => StateFileError::NoFolder(path.to_owned()),
             io::ErrorKind::IsADirectory => StateFileError::Foreign(path.to_owned()),
-            _ => StateFileError::io(path, "Opening")(error),
+            _ if path.is_symlink() => StateFileError::Link(path.to_owned()),
+            _ => StateFileError::io(path, "opening")(error),
         })?;
     let mask = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
     let stat = statx(&file, c"", AtFlags::EMPTY_PATH, mask)
-        .map_err(|error| StateFileError::io(path, "Examining")(error.into()))?;
+        .map_err(|error| StateFileError::io(path, "examining")(error.into()))?;
     check(&stat, path)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(Errno::WOULDBLOCK) => Err(StateFileError::InUse(path.to_owned())),
-        Err(error) => Err(StateFileError::io(path, "Locking")(error.into())),
+        Err(error) => Err(StateFileError::io(path, "locking")(error.into())),
     }
 }
 
@@ -76,7 +77,7 @@ fn check(stat: &Statx, path: &Path) -> Result<(), StateFileError> {
 pub(super) fn len_of(file: &File, path: &Path) -> Result<u64, StateFileError> {
     let metadata = file.metadata();
     Ok(metadata
-        .map_err(StateFileError::io(path, "Examining"))?
+        .map_err(StateFileError::io(path, "examining"))?
         .len())
 }
 
@@ -90,13 +91,13 @@ pub(super) fn read_head(
     let present = bytes.len().min(usize::try_from(len).unwrap_or(usize::MAX));
     let (present, _) = bytes.split_at_mut(present);
     file.read_exact_at(present, 0)
-        .map_err(StateFileError::io(path, "Reading"))?;
+        .map_err(StateFileError::io(path, "reading"))?;
     Ok(bytes)
 }
 
 /// A shared mapping of the first `len` bytes.
 pub(super) fn map(file: &File, len: usize, path: &Path) -> Result<MmapRegion, StateFileError> {
-    let failed = || StateFileError::io(path, "Mapping");
+    let failed = || StateFileError::io(path, "mapping");
     let clone = file.try_clone().map_err(failed())?;
     MmapRegion::from_file(FileOffset::new(clone, 0), len)
         .map_err(|error| failed()(io::Error::other(error)))

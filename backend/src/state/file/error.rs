@@ -88,6 +88,9 @@ pub enum StateFileError {
         folder_of(.0).display()
     )]
     NoFolder(PathBuf),
+    /// The path is a link, behind which another process could put another file.
+    #[error("the state file {} is a symbolic link; name the file itself", .0.display())]
+    Link(PathBuf),
     /// It is something else, and not to be overwritten.
     #[error("the file {} is not a state file of a vhost-user-timer backend; name another", .0.display())]
     Foreign(PathBuf),

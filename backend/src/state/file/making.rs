@@ -24,14 +24,14 @@ pub(super) fn begin(
     path: &Path,
 ) -> Result<MmapRegion, StateFileError> {
     let failed = |what| StateFileError::io(path, what);
-    file.set_len(0).map_err(failed("Emptying"))?;
+    file.set_len(0).map_err(failed("emptying"))?;
     reached(Point::Emptied);
     // Short enough for the kernel to write all or nothing of it.
     file.write_all_at(header.as_bytes(), 0)
-        .map_err(failed("Writing"))?;
+        .map_err(failed("writing"))?;
     reached(Point::HeaderWritten);
     let len = file_len(vcpus);
-    reserve(file, len as u64).map_err(failed("Sizing"))?;
+    reserve(file, len as u64).map_err(failed("sizing"))?;
     reached(Point::Sized);
     let region = map(file, len, path)?;
     seal(&region, header.sealed(vcpus), path)?;
@@ -53,11 +53,11 @@ pub(super) fn bring_up_to_date(
     if vcpus > had {
         // What another program appended, or a kill left, is no slot's.
         file.set_len(file_len(had) as u64)
-            .map_err(failed("Sizing"))?;
+            .map_err(failed("sizing"))?;
         reached(Point::Trimmed);
     }
     let len = file_len(vcpus);
-    reserve(file, len as u64).map_err(failed("Sizing"))?;
+    reserve(file, len as u64).map_err(failed("sizing"))?;
     reached(Point::Extended);
     let region = map(file, len, path)?;
     // Their generation will be that of another change.
@@ -82,7 +82,7 @@ fn seal(region: &MmapRegion, header: Header, path: &Path) -> Result<(), StateFil
     compiler_fence(Ordering::SeqCst);
     bytes
         .store(header.seal(), SEAL_AT, Ordering::Release)
-        .map_err(|error| StateFileError::io(path, "Writing")(io::Error::other(error)))
+        .map_err(|error| StateFileError::io(path, "writing")(io::Error::other(error)))
 }
 
 /// Writes what this version has more, where an earlier one has zeros that it does not read, and
@@ -102,7 +102,7 @@ fn convert(region: &MmapRegion, header: Header, path: &Path) -> Result<(), State
             compiler_fence(Ordering::SeqCst);
             bytes.store(header.version, VERSION_AT, Ordering::Release)
         });
-    written.map_err(|error| StateFileError::io(path, "Converting")(io::Error::other(error)))?;
+    written.map_err(|error| StateFileError::io(path, "converting")(io::Error::other(error)))?;
     reached(Point::Converted);
     Ok(())
 }

@@ -42,7 +42,7 @@ impl Opening {
     /// or the system refuses.
     pub fn new(path: &Path) -> Result<Self, StateFileError> {
         let file = open_locked(path)?;
-        let boot_id = boot_id().map_err(StateFileError::io(path, "Reading the boot id for"))?;
+        let boot_id = boot_id().map_err(StateFileError::io(path, "reading the boot id for"))?;
         let damaged = |what: &dyn Display| StateFileError::damaged(path, what);
         let previous = match whole(&file, path)? {
             None => None,
@@ -258,7 +258,7 @@ fn whole(file: &File, path: &Path) -> Result<Option<(Header, u32)>, StateFileErr
         Head::Foreign if may_be_an_older_beginning(len) => {
             let mut bytes = vec![0; len as usize];
             file.read_exact_at(&mut bytes, 0)
-                .map_err(StateFileError::io(path, "Reading"))?;
+                .map_err(StateFileError::io(path, "reading"))?;
             if is_an_older_beginning(&bytes) {
                 Ok(None)
             } else {
