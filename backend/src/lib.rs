@@ -17,6 +17,8 @@
 pub mod accounts;
 pub mod args;
 pub mod capabilities;
+#[cfg(test)]
+mod children;
 pub mod device;
 #[doc(hidden)]
 pub mod failpoint;

@@ -290,6 +290,7 @@ mod tests {
         };
         assert_eq!(full, Err(Errno::AGAIN));
         drop(reader);
+        let _none_starts = crate::children::none_starts();
         assert_eq!(write_now(&writer, b"d"), Err(Errno::PIPE));
         drop(writer);
     }

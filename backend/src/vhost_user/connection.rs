@@ -26,7 +26,9 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::logging::Peer;
 use crate::sys::{peer_credentials, with_causes};
 use crate::vhost_user::Device;
-use crate::vhost_user::door::{AFTERMATH, Door, End, Limits, inner_connection, region_limit};
+use crate::vhost_user::door::{
+    AFTERMATH, Door, End, Limits, MESSAGE, inner_connection, region_limit,
+};
 use crate::vhost_user::session::Session;
 
 /// How often threads that have not ended are interrupted again.
@@ -131,6 +133,8 @@ fn serve<D: Device>(
         regions: most_regions(),
         queue_size: D::MAX_QUEUE_SIZE,
         queues: session.device.queues(),
+        message: MESSAGE,
+        aftermath: AFTERMATH,
     };
     let mut door = Door::new(frontend, &inner, &*session, limits);
     let end = door.stand();

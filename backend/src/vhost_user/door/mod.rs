@@ -47,6 +47,9 @@ pub(super) struct Refusal(pub(super) String);
 pub(super) const SHARE_ON: &str = "the backend needs memory of a file that is shared: with QEMU, -machine \
     memory-backend=mem -object memory-backend-memfd,id=mem,size=...,share=on";
 
+/// How long a message may take from its first byte to its last.
+pub(super) const MESSAGE: Duration = Duration::from_secs(5);
+
 /// How long the messages of a frontend that is gone may take at the door, and then with the crate.
 pub(super) const AFTERMATH: Duration = Duration::from_secs(1);
 
@@ -59,4 +62,8 @@ pub(super) struct Limits {
     pub(super) queue_size: u16,
     /// How many queues the device has.
     pub(super) queues: u16,
+    /// From the first byte of a message to its last.
+    pub(super) message: Duration,
+    /// For the messages of a frontend that is gone, at the door.
+    pub(super) aftermath: Duration,
 }

@@ -8,7 +8,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
@@ -18,10 +18,7 @@ use crate::vhost_user::door::checks::{Checks, Refused};
 use crate::vhost_user::door::closing::PeerFds;
 use crate::vhost_user::door::message::{Header, Message};
 use crate::vhost_user::door::stream::{Incoming, Outgoing, Received};
-use crate::vhost_user::door::{AFTERMATH, Limits, Refusal};
-
-/// How long a message may take from its first byte to its last.
-const PATIENCE: Duration = Duration::from_secs(5);
+use crate::vhost_user::door::{Limits, Refusal};
 
 /// Wakes the door, from any thread or signal handler: something happened to the session.
 #[derive(Debug)]
@@ -81,6 +78,7 @@ pub(in crate::vhost_user) struct Door<'a> {
     outer: &'a UnixStream,
     inner: &'a UnixStream,
     session: &'a dyn Guarded,
+    limits: Limits,
     checks: Checks,
     requests: Incoming,
     replies: Incoming,
@@ -112,6 +110,7 @@ impl<'a> Door<'a> {
             outer,
             inner,
             session,
+            limits,
             checks: Checks::new(limits),
             requests: Incoming::new(),
             replies: Incoming::new(),
@@ -280,8 +279,8 @@ impl<'a> Door<'a> {
         inner.set(PollFlags::IN, self.to_outer.is_empty());
         inner.set(PollFlags::OUT, !self.to_inner.is_empty());
         let deadline = match (self.begun, self.gone) {
-            (_, Some(gone)) => Some(gone + AFTERMATH),
-            (Some(begun), None) => Some(begun + PATIENCE),
+            (_, Some(gone)) => Some(gone + self.limits.aftermath),
+            (Some(begun), None) => Some(begun + self.limits.message),
             (None, None) => None,
         };
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -289,7 +288,7 @@ impl<'a> Door<'a> {
             return Err(if self.gone.is_some() {
                 End::Frontend
             } else {
-                let seconds = PATIENCE.as_secs();
+                let seconds = self.limits.message.as_secs();
                 End::Refused(self.unfinished(&format!("{seconds} s have passed")))
             });
         }

@@ -144,6 +144,7 @@ mod tests {
     use super::*;
     use crate::vhost_user::door::closing::PeerFds;
     use crate::vhost_user::door::message::{HEADER, Header};
+    use crate::vhost_user::door::{AFTERMATH, MESSAGE};
     use FrontendReq as Req;
 
     fn u64s(numbers: &[u64]) -> Vec<u8> {
@@ -156,6 +157,8 @@ mod tests {
             regions: 3,
             queue_size: 1024,
             queues: 3,
+            message: MESSAGE,
+            aftermath: AFTERMATH,
         };
         let shared = [Region {
             guest: 0,

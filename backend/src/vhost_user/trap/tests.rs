@@ -6,6 +6,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestRegionMmap, MmapRegion};
 
 use super::*;
+use crate::children;
 
 const PAGE: u64 = 0x1000;
 const GUEST: u64 = 0x10_0000;
@@ -152,7 +153,8 @@ fn in_child(test: &str, what: &str) -> std::process::ExitStatus {
         "--exact",
         &format!("{}::{test}", module_path!().split_once("::").unwrap().1),
     ]);
-    command.env("TRAP_CHILD", what).output().unwrap().status
+    command.env("TRAP_CHILD", what);
+    children::output(&mut command).unwrap().status
 }
 
 #[test]

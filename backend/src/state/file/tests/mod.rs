@@ -18,6 +18,7 @@ use zerocopy::FromBytes;
 use super::header::Header;
 use super::layout::{HEADER, VOID};
 use super::*;
+use crate::children;
 use crate::device::persist::{self, Found};
 use crate::state::Store;
 
@@ -48,13 +49,19 @@ struct Kept {
     host: u64,
 }
 
+/// [`Opening::new`], while no child of another test has what this one has closed.
+fn opening(path: &Path) -> Result<Opening, StateFileError> {
+    let _none_starts = children::none_starts();
+    Opening::new(path)
+}
+
 /// Opens a state file as the timer device does.
 fn open(
     path: &Path,
     max_vcpus: u32,
     counter: impl FnOnce(Option<CounterId>) -> CounterId,
 ) -> Result<(Store, Option<Found>), StateFileError> {
-    let opening = Opening::new(path)?;
+    let opening = opening(path)?;
     let counter = counter(opening.counter());
     opening.expect_counter(counter)?;
     let found = Found::new(&opening, max_vcpus)?;

@@ -156,7 +156,7 @@ fn a_count_that_went_back_is_refused_and_one_that_went_on_is_not() {
     kept.configure(2);
     let wrote = kept.host;
     drop(kept);
-    let opening = Opening::new(&path).unwrap();
+    let opening = opening(&path).unwrap();
     for later in [0, 1, 1 << 40, u64::MAX >> 1] {
         let reads = wrote.wrapping_add(later);
         assert!(opening.expect_count(reads, PROFILE.frequency).is_ok());
@@ -244,7 +244,7 @@ fn a_host_counter_that_cannot_be_read_here_is_refused_and_the_file_left_as_it_is
         };
         drop(open(&path, 1, |_| other).unwrap());
         let before = std::fs::read(&path).unwrap();
-        let refused = Opening::new(&path).unwrap().host_counter().unwrap_err();
+        let refused = opening(&path).unwrap().host_counter().unwrap_err();
         let text = format!("the state file {} was {text}", path.display());
         assert_eq!(refused.to_string(), text);
         assert_eq!(std::fs::read(&path).unwrap(), before);

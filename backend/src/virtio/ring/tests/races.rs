@@ -10,7 +10,7 @@ use super::*;
 /// Sleeps until the other side has written to the descriptor.
 fn sleep(fd: impl AsFd) {
     let limit = Timespec {
-        tv_sec: 20,
+        tv_sec: 30,
         tv_nsec: 0,
     };
     let mut fds = [PollFd::new(&fd, PollFlags::IN)];
