@@ -88,7 +88,11 @@ impl PidFile {
             .mode(0o644)
             .open(&beside)
             .map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => PidFileError::NoFolder(path.to_owned()),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                    if !folder_of(path).is_dir() =>
+                {
+                    PidFileError::NoFolder(path.to_owned())
+                }
                 _ => failed(error),
             })?;
         let written = writeln!(file, "{}", std::process::id())
