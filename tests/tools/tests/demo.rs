@@ -3,7 +3,7 @@
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use vhost_user_timer_kit::backend_process::find_program;
+use vhost_user_timer_kit::backend_process::{find_program, write_script};
 
 fn mock_frontend(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_mock-frontend"))
@@ -154,17 +154,14 @@ fn a_destination_that_comes_back_without_the_vm_fails_the_demo() {
     let forgetful = folder.path().join("forgetful");
     let program = find_program().expect("a backend");
     let script = format!(
-        "#!/bin/sh\n\
-         for arg; do\n\
+        "for arg; do\n\
          shift\n\
          case $arg in --state-file) skip=1;; *) [ \"$skip\" ] || set -- \"$@\" \"$arg\"; skip=;; esac\n\
          done\n\
          exec '{}' \"$@\"\n",
         program.display()
     );
-    std::fs::write(&forgetful, script).expect("a script");
-    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-    std::fs::set_permissions(&forgetful, executable).expect("a script to execute");
+    write_script(&forgetful, &script);
 
     let forgetful = forgetful.to_str().expect("a path in UTF-8");
     let output = mock_frontend(&["demo", "--kill", "--seed", "7", "--backend", forgetful]);

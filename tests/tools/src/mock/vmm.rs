@@ -233,7 +233,7 @@ fn options(vcpus: u32, queues: u32) -> Options {
     // Every vCPU's WAIT_RUN at once may take three quarters of a queue.
     let waiting = vcpus.div_ceil(queues);
     let size = (2 * waiting).next_power_of_two().clamp(64, 1024);
-    Options::default().queue_size(size as u16)
+    Options::default().queue_size(size as u16).timeout(PATIENCE)
 }
 
 /// The timers' interrupt lines, and whatever else the backend reports by events.
