@@ -282,14 +282,21 @@ arm64_cargo() {
         "$@"
 }
 
+# Waits until no other run builds programs in $cache/arm64 or runs them there: those of another copy
+# of the source have the same paths. Others wait until this shell ends.
+lock_arm64() {
+    exec 9>"$cache/arm64.lock"
+    flock --nonblock 9 || {
+        echo "another run uses $cache/arm64; waiting until it ends" >&2
+        flock 9
+    }
+}
+
 # arm64_programs OPTION…: builds the programs that OPTIONs name, for machines that tests boot: as
 # released, but without link-time optimization, which is slow, program by program.
 arm64_programs() {
     use_arm64
-    # Another run may build the same programs, or those of another copy of the source, in the same
-    # place. Until this shell ends.
-    exec 9>"$cache/arm64.lock"
-    flock 9
+    lock_arm64
     arm64_cargo "$cache/arm64" -- env CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
         cargo build --locked --release --quiet "$@" >&2
 }
