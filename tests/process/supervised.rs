@@ -44,7 +44,8 @@ impl Activated {
 
     fn serves(&self, timer: &str, clock: &str) {
         let path = |name| self.directory.path().join(name);
-        let frontend = Frontend::connect(path(timer), Options::default()).unwrap();
+        let options = Options::default().timeout(PATIENCE);
+        let frontend = Frontend::connect(path(timer), options).unwrap();
         frontend.queue().info(PATIENCE).unwrap();
         let clock = UnixStream::connect(path(clock)).unwrap();
         ClockDriver::over(clock, ClockDriver::setup()).reads_the_hosts(0);

@@ -5,6 +5,7 @@ use std::num::NonZeroU64;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 use vhost_user_timer_frontend::{Frontend, Options, RegValue};
@@ -24,9 +25,17 @@ fn run(args: &[&str]) -> Output {
     command(args).output().expect("vhost-user-timer-ctl runs")
 }
 
+/// Only a failure takes this long.
+const LIMIT: Duration = Duration::from_secs(30);
+const PATIENCE: &str = "--timeout=30";
+
 fn show(what: &str, socket: &Path, more: &[&str]) -> Output {
     let socket = socket.to_str().expect("a path in UTF-8");
-    run(&[&[what, "--socket-path", socket], more].concat())
+    let mut args = [&[what, "--socket-path", socket], more].concat();
+    if !more.iter().any(|arg| arg.starts_with("--timeout")) {
+        args.push(PATIENCE);
+    }
+    run(&args)
 }
 
 fn stdout(output: &Output) -> &str {
@@ -49,11 +58,11 @@ fn assert_fails(output: &Output, text: &str) {
 
 /// Configures three vCPUs, and arms both timers of vCPU 1.
 fn configure(socket: &Path) {
-    let frontend = Frontend::connect(socket, Options::default()).expect("a connection");
-    let timeout = Options::default().timeout;
+    let options = Options::default().timeout(LIMIT);
+    let frontend = Frontend::connect(socket, options).expect("a connection");
     let queue = frontend.queue();
     queue
-        .configure(3, Abi::Arm64, NonZeroU64::new(1_000_000_000), timeout)
+        .configure(3, Abi::Arm64, NonZeroU64::new(1_000_000_000), LIMIT)
         .unwrap();
     let id = |register: Register| register.id(Abi::Arm64);
     let armed = [
@@ -63,7 +72,7 @@ fn configure(socket: &Path) {
         (id(Register::PtimerCval), 1),
     ]
     .map(|(id, value)| RegValue::new(id, value));
-    queue.set_regs(1, &armed, timeout).unwrap();
+    queue.set_regs(1, &armed, LIMIT).unwrap();
 }
 
 #[test]
@@ -182,7 +191,8 @@ fn there_is_nothing_to_dump_before_the_vm_is_configured() {
 fn a_backend_that_serves_another_frontend_is_said_to_be_busy() {
     let backend = BackendProcess::launch(&["--max-vcpus=1"]).expect("a backend");
     let path = backend.socket_path();
-    let _vmm = Frontend::connect(path, Options::default()).expect("a connection");
+    let options = Options::default().timeout(LIMIT);
+    let _vmm = Frontend::connect(path, options).expect("a connection");
     let output = show("info", path, &["--timeout", "0.2"]);
     assert_fails(&output, "one frontend at a time");
 }
@@ -210,7 +220,7 @@ fn a_reader_that_closes_the_pipe_is_not_a_failure() {
     let socket = backend.socket_path().to_str().expect("a path in UTF-8");
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
-    let output = command(&["info", "--socket-path", socket])
+    let output = command(&["info", PATIENCE, "--socket-path", socket])
         .stdout(Stdio::from(writer))
         .output()
         .expect("vhost-user-timer-ctl runs");
@@ -229,8 +239,8 @@ fn what_cannot_be_printed_is_a_failure_and_no_abort() {
     let backend = BackendProcess::launch(&["--max-vcpus=1"]).expect("a backend");
     let socket = backend.socket_path().to_str().expect("a path in UTF-8");
     for args in [
-        &["info", "--socket-path", socket][..],
-        &["info", "--json", "--socket-path", socket],
+        &["info", PATIENCE, "--socket-path", socket][..],
+        &["info", PATIENCE, "--json", "--socket-path", socket],
         &["--help"],
         &["--version"],
     ] {

@@ -4,6 +4,10 @@ use std::num::NonZeroU64;
 use vhost_user_timer_frontend::{Error, Frontend, Options};
 use vhost_user_timer_protocol::{Abi, Phase};
 
+fn options() -> Options {
+    Options::default().timeout(GRACE)
+}
+
 fn phase(frontend: Result<Frontend, Error>) -> Phase {
     frontend.and_then(|f| f.config()).expect("an answer").phase
 }
@@ -11,7 +15,7 @@ fn phase(frontend: Result<Frontend, Error>) -> Phase {
 #[test]
 fn a_launched_backend_serves_at_once_and_ends_well_on_sigterm() {
     let mut backend = BackendProcess::launch(&["--max-vcpus=1"]).unwrap();
-    let frontend = Frontend::connect(backend.socket_path(), Options::default());
+    let frontend = Frontend::connect(backend.socket_path(), options());
     assert_eq!(phase(frontend), Phase::New);
     assert!(backend.try_wait().unwrap().is_none());
     assert!(backend.terminate().success(), "{}", backend.log());
@@ -20,7 +24,7 @@ fn a_launched_backend_serves_at_once_and_ends_well_on_sigterm() {
 #[test]
 fn a_backend_that_binds_its_socket_is_ready_when_launched() {
     let mut backend = BackendProcess::launch_binding(&["--max-vcpus=1"]).unwrap();
-    let frontend = Frontend::connect(backend.socket_path(), Options::default());
+    let frontend = Frontend::connect(backend.socket_path(), options());
     assert_eq!(phase(frontend), Phase::New);
     assert!(backend.terminate().success(), "{}", backend.log());
 }
@@ -43,7 +47,7 @@ fn a_relaunched_backend_has_the_vm_of_the_one_that_was_killed() {
     let program = find_program().unwrap();
     let args = ["--max-vcpus=1"];
     let mut backend = BackendProcess::launch_with_state(&program, &args).unwrap();
-    let frontend = Frontend::connect(backend.socket_path(), Options::default()).unwrap();
+    let frontend = Frontend::connect(backend.socket_path(), options()).unwrap();
     let queue = frontend.queue();
     queue
         .configure(1, Abi::Arm64, NonZeroU64::new(1_000_000_000), GRACE)
@@ -51,7 +55,7 @@ fn a_relaunched_backend_has_the_vm_of_the_one_that_was_killed() {
     assert_eq!(backend.kill().code(), None);
 
     backend.relaunch_with_state(&program, &args).unwrap();
-    let frontend = Frontend::connect(backend.socket_path(), Options::default());
+    let frontend = Frontend::connect(backend.socket_path(), options());
     assert_eq!(phase(frontend), Phase::Paused);
     assert!(backend.terminate().success(), "{}", backend.log());
 }
@@ -76,7 +80,7 @@ fn a_line_is_not_taken_for_the_next_one_like_it() {
     const LEFT: &str = "The frontend of the timer device disconnected";
     let backend = BackendProcess::launch::<&str>(&[]).unwrap();
     for times in 1..=3 {
-        drop(Frontend::connect(backend.socket_path(), Options::default()).unwrap());
+        drop(Frontend::connect(backend.socket_path(), options()).unwrap());
         assert_eq!(backend.log_with(LEFT).matches(LEFT).count(), times);
     }
 }
@@ -90,7 +94,7 @@ fn a_backend_that_cannot_get_ready_says_why() {
 #[test]
 fn a_backend_on_a_connected_socket_ends_with_its_frontend() {
     let (mut backend, socket) = BackendProcess::launch_connected(&["--max-vcpus=1"]).unwrap();
-    let frontend = Frontend::connect(socket, Options::default());
+    let frontend = Frontend::connect(socket, options());
     assert_eq!(phase(frontend), Phase::New);
     assert!(backend.wait(GRACE).success(), "{}", backend.log());
 }
