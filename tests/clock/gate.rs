@@ -90,7 +90,7 @@ impl Held {
     fn is_held(&self, timer: &mut Client) {
         for _ in 0..50 {
             timer.settle();
-            assert!(!self.0.is_readable(), "it was let go on");
+            assert!(!self.0.is_readable(), "it was released");
         }
     }
 
@@ -198,8 +198,10 @@ fn the_time_out_in_armed_lets_it_go_on_and_the_log_names_confirm_run() {
         held.goes_on();
         assert!(began.elapsed() >= timeout);
         assert_eq!(timer.info().phase, phase::ARMED);
-        let log = rig.log_with("is let go on, though a restore is open");
-        let line = log.lines().find(|line| line.contains("is let go on"));
+        let log = rig.log_with("is released, though a restore is open");
+        let line = log
+            .lines()
+            .find(|line| line.contains("is released, though"));
         assert!(line.unwrap().contains("ERROR"), "{log}");
         assert!(line.unwrap().contains("CONFIRM_RUN is missing"), "{log}");
         true
@@ -274,8 +276,10 @@ fn the_time_out_lets_it_go_on_and_the_log_says_so_as_an_error() {
             phase::RESTORING,
             "the restore stays open"
         );
-        let log = rig.log_with("is let go on, though a restore is open");
-        let line = log.lines().find(|line| line.contains("is let go on"));
+        let log = rig.log_with("is released, though a restore is open");
+        let line = log
+            .lines()
+            .find(|line| line.contains("is released, though"));
         assert!(line.unwrap().contains("ERROR"), "{log}");
         assert!(line.unwrap().contains("1 vCPUs are missing"), "{log}");
         // It has passed for those that connect now, too.

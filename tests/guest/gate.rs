@@ -137,6 +137,5 @@ fn the_hold_ends_with_the_restores_time_out_and_the_log_says_so() {
     vm.guest.qmp().answer("cont", PATIENCE).unwrap();
     assert!(began.elapsed() >= OPEN);
     assert_eq!(vm.run("echo alive"), "alive");
-    vm.backend
-        .log_with("is let go on, though a restore is open");
+    vm.backend.log_with("is released, though a restore is open");
 }

@@ -37,7 +37,7 @@ fn a_running_vm_goes_on_with_its_offsets_and_registers() {
                 assert_eq!(after.get(register), before.get(register));
             }
         }
-        served.backend.log_with("Going on with the VM");
+        served.backend.log_with("Continuing with the VM");
     }
 }
 

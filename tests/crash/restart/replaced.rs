@@ -114,5 +114,5 @@ fn vcpus_that_wait_for_the_gate_meanwhile_pass_it_together_under_the_new_program
         assert!(run.virt_count >= 9_000);
         assert_eq!(run.phys_count, run.virt_count + 7);
     }
-    backend.log_with("Going on with the VM");
+    backend.log_with("Continuing with the VM");
 }

@@ -62,7 +62,7 @@ impl GuestTime for TimerDevice {
             };
             if restore.overdue || left.is_zero() {
                 log::error!(
-                    "The clock device's frontend is let go on, though a restore is open after {} ms \
+                    "The clock device's frontend is released, though a restore is open after {} ms \
                      and {}: its vCPUs may see another time than those that run later",
                     began.elapsed().as_millis(),
                     awaited(&restore)

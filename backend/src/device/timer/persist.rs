@@ -83,7 +83,7 @@ pub(super) fn resume(
                 opening.expect_count(instant(counter, &vm).host, frequency)?;
             }
             log::info!(
-                "Going on with the VM in {}: {}, epoch {}",
+                "Continuing with the VM in {}: {}, epoch {}",
                 opening.path().display(),
                 vm.phase(),
                 vm.epoch()
