@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use serde::Serialize;
-use vhost_user_timer_frontend::{Run, SavedVcpu, Timer};
+use vhost_user_timer_frontend::{self as frontend, Run, SavedVcpu, Timer};
 use vhost_user_timer_protocol::{Phase, Register};
 
 use super::act::{Act, Entry, Life, Moment, Played};
@@ -344,7 +344,13 @@ impl Demo<'_> {
         vmm.ask("pause the VM", |queue| queue.pause(PATIENCE))?;
         let info = vmm.ask("ask for the phase", |queue| queue.info(PATIENCE))?;
         // Events arrive in order, so everything asserted before is in the inboxes by then.
-        vmm.lines.until_phase(Phase::Paused, info.epoch);
+        if !vmm.lines.until_phase(Phase::Paused, info.epoch) {
+            return Err(Error::Vmm {
+                what: "see the VM paused",
+                side: vmm.side,
+                source: frontend::Error::TimedOut { what: "an event" },
+            });
+        }
         for (guest, inbox) in guests.iter_mut().zip(inboxes) {
             let interrupts = inbox
                 .try_iter()

@@ -20,7 +20,7 @@ use super::hypervisor::Hypervisor;
 use vhost_user_timer_kit::backend_process::BackendProcess;
 
 /// How long anything may take before it counts as failed.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// vCPUs for each request queue, as long as there are queues.
 const VCPUS_PER_QUEUE: u32 = 32;
