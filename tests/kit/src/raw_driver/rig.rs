@@ -350,9 +350,12 @@ pub fn release_program() -> io::Result<(PathBuf, bool)> {
 }
 
 /// The seed of a random test: `VUT_SEED`, or a fixed one. Tests print it when they fail.
+///
+/// # Panics
+///
+/// If `VUT_SEED` is no number: another seed would not repeat what was to be repeated.
 pub fn seed() -> u64 {
-    std::env::var("VUT_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(0x7133_5eed)
+    std::env::var("VUT_SEED").map_or(0x7133_5eed, |text| {
+        text.parse().expect("VUT_SEED is a decimal number")
+    })
 }
