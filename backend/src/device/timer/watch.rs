@@ -11,8 +11,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::device::timer::state::TimerState;
 use crate::sys::lock;
 
-/// The VM as it was at the last change of its phase, or when its restore was last
-/// [asked about](Watch::renew).
+/// The VM as it was at the last change of its phase, or when its restore was last asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VmStatus {
     phase: Phase,
