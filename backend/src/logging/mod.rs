@@ -40,7 +40,7 @@ use writer::{Stderr, Writer, is_writable};
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// How long it waits for the writing thread where no reader is waited for. On a busy machine that
-/// thread may not have run for a while, and the line that it has not written says why a start failed.
+/// thread may not have run for a while, and the line that is left may say why a start failed.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// The writing thread's name.
